@@ -1,0 +1,43 @@
+# `make test` and `make train` set everything up by themselves on a machine that has Python with venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A stamp newer than the files that say what to install: a second call installs nothing.
+READY := $(VENV)/.ready
+
+.PHONY: help setup test train lint wheel clean
+
+help:
+	@echo "make test    run the tests"
+	@echo "make train   fine-tune the shipped model on event recordings of digits (a few minutes)"
+	@echo "make lint    check the style"
+	@echo "make wheel   build the wheel"
+	@echo "make clean   remove what the other targets made"
+
+setup: $(READY)
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@touch $@
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+# A run that was stopped goes on where it was; one that is finished says its result again.
+RUN := runs/ndigits_finetune
+train: $(READY)
+	$(BIN)/sj-ottt train --config examples/recipes/ndigits_finetune.yaml --out $(RUN) \
+		$(if $(wildcard $(RUN)/last.pt),--resume)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+wheel: $(READY)
+	rm -rf build dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf build dist runs .pytest_cache .ruff_cache *.egg-info

@@ -1,0 +1,13 @@
+"""Online training through time (OTTT) for SpikingJelly: same gradient, one product a step.
+
+Importing the package registers its models in timm:
+
+    import timm, sj_ottt
+    model = timm.create_model("ottt_vgg5_ws", pretrained=True, num_classes=4)
+"""
+
+from sj_ottt import functional, layer, learning, models, neuron
+from sj_ottt.errors import InputError
+
+__version__ = "0.1.0"
+__all__ = ["InputError", "__version__", "functional", "layer", "learning", "models", "neuron"]

@@ -1,0 +1,7 @@
+"""``python -m sj_ottt``: the `sj-ottt` command."""
+
+import sys
+
+from sj_ottt.cli import main
+
+sys.exit(main())

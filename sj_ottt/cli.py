@@ -1,0 +1,155 @@
+"""The `sj-ottt` command: arguments in, the engine called, what it returns printed."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sj_ottt import __version__
+from sj_ottt.config import TrainConfig
+from sj_ottt.errors import InputError
+
+# The engine, and with it the data and tensorboard, is imported by the subcommand that needs it.
+
+
+def _step_list(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError("give whole numbers like 1,2,4,8") from None
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE.yaml", help="recipe; flags go before its values")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out after its last whole epoch, with its own configuration",
+    )
+    # No default reaches the namespace: only what was typed may go before the recipe.
+    for field in dataclasses.fields(TrainConfig):
+        default = "none" if field.default is None else field.default
+        kwargs = {"help": f"{field.metadata['help']} (default: {default})"}
+        if isinstance(field.default, bool):
+            kwargs["action"] = argparse.BooleanOptionalAction
+        elif field.name == "size":
+            kwargs |= {"nargs": 2, "metavar": ("H", "W")}
+        elif field.name == "pretrained":
+            kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
+        else:
+            kwargs["metavar"] = field.name.rpartition("_")[2].upper()
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
+
+
+def _train(args: argparse.Namespace) -> None:
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    overrides = {name: value for name, value in vars(args).items() if name in names}
+    # For the advice on Ctrl-C: the imports and the data may be interrupted too.
+    config = TrainConfig.from_sources(args.config, overrides)
+    try:
+        from sj_ottt import engine
+
+        config = engine.configure(args.config, overrides, resume=args.resume)
+        result = engine.train(config, resume=args.resume)
+    except KeyboardInterrupt:
+        if (Path(config.out) / "last.pt").exists():
+            command = f"sj-ottt train --resume --out {shlex.quote(config.out)}"
+            raise KeyboardInterrupt(f"continue with: {command}") from None
+        raise
+    out = Path(config.out)
+    print(
+        f"test accuracy {result['test_accuracy']:.4f} on {result['n_test']} recordings "
+        f"(model of epoch {result['best_epoch']} of {result['epochs']}, "
+        f"{result['seconds']:.0f} s)\n"
+        f"result    {out / 'result.json'}\n"
+        f"pictures  {out / 'curves.png'}  {out / 'frames.png'}\n"
+        f"model     {out / 'best.safetensors'}"
+    )
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
+    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument(
+        "--steps",
+        type=_step_list,
+        metavar="T,T,...",
+        help="numbers of time steps, such as 1,2,4,8 (default: the run's)",
+    )
+    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, metavar="N", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that load data (default: 0)"
+    )
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+
+
+def _eval(args: argparse.Namespace) -> None:
+    from sj_ottt import engine
+
+    rows = engine.evaluate(
+        args.checkpoint,
+        args.data,
+        args.steps,
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+    )
+    print(f"{'steps':>5}  {'accuracy':>8}  {'recordings':>10}  {'ms/recording':>12}")
+    for row in rows:
+        print(f"{row['steps']:5}  {row['accuracy']:8.4f}  {row['n']:10}  {row['ms']:12.2f}")
+
+
+def _models(args: argparse.Namespace) -> None:
+    from sj_ottt import zoo
+
+    rows = zoo.model_rows()
+    width = max(len(row["name"]) for row in rows)
+    print(f"{'model':{width}}  {'parameters':>10}  weights")
+    for row in rows:
+        weights = ", ".join(row["weights"]) or "-"
+        print(f"{row['name']:{width}}  {row['params'] / 1e6:9.2f}M  {weights}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sj-ottt", description="Online training of spiking networks on event recordings."
+    )
+    parser.add_argument("--version", action="version", version=f"sj-ottt {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, text, add, run in (
+        ("train", "train or fine-tune a model, and test it", _add_train, _train),
+        ("eval", "test a trained model with one or more numbers of time steps", _add_eval, _eval),
+        ("models", "list the models, their size and their weights", None, _models),
+    ):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.set_defaults(run=run)
+        if add:
+            add(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0, 2 on bad input, 130 on Ctrl-C."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"sj-ottt: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\nsj-ottt: interrupted; {interrupt}".rstrip("; "), file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""The configuration of a training run: named fields, checked once, from YAML and overrides.
+
+Free of torch, so that the command line can describe every option without loading it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sj_ottt.errors import InputError, suggest
+
+
+def _option(default: Any, check: Callable[[Any], Any], text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "help": text})
+
+
+# A check returns the value in its final type, or raises ValueError saying what would be accepted.
+# Text is accepted for numbers: the command line has nothing else, and YAML 1.1 reads 1e-3 as text.
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError("a text that is not empty")
+    return value
+
+
+def _choice(*names: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in names:
+            raise ValueError("one of " + ", ".join(names))
+        return value
+
+    return check
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _integer(low: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        message = f"a whole number from {low} on"
+        if isinstance(value, bool | float):
+            raise ValueError(message)
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            raise ValueError(message) from None
+        if not low <= number < 2**63:
+            raise ValueError(message)
+        return number
+
+    return check
+
+
+def _number(accepts: Callable[[float], bool], message: str) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not (math.isfinite(number) and accepts(number)):
+            raise ValueError(message)
+        return number
+
+    return check
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    message = "two whole numbers from 1 on, height and width in pixels"
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(message)
+    try:
+        height, width = map(_integer(1), value)
+    except ValueError:
+        raise ValueError(message) from None
+    return height, width
+
+
+def _pretrained(value: Any) -> bool | str | None:
+    if value in (None, False):
+        return None
+    if value is True or (isinstance(value, str) and value):
+        return value
+    raise ValueError("true, or the tag of the weights")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Field names are the keys of a YAML recipe and, with dashes, the flags of ``sj-ottt train``.
+    Values are checked on construction.
+
+    Raises:
+        InputError: A value has the wrong type or is out of range; the message names the field.
+    """
+
+    model: str = _option("ottt_vgg5_ws", _text, "model name, see `sj-ottt models`")
+    data: str = _option("ndigits", _text, "folder of recordings, or the embedded set ndigits")
+    out: str = _option("runs/train", _text, "folder of the run: checkpoints, result, pictures")
+    pretrained: bool | str | None = _option(
+        None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
+    )
+    epochs: int = _option(10, _integer(1), "passes over the training recordings")
+    batch_size: int = _option(64, _integer(1), "recordings per batch")
+    lr: float = _option(
+        1e-3, _number(lambda v: v > 0, "a finite number above 0"), "highest learning rate"
+    )
+    optimizer: str = _option(
+        "adam", _choice("sgd", "adam", "adamw"), "sgd (momentum 0.9), adam or adamw"
+    )
+    weight_decay: float = _option(
+        0.0, _number(lambda v: v >= 0, "a finite number from 0 on"), "weight decay"
+    )
+    schedule: str = _option(
+        "cosine", _choice("cosine", "constant"), "learning rate: cosine (to 0) or constant"
+    )
+    update: str = _option(
+        "accumulate",
+        _choice("accumulate", "online"),
+        "update the weights once a sequence (accumulate) or at each time step (online)",
+    )
+    steps: int = _option(8, _integer(1), "time steps (frames) per recording")
+    size: tuple[int, int] | None = _option(
+        None, _size, "height and width of the frames in pixels, the sensor's if not given"
+    )
+    split_by: str = _option(
+        "count", _choice("count", "duration"), "frames of equal event count or equal duration"
+    )
+    normalize: bool = _option(True, _flag, "scale the event counts of each recording")
+    shift: int = _option(0, _integer(0), "random shift of the training frames, at most, in pixels")
+    drop_rate: float = _option(
+        0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
+    )
+    mse_weight: float = _option(
+        0.05,
+        _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        "share of the mean squared error in the loss, the rest is cross entropy",
+    )
+    val_fraction: float = _option(
+        0.1,
+        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "share of the training recordings kept aside to choose the best epoch",
+    )
+    seed: int = _option(0, _integer(0), "seed of the weights, the split, the order, the dropout")
+    workers: int = _option(0, _integer(0), "processes that load data, 0: the main one")
+    device: str = _option("auto", _text, "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            try:
+                object.__setattr__(self, field.name, field.metadata["check"](value))
+            except ValueError as error:
+                raise InputError(f"{field.name} must be {error}, not {value!r}") from None
+
+    @classmethod
+    def from_sources(
+        cls,
+        yaml_file: str | Path | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        *,
+        base: TrainConfig | None = None,
+    ) -> TrainConfig:
+        """Build a configuration: overrides go before the YAML file, that before the base.
+
+        Args:
+            yaml_file: Recipe whose keys are field names.
+            overrides: Values given by name, such as those of the command line.
+            base: Values of the fields that neither source names; the defaults if not given.
+
+        Raises:
+            InputError: A file that cannot be read, an unknown key, a bad value; the message names
+                the file and the key.
+        """
+        config = base or cls()
+        if yaml_file is not None:
+            config = config._replace(_read_yaml(Path(yaml_file)), where=f"{yaml_file}: ")
+        return config._replace(overrides or {})
+
+    def _replace(self, values: Mapping[str, Any], where: str = "") -> TrainConfig:
+        names = [field.name for field in dataclasses.fields(self)]
+        for key in values:
+            if key not in names:
+                hint = suggest(str(key), names) or "; known keys: " + ", ".join(names)
+                raise InputError(f"{where}unknown key {key!r}{hint}")
+        try:
+            return dataclasses.replace(self, **values)
+        except InputError as error:
+            raise InputError(f"{where}{error}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the configuration {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{place}: not valid YAML; write one `key: value` a line") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold `key: value` lines, one for each option")
+    return values

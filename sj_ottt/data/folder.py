@@ -1,0 +1,243 @@
+"""A folder of classes of event recordings as a PyTorch data set."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from sj_ottt.data.cache import cached_counts, open_counts
+from sj_ottt.data.events import READERS, read_events
+from sj_ottt.data.frames import check_size, check_split_by, check_steps, events_to_frames
+from sj_ottt.data.layout import PARTS, Classes, digest, part_by_split, scan
+from sj_ottt.errors import InputError
+from sj_ottt.files import atomic_write, cache_root
+
+# Part of every cache key: raise it when the same recordings would give other frames.
+_FRAMES_VERSION = 1
+_PROGRESS_ABOVE = 200
+
+
+class EventFolder(Dataset):
+    """Recordings in ``root/<class>/`` or ``root/{train,test}/<class>/`` as frames of counts.
+
+    Recordings may be SpikingJelly npz (t, x, y, p) and N-MNIST ``.bin``; see `READERS`. The first
+    use reads them all and keeps the counts in a cache file; later ones map that file into memory,
+    unless a recording was changed, added or removed.
+
+    Args:
+        root: The folder.
+        steps: T, frames per recording.
+        size: (height, width) of the frames; None keeps the sensor's.
+        split: ``"train"``, ``"test"``, or None for everything. Where the folder has no train and
+            test of its own, a stratified split by recording is made once and saved as
+            ``root/split.json`` (in the cache where the folder is read-only). A saved split stays
+            in force, whatever ``test_fraction`` and ``seed``; recordings added since are for
+            training.
+        split_by: How a recording is cut into frames: ``"count"`` or ``"duration"``, see
+            `events_to_frames`.
+        sensor_size: (height, width) of the sensor. None takes it from ``root/dataset.json``
+            (``{"sensor_size": [H, W]}``), else 34 x 34 where all recordings are N-MNIST ``.bin``,
+            else the smallest that holds every event of every recording, train and test together;
+            give it where the sensor's outermost pixels may never have fired.
+        transform: Applied to each sample's frames.
+        cache_dir: The cache's folder, see `cache_root`.
+        test_fraction: The share of test recordings in a new split.
+        seed: Of a new split.
+
+    Attributes:
+        classes: Names of the classes in all parts, sorted as strings.
+        class_to_idx: The label of each class.
+        files: Each sample's recording, a posix path relative to ``root``.
+        targets: Labels, int64 [n].
+        counts: Event counts, memory-mapped, read-only [n, T, 2, H, W].
+        sensor_size: (height, width) of the sensor.
+        frame_size: (height, width) of the frames.
+        steps: T.
+        split_file: The saved split in use, or None.
+
+    Raises:
+        InputError: A wrong argument, folder or recording; names it and the remedy.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        steps: int,
+        size: tuple[int, int] | None = None,
+        *,
+        split: str | None = None,
+        split_by: str = "count",
+        sensor_size: tuple[int, int] | None = None,
+        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.steps = check_steps(steps)
+        self.split = split
+        self.split_by = split_by
+        self.transform = transform
+        check_split_by(split_by)
+        if split is not None and split not in PARTS:
+            raise InputError(f"split={split!r}: choose 'train', 'test' or None for everything")
+        if not 0 < test_fraction < 1:
+            raise InputError(f"test_fraction={test_fraction!r}: give a number between 0 and 1")
+        frame_size = None if size is None else check_size("size", size)
+        cache = cache_root(cache_dir)
+
+        parts = scan(self.root)
+        self.split_file = None
+        if split is None:
+            chosen = _merge(parts.values())
+        elif "" in parts:
+            chosen, self.split_file = part_by_split(
+                self.root, parts[""], split, test_fraction=test_fraction, seed=seed, cache_dir=cache
+            )
+        elif split in parts:
+            chosen = parts[split]
+        else:
+            raise InputError(
+                f"{self.root}: has no folder {split!r} beside {next(iter(parts))!r}; add it, or "
+                "move the class folders up for a split by recording"
+            )
+
+        everything = _merge(parts.values())
+        self.classes = tuple(sorted(everything))
+        self.class_to_idx = {name: i for i, name in enumerate(self.classes)}
+        self.files = tuple(file for name in self.classes for file in chosen.get(name, ()))
+        self.targets = np.repeat(
+            np.arange(len(self.classes)), [len(chosen.get(name, ())) for name in self.classes]
+        )
+        if sensor_size is None:
+            all_files = [file for files in everything.values() for file in files]
+            self.sensor_size = _infer_sensor_size(self.root, all_files, cache)
+        else:
+            self.sensor_size = check_size("sensor_size", sensor_size)
+        self.frame_size = frame_size or self.sensor_size
+
+        place = digest(
+            _FRAMES_VERSION,
+            str(self.root.resolve()),
+            split,
+            self.steps,
+            self.frame_size,
+            self.sensor_size,
+            split_by,
+        )
+        self._cache_file, self.counts = cached_counts(
+            cache / "frames", place, _fingerprint(self.root, self.files), self._shape, self._read
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Return a sample's frames, float32 [T, 2, H, W] of counts, transformed, and its label."""
+        frames = torch.from_numpy(np.array(self.counts[index], dtype=np.float32))
+        if self.transform is not None:
+            frames = self.transform(frames)
+        return frames, int(self.targets[index])
+
+    def __getstate__(self) -> dict:
+        # A memory map would be pickled as a copy of all its data: workers map the file themselves.
+        return {**self.__dict__, "counts": None}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.counts = open_counts(self._cache_file, self._shape)
+        if self.counts is None:
+            raise InputError(
+                f"{self._cache_file}: the cache was removed while in use (did the recordings "
+                "change?); start again"
+            )
+
+    def info(self) -> dict:
+        """Describe the data set in values that JSON can hold."""
+        per_class = np.bincount(self.targets, minlength=len(self.classes)).tolist()
+        return {
+            "root": self.root.resolve().name,
+            "split": self.split,
+            "samples": len(self),
+            "samples_per_class": dict(zip(self.classes, per_class, strict=True)),
+            "split_file": None if self.split_file is None else str(self.split_file),
+            "sensor_size": list(self.sensor_size),
+            "frame_size": list(self.frame_size),
+            "steps": self.steps,
+            "split_by": self.split_by,
+        }
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return (len(self.files), self.steps, 2, *self.frame_size)
+
+    def _read(self) -> Iterator[np.ndarray]:
+        for path in _with_progress(self.root, self.files, "event frames"):
+            yield events_to_frames(
+                read_events(path),
+                self.steps,
+                self.sensor_size,
+                self.frame_size,
+                self.split_by,
+                source=path,
+            )
+
+
+def _merge(parts: Iterable[Classes]) -> Classes:
+    """Join the recordings of several parts, class by class."""
+    merged: dict[str, tuple[str, ...]] = {}
+    for classes in parts:
+        for name, files in classes.items():
+            merged[name] = merged.get(name, ()) + files
+    return merged
+
+
+def _fingerprint(root: Path, files: Iterable[str]) -> str:
+    """Return a key that changes when a recording is changed, added or removed."""
+    stats = ((file, (root / file).stat()) for file in files)
+    return digest([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
+
+
+def _with_progress(root: Path, files: Iterable[str], what: str) -> Iterator[Path]:
+    # disable=None shows the bar on a terminal only.
+    disable = None if len(files) > _PROGRESS_ABOVE else True
+    for file in tqdm(files, desc=what, leave=False, disable=disable):
+        yield root / file
+
+
+def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, int]:
+    """Find the sensor's size where nobody gave it; see `EventFolder`."""
+    description = root / "dataset.json"
+    if description.is_file():
+        try:
+            stated = json.loads(description.read_text())["sensor_size"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
+            ) from error
+        return check_size(f"{description}: sensor_size", stated)
+
+    suffixes = {PurePosixPath(file).suffix.lower() for file in files}
+    for reader in READERS:
+        if reader.sensor_size is not None and suffixes <= set(reader.suffixes):
+            return reader.sensor_size
+
+    place = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files))
+    memo = cache / "frames" / f"{place}-{_fingerprint(root, files)}.json"
+    try:
+        height, width = json.loads(memo.read_text())
+    except (OSError, ValueError, TypeError):
+        height = width = 1
+        for path in _with_progress(root, files, "sensor size"):
+            events = read_events(path)
+            if len(events):
+                height = max(height, int(events["y"].max()) + 1)
+                width = max(width, int(events["x"].max()) + 1)
+        with atomic_write(memo) as file:
+            file.write(json.dumps([height, width]).encode())
+    return height, width

@@ -1,0 +1,514 @@
+"""The training run: epochs, checkpoints, pictures and the result; and the evaluation of a run.
+
+What makes a run repeatable:
+
+* Everything random in an epoch derives from the pair (seed, epoch), so a checkpoint at an epoch's
+  end needs no generator states, and a run that was killed and resumed ends with the same bits (on
+  the CPU, with the same number of threads) as one that was not.
+* ``last.pt`` alone is the state of a run (`checkpoint`). The model files are written after it, and
+  again on a resume: no moment of a kill can leave a set that does not fit together for good.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from sj_ottt import zoo
+from sj_ottt.checkpoint import (
+    load_checkpoint,
+    read_model,
+    remove_leftovers,
+    save_checkpoint,
+    write_file,
+    write_model,
+)
+from sj_ottt.config import TrainConfig
+from sj_ottt.data import EventFolder, open_dataset, transforms
+from sj_ottt.errors import InputError
+from sj_ottt.eventlog import EventLog
+from sj_ottt.learning import CrossEntropyMSE, predict, train_step
+
+IN_CHANS = 2
+# What may differ between a run and its resumption: where it runs, and where it and its recordings
+# are kept. That the recordings are the same ones is checked by their names and sizes.
+FREE_ON_RESUME = {"out", "device", "data"}
+PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
+
+
+# Parts of a run
+
+
+def configure(
+    yaml_file: str | Path | None, overrides: Mapping[str, Any], *, resume: bool = False
+) -> TrainConfig:
+    """Put together the configuration of a run from a recipe and overrides.
+
+    On a resume the run's own configuration takes the place of the defaults, so its ``out`` is
+    enough; what is named again must be the same, which `train` checks.
+
+    Raises:
+        InputError: A bad file, key or value; on a resume, no usable checkpoint.
+    """
+    config = TrainConfig.from_sources(yaml_file, overrides)
+    if resume:
+        base = TrainConfig(**{**load_checkpoint(config.out)["config"], "out": config.out})
+        config = TrainConfig.from_sources(yaml_file, overrides, base=base)
+    return config
+
+
+def _seed_of(seed: int, epoch: int) -> int:
+    """Return the 64-bit seed of an epoch; epoch 0 is the initialisation."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}); try cpu or auto") from error
+    return device
+
+
+def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
+    options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+    return kind(model.parameters(), **options)
+
+
+def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
+    if cfg.schedule == "constant":
+        return cfg.lr
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * batch / total))
+
+
+def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split recordings into train and validation, the same share of each class.
+
+    Args:
+        targets: Class of each recording [n].
+        fraction: Share for validation; above 0, each class with two recordings gives at least one.
+        seed: The split depends on nothing else.
+
+    Returns:
+        Sorted indices of both parts.
+    """
+    rng = np.random.default_rng(seed)
+    held = []
+    for label in np.unique(targets):
+        members = rng.permutation(np.flatnonzero(targets == label))
+        wanted = max(1, round(fraction * len(members))) if fraction else 0
+        held.append(members[: min(wanted, len(members) - 1)])
+    val = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(targets)), val), val
+
+
+def _open(
+    spec: str,
+    split: str,
+    *,
+    steps: int,
+    size: tuple[int, int] | None,
+    split_by: str,
+    normalize: bool,
+    shift: int = 0,
+) -> EventFolder:
+    chain: list[Callable] = []
+    if shift:
+        chain.append(transforms.RandomShift(shift))
+    if normalize:
+        chain.append(transforms.NormalizeFrames())
+    return open_dataset(
+        spec,
+        split=split,
+        steps=steps,
+        size=size,
+        split_by=split_by,
+        transform=transforms.Compose(chain) if chain else None,
+    )
+
+
+def _stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack recordings [T, 2, H, W] to a batch [T, N, 2, H, W]; time first, as the models run."""
+    frames, labels = zip(*items, strict=True)
+    return torch.stack(frames, dim=1), torch.tensor(labels)
+
+
+def _loader(
+    dataset: Dataset, batch_size: int, workers: int, generator: torch.Generator | None = None
+) -> DataLoader:
+    """Batches of a dataset, shuffled if there is a generator to shuffle with."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle=generator is not None,
+        num_workers=workers,
+        collate_fn=_stack,
+        generator=generator,
+    )
+
+
+def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
+    return int((logits.argmax(1) == target).sum())
+
+
+def _test(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[float, float]:
+    """Return the accuracy (0-1) and the model's time per recording in seconds, without loading."""
+    correct, total, seconds = 0, 0, 0.0
+    for x_seq, target in loader:
+        x_seq, target = x_seq.to(device), target.to(device)
+        start = time.perf_counter()
+        # Counting the right answers waits for the device, so the time is the whole time.
+        correct += _correct(predict(model, x_seq), target)
+        seconds += time.perf_counter() - start
+        total += len(target)
+    return correct / total, seconds / total
+
+
+def _cpu_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+# The run
+
+
+class _Run:
+    """A run's data, model and progress; `train` drives it."""
+
+    def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
+        self.cfg, self.out = cfg, Path(cfg.out)
+        self.device = _resolve_device(cfg.device)
+        options = {name: getattr(cfg, name) for name in ("steps", "size", "split_by", "normalize")}
+        self.augmented = _open(cfg.data, "train", shift=cfg.shift, **options)
+        self.test = _open(cfg.data, "test", **options)
+        if self.test.classes != self.augmented.classes:
+            raise InputError(
+                f"{cfg.data}: train and test have different classes: "
+                f"{', '.join(self.augmented.classes)} and {', '.join(self.test.classes)}"
+            )
+        self.raw = copy.copy(self.augmented)
+        self.raw.transform = None
+        plain = copy.copy(self.augmented)
+        plain.transform = self.test.transform
+        train, val = split_indices(self.augmented.targets, cfg.val_fraction, cfg.seed)
+        self.train_part, self.val_part = Subset(self.augmented, train), Subset(plain, val)
+
+        torch.manual_seed(_seed_of(cfg.seed, 0))
+        self.model = zoo.create(
+            cfg.model,
+            len(self.augmented.classes),
+            # A resumed run has its weights already, even where the model zoo has gone.
+            in_chans=IN_CHANS,
+            pretrained=None if state else cfg.pretrained,
+            drop_rate=cfg.drop_rate,
+        ).to(self.device)
+        self.optimizer = _build_optimizer(self.model, cfg)
+        self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
+        self.epoch, self.seconds = 0, 0.0
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": None, "model": {}}
+        self.data_digest = self._digest_data()
+        if state:
+            self._restore(state)
+
+    def _digest_data(self) -> str:
+        """Digest what a resume must find again: the classes and the recordings' names and sizes."""
+        rows = [
+            [(file, (part.root / file).stat().st_size) for file in part.files]
+            for part in (self.augmented, self.test)
+        ]
+        return hashlib.sha256(json.dumps([self.augmented.classes, rows]).encode()).hexdigest()
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        before, now = state["config"], dataclasses.asdict(self.cfg)
+        changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
+        if changed:
+            listed = ", ".join(f"{k} was {before[k]!r}, now {now[k]!r}" for k in changed)
+            raise InputError(
+                f"cannot resume {self.out} with another configuration: {listed}; "
+                "give the same values or none, or start a new run in another --out"
+            )
+        if state["data_digest"] != self.data_digest:
+            raise InputError(
+                f"the recordings in {self.cfg.data} are not those that {self.out} was trained on; "
+                "put them back, or start a new run in another --out"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.best = state["history"], state["best"]
+
+    def save(self) -> None:
+        """Write the checkpoint, then the model files that are made from it."""
+        state = {
+            "config": dataclasses.asdict(self.cfg),
+            "data_digest": self.data_digest,
+            "epoch": self.epoch,
+            "model": _cpu_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+        save_checkpoint(self.out, state)
+        self.export()
+
+    def export(self) -> None:
+        """Write ``last.safetensors`` and ``best.safetensors``; before the first epoch, nothing."""
+        if not self.history:
+            return
+        cfg = self.cfg
+        about = {
+            "model": cfg.model.partition(".")[0],
+            "num_classes": len(self.augmented.classes),
+            "in_chans": IN_CHANS,
+            "classes": self.augmented.classes,
+            "data": cfg.data,
+            "steps": cfg.steps,
+            "size": self.augmented.frame_size,
+            "split_by": cfg.split_by,
+            "normalize": cfg.normalize,
+        }
+        last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
+        best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
+        write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})
+        write_model(self.out / "best.safetensors", self.best["model"], {**about, **best})
+
+    def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
+        """Train on each batch; yield its loss, its right answers and its size."""
+        total = self.cfg.epochs * len(loader)
+        done = (self.epoch - 1) * len(loader)
+        for index, (x_seq, target) in enumerate(loader):
+            target = target.to(self.device)
+            for group in self.optimizer.param_groups:
+                group["lr"] = _lr_at(self.cfg, done + index, total)
+            loss, logits = train_step(
+                self.model,
+                self.optimizer,
+                x_seq.to(self.device),
+                target,
+                loss_fn=self.loss_fn,
+                update=self.cfg.update,
+            )
+            yield float(loss), _correct(logits, target), len(target)
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train for one epoch, validate, and return the epoch's row of the history."""
+        cfg, start = self.cfg, time.perf_counter()
+        self.epoch += 1
+        torch.manual_seed(_seed_of(cfg.seed, self.epoch))
+        order = torch.Generator().manual_seed(_seed_of(cfg.seed, self.epoch))
+        loader = _loader(self.train_part, cfg.batch_size, cfg.workers, order)
+        self.model.train()
+        loss_sum, correct, seen = 0.0, 0, 0
+        val_accuracy = None
+        title = f"epoch {self.epoch}/{cfg.epochs}"
+        with tqdm(total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
+            for loss, right, count in self._train_batches(loader):
+                loss_sum, correct, seen = loss_sum + loss * count, correct + right, seen + count
+                shown = {"loss": f"{loss_sum / seen:.3f}", "acc": f"{correct / seen:.3f}"}
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+            if len(self.val_part):
+                held = _loader(self.val_part, cfg.batch_size, cfg.workers)
+                val_accuracy, _ = _test(self.model, held, self.device)
+                bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
+        row = {
+            "epoch": self.epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss": loss_sum / seen,
+            "train_accuracy": correct / seen,
+            "val_accuracy": val_accuracy,
+        }
+        self.history.append(row)
+        # Without validation every epoch is the best so far; on a tie the later one, trained longer.
+        if val_accuracy is None or val_accuracy >= (self.best["val_accuracy"] or 0.0):
+            self.best = {
+                "epoch": self.epoch,
+                "val_accuracy": val_accuracy,
+                "model": _cpu_state(self.model),
+            }
+        self.seconds += time.perf_counter() - start
+        return row
+
+    def finish(self) -> dict[str, Any]:
+        """Test the best and the last model; write the pictures and, last, ``result.json``."""
+        start = time.perf_counter()
+        loader = _loader(self.test, self.cfg.batch_size, self.cfg.workers)
+        last_accuracy, _ = _test(self.model, loader, self.device)
+        test_accuracy = last_accuracy
+        if self.best["epoch"] != self.epoch:
+            self.model.load_state_dict(self.best["model"])
+            test_accuracy, _ = _test(self.model, loader, self.device)
+        self.seconds += time.perf_counter() - start
+        result = {
+            "test_accuracy": test_accuracy,
+            "last_test_accuracy": last_accuracy,
+            "train_accuracy": self.history[-1]["train_accuracy"],
+            "val_accuracy": self.best["val_accuracy"],
+            "best_epoch": self.best["epoch"],
+            "epochs": self.epoch,
+            "seconds": round(self.seconds, 3),
+            "n_train": len(self.train_part),
+            "n_val": len(self.val_part),
+            "n_test": len(self.test),
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "device": _device_name(self.device),
+            "config": dataclasses.asdict(self.cfg),
+            "data": self.augmented.info(),
+            "versions": _versions(),
+            "history": self.history,
+        }
+        # matplotlib takes a second to import and only the end of a run needs it.
+        from sj_ottt import plots
+
+        rows = [int(np.flatnonzero(self.raw.targets == k)[0]) for k in range(len(self.raw.classes))]
+        samples = [self.raw[index][0].numpy() for index in rows[:10]]
+        write_file(self.out / "curves.png", plots.curves(self.history, result))
+        write_file(self.out / "frames.png", plots.frames(samples, self.raw.classes[:10]))
+        text = json.dumps(result, indent=2, allow_nan=False) + "\n"
+        write_file(self.out / "result.json", text.encode())
+        return result
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads, {platform.machine()}"
+
+
+def _versions() -> dict[str, str]:
+    import sj_ottt
+
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "sj_ottt": sj_ottt.__version__, **versions}
+
+
+def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
+    """Train a model on event recordings and test it.
+
+    The folder ``cfg.out`` then holds ``result.json`` (what is returned), ``best.safetensors`` and
+    ``last.safetensors``, ``curves.png``, ``frames.png``, the checkpoint ``last.pt`` and TensorBoard
+    scalars in ``tb``. Part of the training recordings is kept aside to choose the best epoch; the
+    test part is only used at the end, on that epoch's model and on the last one.
+
+    Args:
+        cfg: The run's configuration.
+        resume: Continue from ``last.pt``; a finished run returns its result again.
+
+    Raises:
+        InputError: Bad data, an unknown model, a folder that holds another run, a checkpoint that
+            is missing, damaged or of another configuration, a loss that is not finite, a full disk.
+    """
+    out = Path(cfg.out)
+    state = load_checkpoint(out) if resume else None
+    # A checkpoint of epoch 0 holds no work yet: a run that failed at once may be started again.
+    if not resume and (out / "last.pt").exists() and load_checkpoint(out)["epoch"]:
+        raise InputError(f"{out} holds a run already; continue it with --resume, or choose --out")
+    run = _Run(cfg, state)
+    result_file = out / "result.json"
+    if state and state["epoch"] == cfg.epochs and result_file.exists():
+        return json.loads(result_file.read_text())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose --out") from error
+    remove_leftovers(out)
+    if resume:
+        run.export()
+    else:
+        run.save()
+    if run.epoch < cfg.epochs:
+        with contextlib.closing(EventLog(out / "tb", purge_step=run.epoch + 1)) as log:
+            while run.epoch < cfg.epochs:
+                row = run.run_epoch()
+                log.scalars(row["epoch"], {k: v for k, v in row.items() if k != "epoch"})
+                run.save()
+    return run.finish()
+
+
+# Evaluation
+
+
+def evaluate(
+    checkpoint: str | Path,
+    data: str | None = None,
+    steps: Sequence[int] | None = None,
+    *,
+    split: str = "test",
+    batch_size: int = 64,
+    workers: int = 0,
+    device: str = "auto",
+) -> list[dict[str, Any]]:
+    """Measure a run's best model with different numbers of time steps.
+
+    Args:
+        checkpoint: The folder of a run.
+        data: Recordings; those that the run used if not given.
+        steps: Numbers of time steps, each recording is cut anew into that many frames; the
+            number used in training if not given.
+        split: "test" or "train".
+        batch_size: Recordings per batch.
+        workers: Processes that load data.
+        device: As in `TrainConfig`.
+
+    Returns:
+        A row for each number of steps: ``steps``, ``accuracy`` (0-1), ``n`` recordings and
+        ``ms``, the milliseconds that the model takes for a recording, loading not counted.
+
+    Raises:
+        InputError: A missing or changed checkpoint, bad data, classes other than the model's.
+    """
+    path = Path(checkpoint) / "best.safetensors"
+    tensors, about = read_model(path)
+    steps = [about["steps"]] if steps is None else list(steps)
+    if not steps or min(steps) < 1:
+        raise InputError(f"steps must be whole numbers from 1 on, not {steps}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
+    where = _resolve_device(device)
+    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"])
+    model.load_state_dict(tensors)
+    model.to(where)
+    rows = []
+    for count in steps:
+        dataset = _open(
+            data or about["data"],
+            split,
+            steps=count,
+            size=tuple(about["size"]),
+            split_by=about["split_by"],
+            normalize=about["normalize"],
+        )
+        if list(dataset.classes) != about["classes"]:
+            raise InputError(
+                f"{data or about['data']} has the classes {', '.join(dataset.classes)}, but {path} "
+                f"was trained on {', '.join(about['classes'])}; give matching --data"
+            )
+        # The first call pays for lazy set-up, so one recording goes ahead of the clock.
+        predict(model, _stack([dataset[0]])[0].to(where))
+        accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), where)
+        rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
+    return rows

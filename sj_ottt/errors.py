@@ -1,0 +1,19 @@
+"""The one exception that stands for bad input."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input: an argument, a file or a configuration that the user can mend.
+
+    Its message is one line that names the argument or file and says what to do. The command line
+    prints it and leaves with exit code 2; any other exception is a defect of ours and keeps its
+    traceback.
+    """
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean X?"`` for the known name closest to a mistyped one, else ``""``."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

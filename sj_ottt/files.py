@@ -1,0 +1,90 @@
+"""Where derived files live, and how they are written so that no half-written one is ever seen."""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from sj_ottt.errors import InputError
+
+# A temporary file or folder untouched for this long belongs to a process that was killed.
+ABANDONED_AFTER_S = 3600
+
+
+def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
+    """Return the folder of everything that can be made again (it may not exist yet).
+
+    Args:
+        cache_dir: A folder chosen by the caller; else the environment variable ``SJ_OTTT_CACHE``
+            decides, else it is ``~/.cache/sj_ottt``.
+    """
+    chosen = cache_dir or os.environ.get("SJ_OTTT_CACHE") or Path.home() / ".cache" / "sj_ottt"
+    return Path(chosen).expanduser()
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Name a hidden, unused path beside ``path``, so that a rename onto it is atomic."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def abandoned_siblings(path: Path) -> list[Path]:
+    """List the temporary siblings of ``path`` that killed processes have left."""
+    found = []
+    for sibling in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - sibling.stat().st_mtime > ABANDONED_AFTER_S:
+                found.append(sibling)
+    return found
+
+
+@contextlib.contextmanager
+def atomic_write(
+    path: Path,
+    *,
+    durable: bool = True,
+    remedy: str = (
+        "free some space, or choose another folder (cache_dir or the environment variable "
+        "SJ_OTTT_CACHE for caches)"
+    ),
+) -> Iterator[BinaryIO]:
+    """Open a file for writing that appears at ``path`` complete, or not at all.
+
+    Args:
+        path: Where the file is to appear; its folder is made where it is missing.
+        durable: Wait until the bytes and the new name are on the disk, so that a power cut leaves
+            the old file or the new one.
+        remedy: What the user can do where the file cannot be written.
+
+    Raises:
+        InputError: The folder cannot be written or the disk is full; the old file is untouched
+            and nothing is left behind.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "xb") as file:
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if durable:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

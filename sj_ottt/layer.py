@@ -1,0 +1,286 @@
+"""Trace-aware layers: what each does with the pair [spike, trace] that a neuron hands on.
+
+Every layer here is SpikingJelly's layer of the same name and behaves as it does on a tensor. On
+the list [spike, trace], which neurons hand on in training, a synapse gives a tensor whose weight
+gradient is taken with the trace, and a pool, `Scale`, `Dropout` or `Flatten` gives the list again.
+"""
+
+import torch
+from spikingjelly.activation_based import base
+from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
+
+from sj_ottt.errors import InputError
+from sj_ottt.functional import scaled_weight_standardization, traced_conv, traced_linear
+
+__all__ = [
+    "AdaptiveAvgPool2d",
+    "AvgPool2d",
+    "Conv2d",
+    "Dropout",
+    "Dropout2d",
+    "Flatten",
+    "Linear",
+    "MaxPool2d",
+    "OTTTSequential",
+    "Pair",
+    "Scale",
+    "WSConv2d",
+    "WSLinear",
+]
+
+Pair = list[Tensor]
+"""What a neuron hands on in training: [spike, trace], two tensors of one shape."""
+
+
+def _synapse(module: nn.Module, pair: Pair) -> Tensor:
+    """Send a pair through a linear or convolutional module: one product, traced."""
+    spike, trace = pair
+    weight = module.get_weight() if hasattr(module, "get_weight") else module.weight
+    if isinstance(module, nn.Linear):
+        return traced_linear(spike, trace, weight, module.bias)
+    padding = module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        # The product knows symmetric zeros only; anything else is added beforehand, to both.
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        spike = F.pad(spike, module._reversed_padding_repeated_twice, mode)
+        trace = F.pad(trace, module._reversed_padding_repeated_twice, mode)
+        padding = (0,) * len(module.stride)
+    return traced_conv(
+        spike, trace, weight, module.bias, module.stride, padding, module.dilation, module.groups
+    )
+
+
+def _on_both(module: nn.Module, pair: Pair) -> Pair:
+    """Send spike and trace through the same map; only the spike carries a gradient."""
+    spike, trace = pair
+    with torch.no_grad():
+        trace = module(trace)
+    return [module(spike), trace]
+
+
+class _Synapse:
+    """Mixin: a tensor as SpikingJelly's layer takes it, a pair as one traced product."""
+
+    def forward(self, x: Tensor | Pair) -> Tensor:
+        """Map a tensor, or a pair [spike, trace], to a tensor."""
+        return _synapse(self, x) if isinstance(x, (list, tuple)) else super().forward(x)
+
+
+class _OnBoth:
+    """Mixin: the same map for spike and trace."""
+
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
+        """Map a tensor to a tensor, or a pair [spike, trace] to a pair."""
+        return _on_both(super().forward, x) if isinstance(x, (list, tuple)) else super().forward(x)
+
+
+class Linear(_Synapse, sj_layer.Linear):
+    """Fully connected layer, [N, in_features] → [N, out_features]."""
+
+
+class Conv2d(_Synapse, sj_layer.Conv2d):
+    """Convolution, [N, C, H, W] → [N, C_out, H', W']."""
+
+
+class _Standardized(_Synapse):
+    """Mixin: scaled weight standardization in the words of `functional`."""
+
+    def get_weight(self) -> Tensor:
+        """Return the standardized weight Ŵ, shaped like `weight`."""
+        return scaled_weight_standardization(self.weight, self.gain, self.eps)
+
+
+class WSConv2d(_Standardized, sj_layer.WSConv2d):
+    """Convolution with scaled weight standardization, [N, C, H, W] → [N, C_out, H', W']."""
+
+
+class WSLinear(_Standardized, sj_layer.WSLinear):
+    """Fully connected layer with scaled weight standardization."""
+
+
+class AvgPool2d(_OnBoth, sj_layer.AvgPool2d):
+    """Average pooling of spike and trace."""
+
+
+class MaxPool2d(_OnBoth, sj_layer.MaxPool2d):
+    """Maximum pooling of spike and trace, each by its own maximum."""
+
+
+class AdaptiveAvgPool2d(_OnBoth, sj_layer.AdaptiveAvgPool2d):
+    """Average pooling of spike and trace to a given size."""
+
+
+class Flatten(_OnBoth, sj_layer.Flatten):
+    """Flattens spike and trace."""
+
+
+class Scale(_OnBoth, nn.Module):
+    """Multiplies by a constant: the γ that follows each neuron of a network with sWS.
+
+    Args:
+        scale: The factor; 2.74 in the authors' networks.
+    """
+
+    def __init__(self, scale: float):
+        super().__init__()
+        self.scale = scale
+
+    def extra_repr(self) -> str:
+        """Describe the layer in `print(model)`."""
+        return f"{self.scale}"
+
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
+        """Multiply a tensor, or spike and trace."""
+        return [y * self.scale for y in x] if isinstance(x, (list, tuple)) else x * self.scale
+
+
+class _OneMask(_OnBoth):
+    """Mixin: SpikingJelly's dropout, whose mask follows a changed batch size or dtype.
+
+    The mask is drawn once per sequence (the first step after a reset) and shared by spike and
+    trace, so that â stays the trace of the spikes that the synapse really saw.
+    """
+
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[object, ...]:
+        """Drop a mask that was drawn for another shape; move it to the input's dtype."""
+        x = inputs[0][0] if step_mode == "m" else inputs[0]
+        (mask,) = states
+        if mask is None or mask.shape != x.shape:
+            return (None,)
+        return (mask.to(x),)
+
+
+class Dropout(_OneMask, sj_layer.Dropout):
+    """Dropout with one mask per sequence, shared by spike and trace.
+
+    Args:
+        p: Probability that an element is zeroed; the others grow by 1 / (1 − p).
+    """
+
+
+class Dropout2d(_OneMask, sj_layer.Dropout2d):
+    """Dropout of whole channels with one mask per sequence, shared by spike and trace."""
+
+
+_SYNAPSES = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    sj_layer.Linear,
+    sj_layer.Conv1d,
+    sj_layer.Conv2d,
+    sj_layer.Conv3d,
+    sj_layer.WSConv2d,
+    sj_layer.WSLinear,
+)
+"""Foreign modules whose whole forward pass is one linear map. Exact classes only: a subclass may
+do anything."""
+
+
+class _TwicePass(torch.autograd.Function):
+    """Forward: the second tensor. Backward: the gradient goes to both."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+        return grad, grad
+
+
+def _replay(module: nn.Module, pair: Pair) -> Tensor:
+    """Any other parametrised map: its value at the spike, its gradient at the trace.
+
+    This is how SpikingJelly treats every synapse, at the price of a second forward pass.
+    """
+    spike, trace = pair
+    with torch.no_grad():
+        value = module(spike)
+    return _TwicePass.apply(module(_TwicePass.apply(spike, trace)), value)
+
+
+class OTTTSequential(nn.Sequential):
+    """A chain of layers and neurons for one time step, as SpikingJelly's class of this name.
+
+    Takes this module's layers, SpikingJelly's and plain torch modules. Where a neuron has handed
+    on [spike, trace], the next module is treated by what it is:
+
+    - a layer of this module, or a nested chain, takes the pair;
+    - a neuron takes the spike;
+    - a linear or convolutional layer of torch or SpikingJelly computes one traced product;
+    - a module without parameters maps spike and trace alike;
+    - any other module with parameters runs on both, as in SpikingJelly.
+
+    Args:
+        *modules: The chain.
+
+    Raises:
+        InputError: At build time, if a pair would reach a module that cannot take one: a dropout
+            that would draw one mask for the spikes and another for the trace, or a module with
+            a state that spike and trace would both advance.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        super().__init__(*modules)
+        _check_chain(self, pair=False)
+
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
+        """Run one time step."""
+        for module in self:
+            x = _step(module, x) if isinstance(x, (list, tuple)) else module(x)
+        return x
+
+
+def _step(module: nn.Module, pair: Pair) -> Tensor | Pair:
+    if isinstance(module, (_Synapse, _OnBoth, OTTTSequential)):
+        return module(pair)
+    if isinstance(module, nn.Sequential):
+        return OTTTSequential.forward(module, pair)
+    if isinstance(module, sj_neuron.BaseNode):
+        return module(pair[0])
+    if type(module) in _SYNAPSES:
+        return _synapse(module, pair)
+    _refuse_unfit(module)
+    if next(module.parameters(), None) is None:
+        return _on_both(module, pair)
+    return _replay(module, pair)
+
+
+def _refuse_unfit(module: nn.Module) -> None:
+    """Raise for a module whose result depends on how often it is called."""
+    for part in module.modules():
+        if isinstance(part, _DropoutNd) and part.p > 0:
+            raise InputError(
+                f"{type(part).__name__} after a neuron would draw one mask for the spikes and "
+                f"another for the trace: use sj_ottt.layer.Dropout(p={part.p})"
+            )
+        if isinstance(part, base.MemoryModule) and not isinstance(part, sj_layer.Dropout):
+            raise InputError(
+                f"{type(module).__name__} keeps a state ({type(part).__name__}) and would be "
+                "advanced twice a step, by spike and by trace: put its layers into the "
+                "OTTTSequential directly, or write a module that takes [spike, trace]"
+            )
+
+
+def _check_chain(chain: nn.Sequential, pair: bool) -> bool:
+    """Follow the pair through a chain without running it; return whether it comes out."""
+    for module in chain:
+        if isinstance(module, nn.Sequential):
+            pair = _check_chain(module, pair)
+        elif isinstance(module, sj_neuron.OTTTLIFNode):
+            pair = True
+        elif pair:
+            if isinstance(module, (_Synapse, sj_neuron.BaseNode)) or type(module) in _SYNAPSES:
+                pair = False
+            elif not isinstance(module, _OnBoth):
+                _refuse_unfit(module)
+                pair = next(module.parameters(), None) is None
+    return pair

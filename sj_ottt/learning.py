@@ -1,0 +1,248 @@
+"""Online training: one forward and one backward pass per time step, nothing kept in between."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import base
+from torch import Tensor, nn
+
+from sj_ottt.errors import InputError
+
+__all__ = ["CrossEntropyMSE", "ottt_online_training", "predict", "reset_state", "train_step"]
+
+
+@dataclass(frozen=True)
+class CrossEntropyMSE:
+    """The paper's loss of one time step: (1 − a) cross entropy + a mean squared error to one-hot.
+
+    Attributes:
+        mse_weight: a. The authors take 0.05 on images, 0.001 on event recordings.
+    """
+
+    mse_weight: float = 0.05
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar loss of logits [N, classes] against class indices [N]."""
+        loss = F.cross_entropy(logits, target)
+        if self.mse_weight == 0:
+            return loss
+        one_hot = F.one_hot(target, logits.shape[1]).to(logits)
+        return (1 - self.mse_weight) * loss + self.mse_weight * F.mse_loss(logits, one_hot)
+
+
+def reset_state(model: nn.Module) -> None:
+    """Put every neuron and dropout of the model back to its state before the first time step."""
+    # SpikingJelly's reset_net caches the list of modules by model and misses a replaced head.
+    for module in model.modules():
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+
+
+def _detach_state(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, base.MemoryModule):
+            module.detach()
+
+
+def _steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_seq: Iterable[Tensor],
+    loss_at: Callable[[Tensor, int], Tensor],
+    online: bool,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train on a sequence, yielding each step's loss and output, both detached.
+
+    No parameter moves on a loss that is not finite. Accumulating, the losses are looked at once,
+    before the only update, so that a GPU need not wait for the host at every step.
+    """
+    losses = []
+    for t, x in enumerate(x_seq):
+        if online or t == 0:
+            optimizer.zero_grad()
+        y = model(x)
+        if isinstance(y, (list, tuple)):
+            y = y[0]
+        loss = loss_at(y, t)
+        if online:
+            _check_finite([loss.detach()], t, optimizer)
+        loss.backward()
+        if online:
+            optimizer.step()
+        _detach_state(model)  # for neurons that are not ours: ours never hold a graph
+        losses.append(loss.detach())
+        yield losses[-1], y.detach()
+    if not online:
+        _check_finite(losses, 0, optimizer)
+        optimizer.step()
+
+
+def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:
+    finite = torch.isfinite(torch.stack(losses)).tolist()
+    if not all(finite):
+        optimizer.zero_grad()
+        t = finite.index(False)
+        raise InputError(
+            f"the loss of time step {first + t} is {losses[t].item()}; no parameter was changed by "
+            "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
+        )
+
+
+def ottt_online_training(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_seq: Tensor,
+    target_seq: Tensor,
+    f_loss_t: Callable[[Tensor, Tensor], Tensor],
+    online: bool,
+) -> tuple[Tensor, Tensor]:
+    """Train on one batch of sequences; SpikingJelly's function of the same name.
+
+    As there, the caller resets the model's state between batches (`reset_state`), and the loss
+    of a step is taken as `f_loss_t` gives it, not divided by T.
+
+    Args:
+        model: Called once per time step on [N, ...].
+        optimizer: Updates the model's parameters.
+        x_seq: [N, T, ...], batch first, as in SpikingJelly.
+        target_seq: [N, T, ...].
+        f_loss_t: Loss of one step, (output, target) → scalar.
+        online: Update after every step (OTTT_O) instead of once per sequence (OTTT_A).
+
+    Returns:
+        The loss summed over the steps, and the outputs [N, T, ...]; both detached.
+
+    Raises:
+        InputError: If a loss is not finite; no parameter is changed by that step.
+    """
+    targets = target_seq.transpose(0, 1)
+
+    def loss_at(y: Tensor, t: int) -> Tensor:
+        return f_loss_t(y, targets[t].contiguous())
+
+    steps = _steps(model, optimizer, x_seq.transpose(0, 1), loss_at, online)
+    losses, outputs = zip(*steps, strict=True)
+    return torch.stack(losses).sum(), torch.stack(outputs, dim=1)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_seq: Tensor,
+    target: Tensor,
+    *,
+    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    update: str = "accumulate",
+    steps: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Train a classifier on one batch, one time step after the other (equations (4) and (5)).
+
+    The loss of step t is L[t] = loss_fn(logits[t], target) / T. The state is reset before and
+    after, so batches of any size may follow each other.
+
+    Args:
+        model: Maps [N, ...] to logits [N, classes], one time step a call.
+        optimizer: Updates the model's parameters.
+        x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
+            every step.
+        target: Class indices [N].
+        loss_fn: Loss of one step before the division by T; None takes `CrossEntropyMSE()`.
+        update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
+            "online" updates after every step (OTTT_O).
+        steps: T for a static batch.
+
+    Returns:
+        The loss summed over the steps, a scalar, and the logits summed over the steps,
+        [N, classes]; both detached.
+
+    Raises:
+        InputError: If the model is in evaluation mode, shapes do not fit, the input is not
+            finite, `update` is unknown, or a loss is not finite (named by its step; no parameter
+            is changed by it).
+    """
+    if update not in ("accumulate", "online"):
+        raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
+    if not model.training:
+        raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
+    x_seq, n_steps = _sequence(x_seq, steps)
+    if target.dim() != 1 or len(target) != x_seq.shape[1]:
+        raise InputError(
+            f"target of shape {list(target.shape)} does not fit x_seq of shape "
+            f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N]"
+        )
+    loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
+
+    def loss_at(logits: Tensor, t: int) -> Tensor:
+        if logits.dim() != 2:
+            raise InputError(
+                f"the model gave an output of shape {list(logits.shape)} for one time step; "
+                'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
+            )
+        return loss_fn(logits, target) / n_steps
+
+    loss_sum, logits_sum = 0.0, 0.0
+    reset_state(model)
+    try:
+        for loss, logits in _steps(model, optimizer, x_seq, loss_at, update == "online"):
+            loss_sum, logits_sum = loss_sum + loss, logits_sum + logits
+    finally:
+        reset_state(model)
+    return loss_sum, logits_sum
+
+
+def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor:
+    """Classify one batch without gradients, traces or a memory of earlier steps.
+
+    The model may be in either mode and is left in the one it was in.
+
+    Args:
+        model: Maps [N, ...] to logits [N, classes], one time step a call.
+        x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...].
+        steps: T for a static batch.
+
+    Returns:
+        Logits summed over the steps, [N, classes]; the prediction is their argmax.
+
+    Raises:
+        InputError: If the shape does not fit or the input is not finite.
+    """
+    x_seq, _ = _sequence(x_seq, steps)
+    reset_state(model)
+    try:
+        with _evaluating(model), torch.inference_mode():
+            total = sum(model(x) for x in x_seq)
+    finally:
+        reset_state(model)
+    return total.clone()  # an ordinary tensor, which may enter a loss
+
+
+def _sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
+    """Return the sequence [T, N, ...] and T, the static batch repeated without a copy."""
+    if x.is_floating_point() and not torch.isfinite(x).all():
+        # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever.
+        raise InputError("x_seq holds values that are not finite (NaN or inf): clean the input")
+    if steps is not None:
+        if steps < 1:
+            raise InputError(f"steps={steps}: give at least 1 time step")
+        x = x.unsqueeze(0).expand(steps, *x.shape)
+    if x.dim() < 3 or x.shape[0] == 0 or x.shape[1] == 0:
+        raise InputError(
+            f"x_seq of shape {list(x.shape)} is not a sequence [T, N, ...]: for a static batch "
+            "[N, ...] give steps=T"
+        )
+    return x, x.shape[0]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module then has the mode it had, frozen parts too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

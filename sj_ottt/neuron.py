@@ -1,0 +1,115 @@
+"""Spiking neurons that carry a presynaptic trace forward in time."""
+
+import torch
+from spikingjelly.activation_based import base, surrogate
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import Tensor
+
+from sj_ottt.errors import InputError
+from sj_ottt.functional import ottt_lif_step
+
+__all__ = ["OTTTLIFNode"]
+
+
+class OTTTLIFNode(sj_neuron.OTTTLIFNode):
+    """Leaky integrate-and-fire neuron for online training through time (OTTT).
+
+    In training, one call is one time step: it takes the input current [N, ...] and hands on the
+    list [spike, trace], both shaped like the input, with â[t] = λ â[t−1] + s[t] and
+    λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace.
+
+    It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
+    `layer.OTTTSequential` recognises a trace-carrying neuron by that class. It differs from it
+    where users were caught: state follows a changed batch size, the state never holds a graph,
+    step mode "m" evaluates, and two nodes never share one surrogate module.
+
+    Args:
+        tau: Membrane time constant in time steps, above 1.
+        decay_input: Whether the input is divided by tau as well.
+        v_threshold: Firing threshold.
+        v_reset: Membrane after a spike; None (soft reset) subtracts the threshold.
+        surrogate_function: SpikingJelly surrogate; None makes a new `surrogate.Sigmoid()`
+            (α = 4), the paper's choice.
+        detach_reset: Kept for SpikingJelly's signature. In OTTT the reset never carries a
+            gradient.
+        step_mode: "s" (one step a call) trains and evaluates; "m" ([T, N, ...] in one call)
+            evaluates only.
+        store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
+        backend: "torch", the plain PyTorch operations, on any device.
+
+    Raises:
+        InputError: If `tau` is not above 1 or `backend` is unknown; in the forward pass, if
+            step mode "m" meets training mode.
+    """
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = False,
+        v_threshold: float = 1.0,
+        v_reset: float | None = None,
+        surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+        detach_reset: bool = True,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        backend: str = "torch",
+    ):
+        if not tau > 1.0:
+            raise InputError(f"tau={tau}: the membrane time constant must be above 1 time step")
+        if backend != "torch":
+            raise InputError(f'backend="{backend}" is unknown: use backend="torch"')
+        super().__init__(
+            float(tau),
+            decay_input,
+            float(v_threshold),
+            None if v_reset is None else float(v_reset),
+            # SpikingJelly's default is one module that all nodes of the process share.
+            surrogate.Sigmoid() if surrogate_function is None else surrogate_function,
+            detach_reset,
+            "s",  # its assertion would refuse "m", which is sound in evaluation
+            store_v_seq,
+        )
+        self.step_mode = step_mode
+        self.backend = backend
+
+    def extra_repr(self) -> str:
+        """Describe the node in `print(model)`."""
+        return f"{super().extra_repr()}, backend={self.backend}"
+
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fit membrane and trace to the input's shape, device and dtype; drop an unused trace."""
+        if self.training and step_mode == "m":
+            raise InputError(
+                'step_mode="m" cannot train online, because it sees all time steps at once: call '
+                'the network once per time step with step_mode="s", or model.eval() to evaluate'
+            )
+        v, trace = super().materialize_states(inputs, states, step_mode)
+        if not self.training:
+            return v, None
+        if trace.shape != v.shape:
+            trace = torch.zeros_like(v)
+        return v, trace.to(v)
+
+    def single_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor | None]]:
+        """Run one time step on explicit states: ((x,), (v, trace)) → (outputs, (v, trace))."""
+        spike, v, trace = ottt_lif_step(
+            inputs[0],
+            *states,
+            tau=self.tau,
+            decay_input=self.decay_input,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            surrogate_function=(self.surrogate_function if self.training else surrogate.heaviside),
+        )
+        return (spike,) if trace is None else (spike, trace), (v, trace)
+
+    def multi_step_functional_forward(
+        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, None]]:
+        """Run [T, N, ...] step by step; evaluation only."""
+        # LIFNode's own version returns the membrane alone and would lose the trace's slot.
+        return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)

@@ -1,0 +1,245 @@
+"""The command: what it prints, its exit codes, and which source of a value wins."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sj_ottt import cli, engine
+from sj_ottt.config import TrainConfig
+from sj_ottt.errors import InputError
+from tests.helpers import write_recordings
+
+RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 8, "test": 2})
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(tmp_path_factory, monkeypatch):
+    """A cache of the tests' own and one thread; see test_engine."""
+    monkeypatch.setenv("SJ_OTTT_CACHE", str(tmp_path_factory.getbasetemp() / "cli_cache"))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def recipe(recordings, tmp_path):
+    values = {
+        "model": "test_ottt_vgg",
+        "data": str(recordings),
+        "out": str(tmp_path / "run"),
+        "steps": 2,
+        "epochs": 1,
+        "batch_size": 8,
+        "lr": 0.01,
+        "device": "cpu",
+    }
+    return write_yaml(tmp_path / "recipe.yaml", values)
+
+
+def write_yaml(path: Path, values: dict) -> Path:
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def fails(capsys, *argv) -> str:
+    """Run a command that must fail on its input, and return its one line."""
+    code = cli.main([str(arg) for arg in argv])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert err.startswith("sj-ottt: error: ") and err.count("\n") == 1
+    return err
+
+
+def test_train_eval_resume(recipe, tmp_path, capsys):
+    assert cli.main(["train", "--config", str(recipe)]) == 0
+    out, err = capsys.readouterr()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert f"test accuracy {result['test_accuracy']:.4f} on 6 recordings" in out
+    for name in ("result.json", "curves.png", "frames.png", "best.safetensors"):
+        path = tmp_path / "run" / name
+        assert path.exists() and str(path) in out
+    assert "epoch 1/1" in err and "loss=" in err and "acc=" in err
+
+    assert cli.main(["eval", "--checkpoint", str(tmp_path / "run"), "--steps", "1,2"]) == 0
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert table[0] == ["steps", "accuracy", "recordings", "ms/recording"]
+    assert [row[0] for row in table[1:]] == ["1", "2"]
+    assert table[2][1:3] == [f"{result['test_accuracy']:.4f}", "6"]
+
+    assert cli.main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert f"test accuracy {result['test_accuracy']:.4f}" in capsys.readouterr().out
+    line = fails(capsys, "train", "--config", recipe)
+    assert "--resume" in line and "--out" in line
+    line = fails(capsys, "train", "--config", recipe, "--resume", "--lr", "0.5")
+    assert "lr was 0.01, now 0.5" in line
+
+
+def test_models_lists_the_registry(capsys):
+    import timm
+
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = {line.split()[0] for line in lines[1:]}
+    assert set(timm.list_models("*ottt*")) <= listed
+    assert re.search(r"^ottt_vgg5_ws +0\.30M ", "\n".join(lines), re.MULTILINE)
+
+
+def test_ctrl_c_says_how_to_go_on(recipe, tmp_path, capsys, monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine._Run, "run_epoch", interrupt)
+    out = tmp_path / "my run"
+    assert cli.main(["train", "--config", str(recipe), "--out", str(out)]) == 130
+    assert f"sj-ottt train --resume --out '{out}'" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main(["train", "--resume", "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model", "ottt_vgg5ws"], "unknown model 'ottt_vgg5ws'; did you mean ottt_vgg5_ws"),
+        (["--data", "/nowhere/recordings"], "/nowhere/recordings"),
+        (["--data", "ndigit"], "ndigits"),
+        (["--lr", "nan"], "lr must be a finite number above 0, not 'nan'"),
+        (["--lr", "-1"], "lr must be"),
+        (["--steps", "0"], "steps must be a whole number from 1 on, not '0'"),
+        (["--epochs", "1.5"], "epochs must be a whole number"),
+        (["--batch-size", "many"], "batch_size must be a whole number"),
+        (["--size", "0", "16"], "size must be two whole numbers"),
+        (["--update", "sometimes"], "update must be one of accumulate, online"),
+        (["--val-fraction", "1"], "val_fraction must be"),
+        (["--device", "toaster"], "device 'toaster'"),
+        (["--pretrained"], "no pretrained weights for model test_ottt_vgg"),
+        (["--resume"], "without --resume"),
+    ],
+)
+def test_bad_flag(recipe, tmp_path, capsys, flags, message):
+    assert message in fails(capsys, "train", "--config", recipe, *flags)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 8", "unknown key 'batchsize'; did you mean batch_size?"),
+        ("batch-size: 8", "unknown key 'batch-size'; did you mean batch_size?"),
+        ("zzz: 8", "unknown key 'zzz'; known keys: model, data"),
+        ("1: 8", "unknown key 1"),
+        ("epochs: two", "epochs must be a whole number from 1 on, not 'two'"),
+        ("epochs: true", "epochs must be"),
+        ("epochs: 2.0", "epochs must be"),
+        ("lr: [1]", "lr must be"),
+        ("lr: .nan", "lr must be"),
+        ("normalize: 1", "normalize must be true or false, not 1"),
+        ("model: 5", "model must be a text"),
+        ("size: 16", "size must be two whole numbers"),
+        ("size: [16, a]", "size must be two whole numbers"),
+        ("optimizer: lion", "optimizer must be one of sgd, adam, adamw"),
+        ("pretrained: 3", "pretrained must be"),
+        ("- epochs", "must hold `key: value` lines"),
+        ("epochs: 1\n a: [", "line 2: not valid YAML"),
+        ("model: !!python/object:os.system x", "not valid YAML"),
+    ],
+)
+def test_bad_recipe_names_file_and_key(tmp_path, capsys, text, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    line = fails(capsys, "train", "--config", path, "--out", tmp_path / "run")
+    assert message in line and str(path) in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_recipe_and_bad_eval(recordings, tmp_path, capsys):
+    assert "none.yaml" in fails(capsys, "train", "--config", tmp_path / "none.yaml")
+    assert "best.safetensors" in fails(capsys, "eval", "--checkpoint", tmp_path)
+
+
+def test_recordings_that_cannot_be_read(recordings, recipe, tmp_path, capsys):
+    data = write_recordings(tmp_path / "data", {"train": 3, "test": 1})
+    broken = sorted(data.glob("train/middle/*"))[1]
+    broken.write_bytes(broken.read_bytes()[:200])
+    assert broken.name in fails(capsys, "train", "--config", recipe, "--data", data)
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_go_before_the_recipe_and_that_before_defaults(tmp_path):
+    path = write_yaml(tmp_path / "a.yaml", {"epochs": 3, "size": [20, 30], "pretrained": True})
+    config = TrainConfig.from_sources(path, {"epochs": "4", "val_fraction": "0"})
+    assert (config.epochs, config.size, config.pretrained) == (4, (20, 30), True)
+    assert (config.val_fraction, config.steps) == (0.0, TrainConfig.steps)
+    # YAML 1.1 reads 1e-3 as text.
+    path.write_text("lr: 1e-3\n")
+    assert TrainConfig.from_sources(path).lr == 0.001
+    with pytest.raises(InputError, match="seed must be"):
+        TrainConfig(seed=-1)
+
+
+def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(engine, "configure", lambda file, overrides, resume: overrides)
+
+    def stop(overrides, resume):
+        seen.update(overrides)
+        raise InputError("seen")
+
+    monkeypatch.setattr(engine, "train", stop)
+    values = {
+        "model": "m", "data": "d", "out": "o", "pretrained": "tag", "epochs": "2",
+        "batch_size": "3", "lr": "0.1", "optimizer": "sgd", "weight_decay": "0.2",
+        "schedule": "constant", "update": "online", "steps": "4", "size": ["5", "6"],
+        "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
+        "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
+    }  # fmt: skip
+    argv = ["train", "--no-normalize"]
+    for name, value in values.items():
+        argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
+    fails(capsys, *argv)
+    assert seen == {**values, "normalize": False}
+    assert set(seen) == set(TrainConfig.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_valid_and_shows_its_command(path):
+    TrainConfig.from_sources(path)
+    assert f"sj-ottt train --config examples/recipes/{path.name}" in path.read_text()
+
+
+def test_the_command_as_a_process(tmp_path):
+    """Also what argparse refuses ends in 2, and a defect keeps its traceback."""
+    for module in ("sj_ottt", "sj_ottt.cli"):
+        run = subprocess.run(
+            [sys.executable, "-m", module, "eval", "--checkpoint", str(tmp_path)],
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 2 and run.stdout == ""
+        assert run.stderr.startswith("sj-ottt: error: ") and run.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--nonsense"])
+    assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+
+
+def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
+    def defect(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine, "train", defect)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "--config", str(recipe)])

@@ -1,0 +1,513 @@
+"""The training run: result, determinism, kills and resumes, a full disk, evaluation."""
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sj_ottt import engine
+from sj_ottt.checkpoint import load_checkpoint, write_file
+from sj_ottt.config import TrainConfig
+from sj_ottt.errors import InputError
+from tests.helpers import CLASSES, write_recordings
+
+# Processes forked from a server that has the imports done: a kill costs no second start of torch.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["sj_ottt.engine"])
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 10, "test": 3})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    before = os.environ.get("SJ_OTTT_CACHE")
+    os.environ["SJ_OTTT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["SJ_OTTT_CACHE"]
+    else:
+        os.environ["SJ_OTTT_CACHE"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tiny convolutions lose seconds to waiting threads where other processes want the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def options(recordings, tmp_path):
+    """A run of seconds that uses everything random: shuffle, shift, dropout, split, init."""
+    return {
+        "model": "test_ottt_vgg",
+        "data": str(recordings),
+        "out": str(tmp_path / "run"),
+        "steps": 3,
+        "epochs": 2,
+        "batch_size": 9,
+        "lr": 0.01,
+        "shift": 1,
+        "drop_rate": 0.1,
+        "val_fraction": 0.2,
+        "device": "cpu",
+    }
+
+
+def train(options, *, resume=False, **changes):
+    return engine.train(TrainConfig(**{**options, **changes}), resume=resume)
+
+
+def weights(out, name="last") -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / f"{name}.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_same_run(first, second):
+    """The two folders hold the same result, bit for bit, but for the time it took."""
+    for name in ("last", "best"):
+        assert same(weights(first, name), weights(second, name))
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    for key in ("history", "epoch", "data_digest"):
+        assert a[key] == b[key]
+    moments = [state["optimizer"]["state"] for state in (a, b)]
+    assert all(same(moments[0][i], moments[1][i]) for i in moments[0])
+    results = [json.loads((Path(out) / "result.json").read_text()) for out in (first, second)]
+    for result in results:
+        del result["seconds"], result["config"]["out"]
+    assert results[0] == results[1]
+    assert not [p for p in Path(second).iterdir() if p.name.startswith(".")]
+
+
+# The result
+
+
+@pytest.fixture(scope="module")
+def finished(recordings, tmp_path_factory):
+    """A run that learnt something, in its folder."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    result = engine.train(
+        TrainConfig(
+            model="test_ottt_vgg",
+            data=str(recordings),
+            out=str(out),
+            steps=4,
+            epochs=6,
+            batch_size=6,
+            lr=0.02,
+            val_fraction=0.2,
+            device="cpu",
+        )
+    )
+    return out, result
+
+
+def test_result_says_how_it_came_about(finished, recordings):
+    out, result = finished
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["test_accuracy"] > 0.8
+    assert 0 <= result["last_test_accuracy"] <= 1 and 0 < result["train_accuracy"] <= 1
+    assert (result["n_train"], result["n_val"], result["n_test"]) == (24, 6, 9)
+    assert result["epochs"] == 6 and 1 <= result["best_epoch"] <= 6
+    assert result["seconds"] > 0 and result["parameters"] > 0
+    assert result["config"]["data"] == str(recordings) and result["config"]["lr"] == 0.02
+    assert {"python", "torch", "timm", "spikingjelly", "sj_ottt", "numpy"} <= set(
+        result["versions"]
+    )
+    for name in ("curves.png", "frames.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_best_model_is_the_latest_of_the_best_on_validation(finished):
+    out, result = finished
+    accuracies = [row["val_accuracy"] for row in result["history"]]
+    best = max(range(6), key=lambda i: (accuracies[i], i))
+    assert result["best_epoch"] == best + 1
+    assert result["val_accuracy"] == accuracies[best]
+    rows = engine.evaluate(out, device="cpu")
+    assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
+
+
+def test_without_validation_the_last_model_is_the_best(options):
+    result = train(options, val_fraction=0, epochs=1)
+    assert result["best_epoch"] == 1 and result["val_accuracy"] is None and result["n_val"] == 0
+    assert same(weights(options["out"]), weights(options["out"], "best"))
+
+
+def test_split_keeps_each_class_and_loses_nothing():
+    targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
+    train_part, val_part = engine.split_indices(targets, 0.1, seed=3)
+    assert sorted([*train_part, *val_part]) == list(range(63))
+    assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
+    again = engine.split_indices(targets, 0.1, seed=3)
+    other = engine.split_indices(targets, 0.1, seed=4)
+    assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
+
+
+def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Killed between logging an epoch and saving it: the epoch is logged again by the resume.
+    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    with pytest.raises(KeyboardInterrupt):
+        train(options)
+    monkeypatch.undo()
+    train(options, resume=True)
+    events = EventAccumulator(str(Path(options["out"]) / "tb")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "train_accuracy", "val_accuracy", "lr"}
+    history = load_checkpoint(options["out"])["history"]
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        assert [p.step for p in points] == [1, 2]
+        assert [p.value for p in points] == pytest.approx([row[tag] for row in history])
+
+
+def _interrupt_after(method, calls):
+    count = 0
+
+    def wrapper(self):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+        return method(self)
+
+    return wrapper
+
+
+def test_model_file_loads_in_timm_and_says_what_it_is(finished):
+    out, _ = finished
+    path = out / "best.safetensors"
+    model = timm.create_model("test_ottt_vgg", num_classes=3, in_chans=2, checkpoint_path=str(path))
+    assert same(model.state_dict(), load_file(path))
+    with safe_open(path, "pt") as file:
+        about = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert about["model"] == "test_ottt_vgg" and about["classes"] == list(CLASSES)
+    assert about["num_classes"] == 3 and about["in_chans"] == 2 and about["steps"] == 4
+    assert about["size"] == [16, 16] and about["split_by"] == "count" and about["normalize"] is True
+
+
+# The same bits
+
+
+@pytest.fixture(scope="module")
+def whole(recordings, tmp_path_factory):
+    """The options and the folder of a run that nothing disturbed, in a process like the others."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    options = {
+        "model": "test_ottt_vgg",
+        "data": str(recordings),
+        "out": str(out),
+        "steps": 2,
+        "epochs": 3,
+        "batch_size": 9,
+        "lr": 0.01,
+        "shift": 1,
+        "drop_rate": 0.1,
+        "val_fraction": 0.2,
+        "device": "cpu",
+    }
+    assert in_process(options) == 0
+    return options, out
+
+
+def in_process(options, *, resume=False, **kwargs) -> int:
+    """Train in a process of its own and return its exit code, negative if it was killed."""
+    process = FORKS.Process(
+        target=_child, args=(options, resume, os.environ["SJ_OTTT_CACHE"]), kwargs=kwargs
+    )
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def _child(options, resume, cache_dir, kill_before_rename=None):
+    os.environ["SJ_OTTT_CACHE"] = cache_dir
+    torch.set_num_threads(1)
+    rename, count = os.replace, 0
+
+    def replace(source, target):
+        nonlocal count
+        count += str(target).startswith(options["out"])
+        if count == kill_before_rename:
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace
+    train(options, resume=resume)
+
+
+# Renames of a run of three epochs: last.pt; then three times last.pt, last and best.safetensors;
+# then the two pictures and result.json.
+@pytest.mark.parametrize("rename", [2, 3, 4, 5, 8, 10, 11, 13])
+def test_killed_around_each_write_then_resumed_it_is_the_same_run(whole, tmp_path, rename):
+    options, out = whole
+    options = {**options, "out": str(tmp_path / "run")}
+    assert in_process(options, kill_before_rename=rename) == -signal.SIGKILL
+    state = load_checkpoint(options["out"])  # always loads
+    assert state["epoch"] == min((rename + 1) // 3 - (rename % 3 == 2), 3)
+    assert in_process(options, resume=True) == 0
+    assert_same_run(out, options["out"])
+
+
+def test_killed_from_outside_again_and_again_it_is_the_same_run(whole, tmp_path):
+    options, out = whole
+    options = {**options, "out": str(tmp_path / "run")}
+    checkpoint = tmp_path / "run" / "last.pt"
+    rng = np.random.default_rng(int.from_bytes(os.urandom(4), "big"))
+    kills, done = 0, False
+    while not done:
+        process = FORKS.Process(
+            target=_child, args=(options, checkpoint.exists(), os.environ["SJ_OTTT_CACHE"])
+        )
+        process.start()
+        # Five kills at any moment, also before the first checkpoint; then it may end.
+        process.join(rng.uniform(0.05, 0.4) if kills < 5 else None)
+        done = process.exitcode == 0
+        if not done:
+            process.kill()
+            process.join()
+            kills += 1
+        if checkpoint.exists():
+            load_checkpoint(tmp_path / "run")
+    assert kills
+    assert_same_run(out, tmp_path / "run")
+
+
+def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
+    train(options, epochs=1, workers=1)
+    train(options, epochs=1, workers=1, out=str(tmp_path / "again"))
+    train(options, epochs=1, workers=1, seed=1, out=str(tmp_path / "other"))
+    assert_same_run(options["out"], tmp_path / "again")
+    assert not same(weights(options["out"]), weights(tmp_path / "other"))
+
+
+def test_schedule_and_optimizers(options, tmp_path):
+    rates = {}
+    for schedule in ("cosine", "constant"):
+        for optimizer in ("sgd", "adamw"):
+            out = str(tmp_path / schedule / optimizer)
+            result = train(
+                options, schedule=schedule, optimizer=optimizer, weight_decay=0.1, out=out
+            )
+            rates[schedule] = [row["lr"] for row in result["history"]]
+    assert rates["constant"] == [0.01, 0.01]
+    assert 0 < rates["cosine"][1] < rates["cosine"][0] < 0.01
+
+
+# Bad input
+
+
+def test_finished_run_gives_its_result_again(finished):
+    out, result = finished
+    before = (out / "result.json").stat().st_mtime_ns
+    config = engine.configure(None, {"out": str(out)}, resume=True)
+    assert engine.train(config, resume=True) == json.loads(json.dumps(result))
+    assert (out / "result.json").stat().st_mtime_ns == before
+
+
+def test_finished_run_is_not_overwritten(finished, options):
+    with pytest.raises(InputError, match="--resume"):
+        train(options, out=str(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 0.5), ("epochs", 9), ("steps", 2), ("model", "test_ottt_nf_resnet")]
+)
+def test_resume_with_another_configuration_is_refused(finished, key, value):
+    out, _ = finished
+    config = engine.configure(None, {"out": str(out), key: value}, resume=True)
+    with pytest.raises(InputError, match=rf"{key} was .*, now .*{value}"):
+        engine.train(config, resume=True)
+
+
+def test_resume_with_other_recordings_is_refused(options, recordings, tmp_path):
+    data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
+    train(options, data=str(data), epochs=1)
+    next(data.glob("train/left/*.npz")).unlink()
+    with pytest.raises(InputError, match="recordings"):
+        train(options, data=str(data), epochs=1, resume=True)
+
+
+def test_resume_of_nothing_and_of_a_damaged_checkpoint(options):
+    with pytest.raises(InputError, match="without --resume"):
+        train(options, resume=True)
+    train(options, epochs=1)
+    path = Path(options["out"]) / "last.pt"
+    data = path.read_bytes()
+    for bad in (data[: len(data) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match=r"last\.pt is damaged.*delete it"):
+            train(options, epochs=1, resume=True)
+    torch.save({**torch.load(_rewritten(path, data)), "format": 99}, path)
+    with pytest.raises(InputError, match="format 99"):
+        train(options, epochs=1, resume=True)
+
+
+def _rewritten(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "ottt_vgg5ws"}, "did you mean ottt_vgg5_ws"),
+        ({"model": "resnet18"}, "unknown model 'resnet18'"),
+        ({"model": "test_ottt_vgg", "pretrained": True}, "no pretrained weights"),
+        ({"model": "test_ottt_vgg", "pretrained": "moon"}, "no weights 'moon'"),
+        ({"data": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"device": "toaster"}, "toaster"),
+        ({"shift": -1}, "shift must be"),
+    ],
+)
+def test_bad_input_names_itself_and_leaves_nothing(options, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        train(options, **changes)
+    assert "\n" not in str(caught.value)
+    assert not Path(options["out"]).exists()
+
+
+def test_exploding_loss_stops_the_run_which_may_then_start_again(options):
+    with pytest.raises(InputError, match="loss of time step"):
+        train(options, lr=1e38, optimizer="sgd", schedule="constant", drop_rate=0)
+    train(options, epochs=1)
+
+
+def test_folder_that_cannot_be_made(options, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run"):
+        train(options, out=str(tmp_path / "file" / "run"))
+
+
+# A full disk
+
+
+def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(whole, tmp_path):
+    """The file size limit lets one epoch's small files through, then refuses the checkpoint."""
+    options, out = whole
+    options = {**options, "out": str(tmp_path / "run")}
+    errors = tmp_path / "errors"
+    process = FORKS.Process(
+        target=_limited_child, args=(options, os.environ["SJ_OTTT_CACHE"], str(errors))
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    message = errors.read_text()
+    assert "last.pt" in message and "--resume" in message and "\n" not in message
+    assert load_checkpoint(options["out"])["epoch"] == 1
+    assert not [p for p in Path(options["out"]).iterdir() if p.name.endswith(".tmp")]
+    assert in_process(options, resume=True) == 0
+    assert_same_run(out, options["out"])
+
+
+def _limited_child(options, cache_dir, errors):
+    os.environ["SJ_OTTT_CACHE"] = cache_dir
+    torch.set_num_threads(1)
+    save = engine._Run.save
+
+    def save_then_fill(self):
+        if self.epoch == 2:
+            size = (self.out / "last.pt").stat().st_size
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
+        save(self)
+
+    engine._Run.save = save_then_fill
+    try:
+        train(options)
+    except InputError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        Path(errors).write_text(str(error))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "replace"])
+def test_a_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    write_file(path, b"old")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    if call == "write":
+        monkeypatch.setattr("builtins.open", _failing_open(full))
+    else:
+        monkeypatch.setattr(os, call, full)
+    with pytest.raises(InputError, match="No space left") as caught:
+        write_file(path, b"new")
+    monkeypatch.undo()
+    assert str(path) in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"
+
+
+def _failing_open(full):
+    def open_(path, mode):
+        file = __import__("io").open(path, mode)
+
+        class Full:
+            __enter__ = lambda self: self  # noqa: E731
+            __exit__ = lambda self, *args: file.close()  # noqa: E731
+            write = staticmethod(full)
+
+        return Full()
+
+    return open_
+
+
+# Evaluation
+
+
+def test_evaluate_cuts_the_recordings_anew(finished):
+    out, result = finished
+    rows = engine.evaluate(out, steps=[1, 4], device="cpu")
+    assert [row["steps"] for row in rows] == [1, 4]
+    assert rows[1]["accuracy"] == result["test_accuracy"]
+    assert all(row["n"] == 9 and row["ms"] > 0 for row in rows)
+    (row,) = engine.evaluate(out, split="train", batch_size=7, device="cpu")
+    assert row["n"] == 30 and row["steps"] == 4
+
+
+def test_evaluate_refuses_what_does_not_fit(finished, tmp_path):
+    out, _ = finished
+    with pytest.raises(InputError, match="does not exist"):
+        engine.evaluate(tmp_path)
+    for classes in (("left", "middle"), ("left", "middle", "wrong")):
+        data = write_recordings(tmp_path / classes[-1], {"train": 1, "test": 1}, classes)
+        with pytest.raises(InputError, match=f"classes left, middle.*{out}"):
+            engine.evaluate(out, str(data))
+    for steps in ([], [0], [4, -1]):
+        with pytest.raises(InputError, match="steps"):
+            engine.evaluate(out, steps=steps)
+
+
+def test_evaluate_refuses_a_changed_model(finished, tmp_path):
+    source, target = finished[0] / "best.safetensors", tmp_path / "best.safetensors"
+    data = bytearray(source.read_bytes())
+    target.write_bytes(data[:-10])
+    with pytest.raises(InputError, match="damaged"):
+        engine.evaluate(tmp_path)
+    data[-3] ^= 1
+    target.write_bytes(data)
+    with pytest.raises(InputError, match="changed after training"):
+        engine.evaluate(tmp_path)
+    save_file(load_file(source), target)
+    with pytest.raises(InputError, match="not written by"):
+        engine.evaluate(tmp_path)

@@ -1,0 +1,196 @@
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import base
+from torch import nn
+
+from sj_ottt import InputError, layer, learning
+from sj_ottt.neuron import OTTTLIFNode
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    net = layer.OTTTSequential(layer.Linear(6, 16), OTTTLIFNode(), layer.Linear(16, 3))
+    nn.init.normal_(net[0].weight)
+    return net
+
+
+def batch(steps=5, n=4):
+    torch.manual_seed(1)
+    return 2 * torch.rand(steps, n, 6), torch.tensor([0, 1, 2, 0])[:n]
+
+
+def parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_default_loss_is_the_papers():
+    logits, target = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1])
+    cross_entropy = -torch.log_softmax(logits, 1)[[0, 1], target].mean()
+    mse = ((logits - torch.eye(2)[target]) ** 2).mean()
+    torch.testing.assert_close(
+        learning.CrossEntropyMSE(0.05)(logits, target), 0.95 * cross_entropy + 0.05 * mse
+    )
+    assert learning.CrossEntropyMSE().mse_weight == 0.05
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_train_step_is_ottt_online_training_of_a_class_target(update):
+    x_seq, target = batch()
+    a, b = network(), network()
+    opt_a, opt_b = (torch.optim.SGD(m.parameters(), 0.1) for m in (a, b))
+    loss, logits = learning.train_step(a, opt_a, x_seq, target, update=update)
+    loss_fn = learning.CrossEntropyMSE()
+    targets = target.repeat(len(x_seq), 1)
+    expected, outputs = learning.ottt_online_training(
+        b,
+        opt_b,
+        x_seq.transpose(0, 1),
+        targets.T,
+        lambda y, c: loss_fn(y, c) / len(x_seq),
+        update == "online",
+    )
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(logits, outputs.sum(1))
+    torch.testing.assert_close(parameters(a), parameters(b))
+    assert not loss.requires_grad and not logits.requires_grad and logits.shape == (4, 3)
+
+
+def test_a_static_batch_is_the_repeated_sequence():
+    x, target = batch(steps=1)
+    a, b = network(), network()
+    out_a = learning.train_step(a, torch.optim.SGD(a.parameters(), 0.1), x[0], target, steps=4)
+    out_b = learning.train_step(
+        b, torch.optim.SGD(b.parameters(), 0.1), x.expand(4, -1, -1), target
+    )
+    torch.testing.assert_close(out_a, out_b)
+    torch.testing.assert_close(parameters(a), parameters(b))
+
+
+def test_online_differs_from_accumulate():
+    x_seq, target = batch()
+    results = []
+    for update in ("accumulate", "online"):
+        net = network()
+        optimizer = torch.optim.SGD(net.parameters(), 1.0)
+        learning.train_step(net, optimizer, x_seq, target, update=update)
+        results.append(parameters(net))
+    assert not torch.allclose(*results)
+
+
+def test_state_is_reset_before_and_after():
+    x_seq, target = batch()
+    clean, dirty = network(), network()
+    dirty(torch.rand(7, 6))  # another batch size, never reset
+    for net in (clean, dirty):
+        learning.train_step(net, torch.optim.SGD(net.parameters(), 0.1), x_seq, target)
+        assert net[1].v == 0.0 and net[1].trace is None
+    torch.testing.assert_close(parameters(clean), parameters(dirty))
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_a_loss_that_is_not_finite_names_the_step_and_changes_nothing(update):
+    x_seq, target = batch()
+    net = network()
+    before = parameters(net)
+    seen = []
+
+    def loss_fn(logits, target):
+        seen.append(1)
+        return F.cross_entropy(logits, target) * (float("nan") if len(seen) == 3 else 0.0)
+
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.0)
+    with pytest.raises(InputError, match="time step 2 is nan"):
+        learning.train_step(net, optimizer, x_seq, target, loss_fn=loss_fn, update=update)
+    torch.testing.assert_close(parameters(net), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in net.parameters())
+    assert net[1].v == 0.0
+
+
+def test_bad_input_is_named():
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    x_seq, target = batch()
+
+    def refuses(words, x=x_seq, y=target, model=net, **kwargs):
+        before = parameters(model)
+        with pytest.raises(InputError, match=words):
+            learning.train_step(model, optimizer, x, y, **kwargs)
+        torch.testing.assert_close(parameters(model), before, rtol=0, atol=0)
+
+    nan = x_seq.clone()
+    nan[2, 1, 3] = float("nan")
+    refuses("not finite", x=nan)
+    refuses("target of shape", y=target[:2])
+    refuses("target of shape", y=F.one_hot(target))
+    refuses("steps=T", x=x_seq[0])
+    refuses("steps=0", x=x_seq[0], steps=0)
+    refuses("update=", update="bptt")
+    refuses("model.train", model=network().eval())
+    refuses("needs logits", x=x_seq, model=nn.Sequential(net, nn.Unflatten(1, (3, 1))))
+
+
+def test_predict_equals_the_training_forward_pass_and_leaves_the_mode_alone():
+    x_seq, target = batch()
+    net = network()
+    net.append(nn.Identity().eval())
+    logits = learning.predict(net, x_seq)
+    _, expected = learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), x_seq, target)
+    torch.testing.assert_close(logits, expected)
+    assert net.training and not net[-1].training
+    logits.requires_grad_()  # no inference tensor escapes
+    assert net[1].v == 0.0
+    torch.testing.assert_close(
+        learning.predict(net, x_seq[0], steps=3), learning.predict(net, x_seq[:1].repeat(3, 1, 1))
+    )
+
+
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
+def test_a_model_learns(name):
+    """Four images of noise are told apart within a few updates, by either update rule."""
+    for update in ("accumulate", "online"):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=4)
+        x, target = torch.randn(4, 3, 16, 16), torch.arange(4)
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        losses = [
+            learning.train_step(model, optimizer, x, target, update=update, steps=4)[0].item()
+            for _ in range(25)
+        ]
+        assert losses[-1] < 0.5 * losses[0]
+        assert (learning.predict(model, x, steps=4).argmax(1) == target).all()
+
+
+def live_bytes_at_backward(steps):
+    """Peak bytes that autograd holds between forward and backward, over the steps."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_ottt_vgg")
+    held = peak = 0
+
+    class Box:
+        def __init__(self, tensor):
+            nonlocal held, peak
+            self.tensor = tensor
+            self.bytes = tensor.numel() * tensor.element_size()
+            held += self.bytes
+            peak = max(peak, held)
+
+        def __del__(self):
+            nonlocal held
+            held -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
+        learning.train_step(
+            model,
+            torch.optim.SGD(model.parameters(), 0.1),
+            2 * torch.randn(steps, 2, 3, 16, 16),
+            torch.tensor([0, 1]),
+        )
+    state = [m for m in model.modules() if isinstance(m, base.MemoryModule)]
+    assert state and peak > 0
+    return peak
+
+
+def test_memory_is_flat_in_the_number_of_steps():
+    assert live_bytes_at_backward(16) == live_bytes_at_backward(2)

@@ -1,0 +1,221 @@
+"""timm's expectations of a model, run over every name that this package registers."""
+
+import inspect
+import pickle
+from functools import partial
+
+import pytest
+import timm
+import torch
+from spikingjelly.activation_based import functional as sj_functional
+from timm.models import get_pretrained_cfg
+from torch import nn
+from torch.nn import functional as F
+
+from sj_ottt import InputError, learning
+from sj_ottt.neuron import OTTTLIFNode
+
+NAMES = [n for m in ("ottt_vgg", "ottt_nf_resnet") for n in timm.list_models(module=m)]
+STEPS = 6  # the spikes need a few steps to reach the last layers
+BIG = {"ottt_nf_resnet50", "ottt_nf_resnet101", "ottt_vgg11_ws"}
+
+
+def small_input(name, batch=2):
+    """Loud blobs: what is flat or fine-grained dies in zero-mean filters and in the pools."""
+    torch.manual_seed(0)
+    size = 32 if "vgg" in name else 64
+    blobs = 4 * torch.randn(batch, get_pretrained_cfg(name).input_size[0], 8, 8)
+    return F.interpolate(blobs, size=(size, size), mode="bilinear")
+
+
+def wake(model):
+    """Give the zero-initialised parts of NF-ResNet values, or all outputs are equal."""
+    for key, p in model.named_parameters():
+        if key.endswith("skipinit") or key == "fc.weight":
+            nn.init.normal_(p)
+    return model
+
+
+def set_mode(model, mode):
+    sj_functional.set_step_mode(model, mode)
+    return model
+
+
+def test_all_names_are_registered():
+    assert set(NAMES) == {
+        "ottt_vgg11_ws",
+        "ottt_vgg5_ws",
+        "ottt_nf_resnet18",
+        "ottt_nf_resnet34",
+        "ottt_nf_resnet50",
+        "ottt_nf_resnet101",
+        "test_ottt_vgg",
+        "test_ottt_nf_resnet",
+    }
+    # A file called like one of timm's would put our models into timm's own module listing.
+    for name in NAMES:
+        assert name not in timm.list_models(module="nfnet") + timm.list_models(module="vgg")
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "kwargs"),
+    [
+        ("ottt_vgg11_ws", 9.2, {"num_classes": 10}),
+        ("ottt_vgg11_ws", 9.3, {"num_classes": 100}),
+        ("ottt_vgg5_ws", 0.3, {}),
+        ("ottt_nf_resnet34", 21.8, {"num_classes": 1000}),
+    ],
+)
+def test_parameter_counts_of_the_paper(name, millions, kwargs):
+    model = timm.create_model(name, **kwargs)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_in_training_and_evaluation(name):
+    model = wake(timm.create_model(name, num_classes=7))
+    x = small_input(name)
+    for mode in (True, False):
+        model.train(mode)
+        learning.reset_state(model)
+        logits = sum(model(x) for _ in range(STEPS))
+        assert logits.shape == (2, 7) and logits.isfinite().all() and logits.std() > 0
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
+def test_step_mode_m_equals_the_steps_one_by_one(name):
+    torch.manual_seed(0)
+    model = wake(timm.create_model(name, num_classes=5)).eval()
+    x_seq = torch.stack([small_input(name) for _ in range(3)])
+    with torch.no_grad():
+        expected = torch.stack([model(x) for x in x_seq])
+        learning.reset_state(model)
+        out = set_mode(model, "m")(x_seq)
+    assert out.shape == (3, 2, 5) and expected.std() > 0
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="cannot train online"):
+        model.train()(x_seq)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_gives_every_parameter_a_gradient(name):
+    model = wake(timm.create_model(name, num_classes=7))
+    x = small_input(name)
+    sum(model(x) for _ in range(STEPS)).square().mean().backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_cfg_is_true(name):
+    model = timm.create_model(name).eval()
+    cfg = model.default_cfg
+    assert set(cfg["classifier"].split(".")) <= {n for n, _ in model.named_modules()}
+    first_conv = model.get_submodule(cfg["first_conv"])
+    assert isinstance(first_conv, nn.Conv2d) and first_conv.in_channels == cfg["input_size"][0]
+    state = model.state_dict()
+    assert cfg["classifier"] + ".weight" in state and cfg["first_conv"] + ".weight" in state
+    assert model.get_classifier() is model.get_submodule(cfg["classifier"])
+    assert model.get_classifier().out_features == cfg["num_classes"] == model.num_classes
+    assert model.num_features == model.head_hidden_size == model.get_classifier().in_features
+    x = torch.rand(1, *cfg["input_size"])
+    with torch.no_grad():
+        features = model.forward_features(x)
+        assert features.shape == (1, model.num_features, *cfg["pool_size"])
+        assert model.forward_head(features).shape == (1, cfg["num_classes"])
+        pre = model.forward_head(features, pre_logits=True)
+        assert pre.shape == (1, model.head_hidden_size)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
+def test_classifier_and_pooling_can_be_removed(name):
+    x = small_input(name, 1)
+    with torch.no_grad():
+        for build in (
+            lambda n: timm.create_model(name, num_classes=0, global_pool="" if n else "avg"),
+            lambda n: _reset(timm.create_model(name), 0, "" if n else None),
+        ):
+            unpooled = build(True).eval()(x)
+            assert unpooled.dim() == 4
+            pooled = build(False).eval()(x)
+            torch.testing.assert_close(pooled.shape, torch.Size((1, unpooled.shape[1])))
+    model = _reset(timm.create_model(name), 3)
+    assert model.num_classes == 3 and model(x).shape == (1, 3)
+    with pytest.raises(InputError, match="global_pool"):
+        timm.create_model(name, global_pool="max")
+    with pytest.raises(InputError, match="num_classes=0"):
+        timm.create_model(name, global_pool="")
+
+
+def _reset(model, *args):
+    model.reset_classifier(*args)
+    return model
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
+def test_features_only(name):
+    x = small_input(name)
+    model = timm.create_model(name, features_only=True)
+    for training in (True, False):
+        model.train(training)
+        learning.reset_state(model)
+        maps = model(x)
+        assert all(f.std() > 0 for f in maps)
+        assert len(maps) == len(model.feature_info)
+        for f, chs, red in zip(
+            maps, model.feature_info.channels(), model.feature_info.reduction(), strict=True
+        ):
+            assert f.shape == (2, chs, -(-x.shape[2] // red), -(-x.shape[3] // red))
+    last = timm.create_model(name, features_only=True, out_indices=(-2,))
+    assert (
+        len(last(x)) == 1 and last.feature_info.channels() == model.feature_info.channels()[-2:-1]
+    )
+    whole = sum(p.numel() for p in timm.create_model(name).parameters())
+    assert sum(p.numel() for p in last.parameters()) < whole
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("test_")])
+def test_forward_intermediates(name):
+    model = wake(timm.create_model(name)).eval()
+    x = small_input(name)
+    with torch.no_grad():
+        final, maps = model.forward_intermediates(x)
+        learning.reset_state(model)
+        torch.testing.assert_close(final, model.forward_features(x))
+        torch.testing.assert_close(maps[-1], final)
+        learning.reset_state(model)
+        only = model.forward_intermediates(x, indices=1, intermediates_only=True, stop_early=True)
+    torch.testing.assert_close(only, maps[-1:])
+    with pytest.raises(InputError, match="output_fmt"):
+        model.forward_intermediates(x, output_fmt="NLC")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("test_")])
+def test_state_dict_pickle_and_groups(name):
+    model = wake(timm.create_model(name, in_chans=2))
+    twin = timm.create_model(name, in_chans=2)
+    twin.load_state_dict(model.state_dict())
+    x = 2 * torch.randn(2, 2, 32, 32)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), twin(x))
+    groups = model.group_matcher()
+    assert set(groups) == {"stem", "blocks"}
+    with pytest.raises(InputError, match="checkpointing"):
+        model.set_grad_checkpointing()
+
+
+def test_neuron_factory_and_dropout():
+    model = timm.create_model(
+        "test_ottt_vgg",
+        neuron=partial(OTTTLIFNode, tau=4.0),
+        drop_rate=0.5,
+        spike_drop_rate=0.1,
+    )
+    nodes = [m for m in model.modules() if isinstance(m, OTTTLIFNode)]
+    assert len(nodes) == 3 and all(node.tau == 4.0 for node in nodes)
+    x, y = torch.rand(2, 3, 16, 16), torch.tensor([0, 1])
+    learning.train_step(model, torch.optim.SGD(model.parameters(), 0.1), x, y, steps=3)
+
+
+def test_entry_points_are_documented():
+    for name in NAMES:
+        assert inspect.getdoc(timm.models.model_entrypoint(name)).startswith("Build ")
