@@ -22,7 +22,7 @@ args = parser.parse_args()
 
 torch.manual_seed(0)
 digits = load_digits()
-images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
+images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 4 - 2
 images = F.interpolate(images, size=(16, 16), mode="bilinear")
 labels = torch.tensor(digits.target)
 x_train, y_train = images[: args.limit], labels[: args.limit]

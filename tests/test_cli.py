@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from sj_ottt import cli, engine
@@ -21,16 +20,6 @@ RECIPES = sorted((Path(__file__).parents[1] / "examples" / "recipes").glob("*.ya
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 8, "test": 2})
-
-
-@pytest.fixture(autouse=True)
-def quiet_machine(tmp_path_factory, monkeypatch):
-    """A cache of the tests' own and one thread; see test_engine."""
-    monkeypatch.setenv("SJ_OTTT_CACHE", str(tmp_path_factory.getbasetemp() / "cli_cache"))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -30,26 +30,6 @@ def recordings(tmp_path_factory) -> Path:
     return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 10, "test": 3})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    before = os.environ.get("SJ_OTTT_CACHE")
-    os.environ["SJ_OTTT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    if before is None:
-        del os.environ["SJ_OTTT_CACHE"]
-    else:
-        os.environ["SJ_OTTT_CACHE"] = before
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Tiny convolutions lose seconds to waiting threads where other processes want the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def options(recordings, tmp_path):
     """A run of seconds that uses everything random: shuffle, shift, dropout, split, init."""

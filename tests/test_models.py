@@ -133,7 +133,7 @@ def test_classifier_and_pooling_can_be_removed(name):
     with torch.no_grad():
         for build in (
             lambda n: timm.create_model(name, num_classes=0, global_pool="" if n else "avg"),
-            lambda n: _reset(timm.create_model(name), 0, "" if n else None),
+            lambda n: _reset(timm.create_model(name), 0, *([""] if n else [])),
         ):
             unpooled = build(True).eval()(x)
             assert unpooled.dim() == 4
@@ -145,6 +145,23 @@ def test_classifier_and_pooling_can_be_removed(name):
         timm.create_model(name, global_pool="max")
     with pytest.raises(InputError, match="num_classes=0"):
         timm.create_model(name, global_pool="")
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("test_")])
+def test_device_dtype_and_mode_reach_a_new_head(name):
+    model = timm.create_model(name, device="meta", dtype=torch.bfloat16).eval()
+    model.reset_classifier(0, "")
+    model.reset_classifier(2)
+    for key, p in model.named_parameters():
+        assert p.is_meta and p.dtype == torch.bfloat16, key
+    assert not any(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 32), (2, 5, 32, 32), (4, 2, 1, 32, 32)])
+def test_a_wrong_input_shape_is_named(shape):
+    model = timm.create_model("test_ottt_vgg")
+    with pytest.raises(InputError, match=r"input of shape .* takes \[N, 3, H, W\]"):
+        model(torch.rand(shape))
 
 
 def _reset(model, *args):

@@ -1,10 +1,11 @@
 """What the networks share: a chain of named stages, a classifier, and timm's model interface."""
 
 from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class SpikingClassifier(nn.Module):
     Args:
         stages: Name → module; run in this order, and visible under their names.
         feature_info: timm's description of the feature maps; `module` names the stage.
+        first_conv: Name of the convolution that sees the input.
         num_classes: Size of the output; 0 leaves the classifier out.
         in_chans: Number of input channels.
         global_pool: "avg", or "" for the unpooled feature map (needs num_classes=0).
@@ -37,6 +39,7 @@ class SpikingClassifier(nn.Module):
         self,
         stages: dict[str, nn.Module],
         feature_info: list[dict[str, Any]],
+        first_conv: str,
         *,
         num_classes: int,
         in_chans: int,
@@ -46,6 +49,7 @@ class SpikingClassifier(nn.Module):
     ):
         super().__init__()
         self.in_chans = in_chans
+        self.first_conv = first_conv
         self.feature_info = feature_info
         self.num_features = self.head_hidden_size = feature_info[-1]["num_chs"]
         self._init_fc = init_fc
@@ -62,31 +66,43 @@ class SpikingClassifier(nn.Module):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier by a fresh one, and the pooling where it is given.
 
+        A classifier on a model whose pooling was removed brings average pooling back.
+
         Raises:
             InputError: If the pooling is unknown, or a classifier is left without one.
         """
-        if global_pool is not None:
-            if global_pool not in ("avg", ""):
-                raise InputError(f'global_pool="{global_pool}" is unknown: use "avg" or ""')
-            self.pool_type = global_pool
-        if num_classes > 0 and not self.pool_type:
+        if global_pool is None:
+            unpooled = isinstance(self.global_pool, nn.Identity)
+            global_pool = "" if unpooled and num_classes == 0 else "avg"
+        if global_pool not in ("avg", ""):
+            raise InputError(f'global_pool="{global_pool}" is unknown: use "avg" or ""')
+        if num_classes > 0 and not global_pool:
             raise InputError('global_pool="" gives a feature map, no logits: add num_classes=0')
         self.num_classes = num_classes
-        pooled = bool(self.pool_type)
-        self.global_pool = layer.AdaptiveAvgPool2d(1) if pooled else nn.Identity()
-        self.flatten = layer.Flatten(1) if pooled else nn.Identity()
+        self.global_pool = layer.AdaptiveAvgPool2d(1) if global_pool else nn.Identity()
+        self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
         self.fc = nn.Identity()
         if num_classes > 0:
             self.fc = layer.Linear(self.num_features, num_classes)
             self._init_fc(self.fc)
-            # A head that replaces another one later joins it where it lives.
-            self.fc.to(next(self.parameters()).device)
+            # A head that replaces another one later joins the body where and as it is.
+            body = self.get_parameter(f"{self.first_conv}.weight")
+            self.fc.to(body.device, body.dtype)
+        self.train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor | Pair:
         """Run all stages: the feature map, in training [spike, trace] where it is spikes."""
+        self._check_input(x)
         for name in self._stage_names:
             x = self.get_submodule(name)(x)
         return x
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.dim() not in (4, 5) or x.shape[-3] != self.in_chans:
+            raise InputError(
+                f"input of shape {list(x.shape)}: the model takes [N, {self.in_chans}, H, W], one "
+                f'time step, or in evaluation and step_mode="m" [T, N, {self.in_chans}, H, W]'
+            )
 
     def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
         """Pool and classify the feature map; `pre_logits` stops before the classifier."""
@@ -121,6 +137,7 @@ class SpikingClassifier(nn.Module):
         """
         if output_fmt != "NCHW":
             raise InputError(f'output_fmt="{output_fmt}" is not available: use "NCHW"')
+        self._check_input(x)
         wanted, _ = feature_take_indices(len(self.feature_info), indices)
         modules = {self.feature_info[i]["module"] for i in wanted}
         maps = []
@@ -182,13 +199,19 @@ def init_convs(model: nn.Module) -> None:
 
 
 def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a registered variant through timm."""
+    """Build a registered variant through timm, on a device and in a dtype where they are given."""
     overlay = kwargs.get("pretrained_cfg_overlay")
     if overlay and overlay.get("file"):
         kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+
+    def build(**model_kwargs: Any) -> nn.Module:
+        with torch.device(device) if device is not None else nullcontext():
+            return model_cls(cfg, **model_kwargs).to(dtype=dtype)
+
     indices = tuple(range(model_cls.n_features(cfg)))
     return build_model_with_cfg(
-        partial(model_cls, cfg),
+        build,
         variant,
         pretrained,
         feature_cfg={"out_indices": indices, "feature_cls": "getter"},

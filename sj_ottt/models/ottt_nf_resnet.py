@@ -155,6 +155,7 @@ class NFResNet(SpikingClassifier):
         super().__init__(
             stages,
             feature_info,
+            "stem",
             num_classes=num_classes,
             in_chans=in_chans,
             global_pool=global_pool,

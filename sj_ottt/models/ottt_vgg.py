@@ -79,6 +79,7 @@ class VGG(SpikingClassifier):
                 {"num_chs": widths[-1], "reduction": 2**i, "module": f"layer{i + 1}"}
                 for i, widths in enumerate(cfg.stages)
             ],
+            "layer1.0",
             num_classes=num_classes,
             in_chans=in_chans,
             global_pool=global_pool,
@@ -96,7 +97,7 @@ class VGG(SpikingClassifier):
 _VARIANTS = {
     "ottt_vgg11_ws": VGGCfg(((64, 128), (256, 256), (512, 512), (512, 512))),
     "ottt_vgg5_ws": VGGCfg(((48,), (96,), (128, 128)), fc_std=0.1),
-    "test_ottt_vgg": VGGCfg(((8,), (12, 16)), fc_std=0.1),
+    "test_ottt_vgg": VGGCfg(((8,), (12,), (16,)), fc_std=0.1),
 }
 
 
@@ -116,7 +117,7 @@ default_cfgs = generate_default_cfgs(
     {
         "ottt_vgg11_ws.untrained": _cfg(4),
         "ottt_vgg5_ws.untrained": _cfg(8),
-        "test_ottt_vgg.untrained": _cfg(16),
+        "test_ottt_vgg.untrained": _cfg(8),
         **{
             name: timm_cfg("layer1.0", **cfg)
             for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()

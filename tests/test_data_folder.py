@@ -1,0 +1,231 @@
+"""Folders of recordings: layout, split, cache, and everything that can be wrong with them."""
+
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from sj_ottt import InputError
+from sj_ottt.data import EVENT_DTYPE, EventFolder, open_dataset, write_events
+
+
+def record(file, n=40, seed=0, size=(12, 10)):
+    rng = np.random.default_rng(seed)
+    table = np.zeros(n, EVENT_DTYPE)
+    table["t"] = np.sort(rng.integers(0, 1000, n))
+    table["y"], table["x"] = rng.integers(0, size[0], n), rng.integers(0, size[1], n)
+    table["y"][0], table["x"][0] = size[0] - 1, size[1] - 1
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_events(file, table)
+
+
+@pytest.fixture
+def flat(tmp_path):
+    """Two classes of 10 recordings, no split."""
+    for i in range(20):
+        record(tmp_path / "data" / f"class{i % 2}" / f"{i}.npz", seed=i)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def parts(tmp_path):
+    for i in range(6):
+        record(
+            tmp_path / "data" / ("test" if i < 2 else "train") / f"c{i % 2}" / f"{i}.npz", seed=i
+        )
+    return tmp_path / "data"
+
+
+def open_(root, tmp_path, **kwargs):
+    return EventFolder(root, 4, cache_dir=tmp_path / "own_cache", **kwargs)
+
+
+def cache_files(tmp_path):
+    return sorted((tmp_path / "own_cache" / "frames").glob("*.npy"))
+
+
+def test_items_and_attributes(parts, tmp_path):
+    data = open_(parts, tmp_path, split="train", transform=lambda f: f + 1)
+    frames, label = data[0]
+    assert frames.shape == (4, 2, 12, 10) and frames.dtype == torch.float32 and label == 0
+    assert frames.sum() == 40 + frames.numel()
+    assert (
+        len(data) == 4 and data.classes == ("c0", "c1") and data.class_to_idx == {"c0": 0, "c1": 1}
+    )
+    assert data.targets.tolist() == [0, 0, 1, 1] and data.targets.dtype == np.int64
+    assert data.files == ("train/c0/2.npz", "train/c0/4.npz", "train/c1/3.npz", "train/c1/5.npz")
+    assert data.sensor_size == data.frame_size == (12, 10) and data.split_file is None
+    assert json.loads(json.dumps(data.info()))["samples_per_class"] == {"c0": 2, "c1": 2}
+    assert len(open_(parts, tmp_path)) == 6
+    assert open_(parts, tmp_path, size=(5, 6), split="test")[0][0].shape == (4, 2, 5, 6)
+
+
+def test_train_and_test_agree_on_the_sensor(parts, tmp_path):
+    record(parts / "test" / "c0" / "wide.npz", size=(15, 20))
+    assert open_(parts, tmp_path, split="train").frame_size == (15, 20)
+    (parts / "dataset.json").write_text('{"sensor_size": [16, 24]}')
+    assert open_(parts, tmp_path, split="train").frame_size == (16, 24)
+    (parts / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        open_(parts, tmp_path, split="train")
+
+
+def test_split_is_stratified_saved_and_honoured(flat, tmp_path):
+    train, test = (open_(flat, tmp_path, split=s) for s in ("train", "test"))
+    assert len(train) == 16 and test.targets.tolist() == [0, 0, 1, 1]
+    assert not set(train.files) & set(test.files)
+    assert test.split_file == flat / "split.json"
+    record(flat / "class0" / "new.npz", seed=99)
+    (flat / train.files[0]).unlink()
+    again = open_(flat, tmp_path, split="test")
+    assert again.files == test.files
+    assert "class0/new.npz" in open_(flat, tmp_path, split="train").files
+    (flat / "split.json").unlink()
+    shutil.rmtree(tmp_path / "own_cache")
+    other = open_(flat, tmp_path, split="test", seed=5)
+    assert other.files != test.files
+    (flat / "split.json").write_text("{")
+    with pytest.raises(InputError, match=r"split\.json: damaged"):
+        open_(flat, tmp_path, split="test")
+
+
+def test_split_depends_on_names_and_seed_only(flat, tmp_path):
+    first = open_(flat, tmp_path, split="test").files
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(flat, copy, ignore=shutil.ignore_patterns("split.json"))
+    assert open_(copy, tmp_path, split="test").files == first
+
+
+def test_cache_is_used_and_notices_changes(parts, tmp_path, monkeypatch):
+    from sj_ottt.data import folder
+
+    reads = []
+    real = folder.read_events
+    monkeypatch.setattr(folder, "read_events", lambda path: reads.append(path) or real(path))
+    (parts / "dataset.json").write_text('{"sensor_size": [12, 10]}')
+
+    def opened():
+        reads.clear()
+        return open_(parts, tmp_path, split="train"), len(reads)
+
+    first, n = opened()
+    assert n == 4
+    assert opened()[1] == 0
+    record(parts / "train" / "c0" / "2.npz", seed=77)
+    os.utime(parts / "train" / "c0" / "2.npz", ns=(1, 1))
+    changed, n = opened()
+    assert n == 4 and not torch.equal(changed[0][0], first[0][0])
+    assert len(cache_files(tmp_path)) == 1  # the stale one is gone
+    record(parts / "train" / "c0" / "9.npz")
+    assert opened()[1] == 5
+    (parts / "train" / "c0" / "9.npz").unlink()
+    assert opened()[1] == 4
+    for damage in (b"", b"x" * 100, cache_files(tmp_path)[0].read_bytes()[:-9]):
+        cache_files(tmp_path)[0].write_bytes(damage)
+        repaired, n = opened()
+        assert n == 4 and torch.equal(repaired[0][0], changed[0][0])
+
+
+def test_counts_above_a_byte(parts, tmp_path):
+    table = np.zeros(1000, EVENT_DTYPE)
+    table["x"], table["y"] = 9, 11
+    write_events(parts / "train" / "c0" / "2.npz", table)
+    assert open_(parts, tmp_path, split="train")[0][0].max() == 250
+    assert EventFolder(parts, 1, split="train", cache_dir=tmp_path)[0][0].max() == 1000
+
+
+def _open_in_process(root, cache, queue):
+    queue.put(float(EventFolder(root, 4, split="train", cache_dir=cache).counts.sum()))
+
+
+def test_two_processes_at_once(parts, tmp_path):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    jobs = [
+        context.Process(target=_open_in_process, args=(parts, tmp_path / "own_cache", queue))
+        for _ in range(3)
+    ]
+    for job in jobs:
+        job.start()
+    assert [queue.get(timeout=60) for _ in jobs] == [160.0] * 3
+    for job in jobs:
+        job.join()
+    assert len(cache_files(tmp_path)) == 1
+    assert not list((tmp_path / "own_cache" / "frames").glob(".*"))
+
+
+def test_workers_and_pickle(parts, tmp_path):
+    data = open_(parts, tmp_path, split="train")
+    assert torch.equal(pickle.loads(pickle.dumps(data))[1][0], data[1][0])
+    assert len(pickle.dumps(data)) < 5000
+    (frames, labels), *_ = DataLoader(data, 4, num_workers=1)
+    assert frames.shape == (4, 4, 2, 12, 10) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_what_can_be_wrong_with_a_folder(tmp_path, flat):
+    def refuses(words, root, **kwargs):
+        with pytest.raises(InputError, match=words) as error:
+            open_(root, tmp_path, **kwargs)
+        assert str(root) in str(error.value)
+        assert not (tmp_path / "own_cache" / "frames").exists() or not list(
+            (tmp_path / "own_cache" / "frames").glob(".*")
+        )
+
+    refuses("no such folder", tmp_path / "missing")
+    (tmp_path / "file").write_text("")
+    refuses("not a folder", tmp_path / "file")
+    (tmp_path / "empty").mkdir()
+    refuses("no class folders", tmp_path / "empty")
+    (tmp_path / "other" / "a").mkdir(parents=True)
+    (tmp_path / "other" / "a" / "x.avi").write_text("")
+    refuses(r"found: 1 \.avi", tmp_path / "other")
+    (flat / "class2").mkdir()
+    refuses("class2: class without recordings", flat)
+    record(flat / "class2" / "only.npz")
+    refuses("class 'class2' has a single recording", flat, split="train")
+    record(flat / "class2" / "only.npz", n=0 + 3)
+    refuses("3 events cannot fill 4 frames", flat)
+    shutil.rmtree(flat / "class2")
+    backwards = np.zeros(9, EVENT_DTYPE)
+    backwards["t"][:3] = 7
+    write_events(flat / "class0" / "bad.npz", backwards)
+    refuses(r"class0/bad\.npz: time runs backwards at event 3", flat)
+
+
+def test_wrong_arguments(flat, tmp_path):
+    for kwargs, words in (
+        ({"split": "val"}, "split='val'"),
+        ({"split_by": "time"}, "split_by='time'"),
+        ({"test_fraction": 1.0, "split": "train"}, "test_fraction=1.0"),
+        ({"size": (0, 3)}, "size="),
+        ({"sensor_size": (3, 3)}, "outside the sensor"),
+    ):
+        with pytest.raises(InputError, match=words):
+            open_(flat, tmp_path, **kwargs)
+
+
+def test_test_classes_must_be_trained(parts, tmp_path):
+    record(parts / "test" / "c9" / "a.npz")
+    with pytest.raises(InputError, match="class 'c9' occurs in test but not in train"):
+        open_(parts, tmp_path, split="train")
+
+
+def test_open_dataset_knows_its_names(flat, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="ndigits"):
+        open_dataset("ndigit", split="train", steps=4)
+    with pytest.raises(InputError, match="no such folder"):
+        open_dataset("some/where", split="train", steps=4)
+    assert len(open_dataset(str(flat), split=None, steps=4)) == 20
+
+
+def test_real_recordings_as_somebodys_folder(nmnist, tmp_path):
+    data = EventFolder(nmnist, 6, split="test", cache_dir=tmp_path)
+    assert len(data) == 100 and data.classes == tuple("0123456789")
+    assert data.frame_size == (34, 34)
+    assert (data.counts.sum((2, 3, 4)) > 0).all()

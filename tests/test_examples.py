@@ -1,0 +1,98 @@
+"""Each example, run as a user runs it, in a shortened form."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import write_recordings
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run an example (or a changed copy of it) in an empty folder; return what it printed."""
+
+    def run_(script, *args):
+        environment = {
+            **os.environ,
+            "SJ_OTTT_CACHE": str(tmp_path / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, str(script), *map(str, args)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run_
+
+
+def test_switching_the_import_changes_no_loss(run, tmp_path):
+    """The script with its two import lines as they were before prints the same losses."""
+    ours = (EXAMPLES / "switch_from_spikingjelly.py").read_text()
+    theirs = ours.replace("from sj_ottt import layer, neuron\n", "").replace(
+        "from sj_ottt.learning import ottt_online_training\n", ""
+    )
+    theirs = re.sub(r"^# (from spikingjelly)", r"\1", theirs, flags=re.MULTILINE)
+    assert "sj_ottt" not in theirs.partition('"""')[2].partition('"""')[2]
+    before = tmp_path / "before.py"
+    before.write_text(theirs)
+    args = ("--epochs", 1, "--limit", 300)
+    losses = [
+        re.search(r"loss (\S+), accuracy (\S+),", run(script, *args)).groups()
+        for script in (EXAMPLES / "switch_from_spikingjelly.py", before)
+    ]
+    assert abs(float(losses[0][0]) - float(losses[1][0])) < 1e-4
+    assert float(losses[0][0]) < 2.3  # better than chance, so something was learnt
+
+
+def test_finetune_own_dvs(run, tmp_path):
+    folder = write_recordings(tmp_path / "mine", {"train": 8, "test": 3})
+    out = run(EXAMPLES / "finetune_own_dvs.py", folder, "--epochs", 3, "--steps", 3)
+    accuracies = [float(a) for a in re.findall(r"test accuracy (\S+)", out)]
+    assert len(accuracies) == 3 and accuracies[-1] > 0.6
+    assert (tmp_path / "finetuned.pt").exists()
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_train_static_images(run, update):
+    args = ("--epochs", 2, "--steps", 4, "--limit", 500, "--update", update)
+    out = run(EXAMPLES / "train_static_images.py", *args)
+    assert float(re.findall(r"test accuracy (\S+)", out)[-1]) > 0.3
+
+
+def test_fashion_events(run, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 6), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", **arrays)
+    out = tmp_path / "events"
+    run(
+        EXAMPLES / "fashion_events.py", "--images", tmp_path / "images.npz", "--out", out,
+        "--train", 4,
+    )  # fmt: skip
+    assert len(list((out / "train").rglob("*.npz"))) == 4
+    assert len(list((out / "test").rglob("*.npz"))) == 3
+
+
+def test_recipes_are_valid():
+    from sj_ottt.config import TrainConfig
+
+    recipes = sorted((EXAMPLES / "recipes").glob("*.yaml"))
+    assert len(recipes) >= 3
+    for recipe in recipes:
+        config = TrainConfig.from_sources(recipe)
+        assert config.out == f"runs/{recipe.stem}"
+        assert f"--config examples/recipes/{recipe.name}" in recipe.read_text()
