@@ -50,13 +50,18 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run one operation and look at what it left."""
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_iter(out):
-            if isinstance(leaf, torch.Tensor):
-                storage = leaf.untyped_storage()
+        # A view of a tensor from outside, or an update in place of one, makes no memory.
+        given = {storage._cdata for storage in _storages((args, kwargs))}
+        for storage in _storages(out):
+            if storage._cdata not in given or storage._cdata in self._live:
                 self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
         self._live = {k: v for k, v in self._live.items() if not v[0].expired()}
         self.peak = max(self.peak, sum(size for _, size in self._live.values()))
         return out
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_iter(tree) if isinstance(x, torch.Tensor)]
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -1,7 +1,5 @@
 """The `sj-ottt` command: arguments in, the engine called, what it returns printed."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import shlex

@@ -9,8 +9,6 @@ What makes a run repeatable:
   again on a resume: no moment of a kill can leave a set that does not fit together for good.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

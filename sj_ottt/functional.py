@@ -65,6 +65,9 @@ def ottt_lif_step(
     return spike, v, trace
 
 
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
 class _TracedProduct(torch.autograd.Function):
     """A linear map of spikes whose weight gradient is taken with the trace.
 
@@ -89,10 +92,7 @@ class _TracedProduct(torch.autograd.Function):
         ctx.bias_size = None if bias is None else list(bias.shape)
         if conv is None:
             return F.linear(spike, weight, bias)
-        stride, padding, dilation, groups = conv
-        return torch.convolution(
-            spike, weight, bias, stride, padding, dilation, False, [0] * len(stride), groups
-        )
+        return _CONVOLUTIONS[len(conv[0])](spike, weight, bias, *conv)
 
     @staticmethod
     @once_differentiable
@@ -183,7 +183,7 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: floa
         The standardized weight, shaped like `weight`.
     """
     dims = tuple(range(1, weight.dim()))
-    fan_in = weight[0].numel()
+    fan_in = weight.shape[1:].numel()
     var, mean = torch.var_mean(weight, dim=dims, keepdim=True)
     weight = (weight - mean) / torch.sqrt(var * fan_in + eps)
     return weight if gain is None else weight * gain

@@ -1,7 +1,5 @@
 """Pictures of a run: learning curves and sample event frames, as PNG bytes."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

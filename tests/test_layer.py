@@ -74,6 +74,13 @@ def test_unfit_modules_are_refused_at_build_time(module):
     layer.OTTTSequential(nn.Linear(4, 4), module, OTTTLIFNode())  # on a tensor all is well
 
 
+def test_unfit_modules_that_come_later_are_refused_when_a_pair_reaches_them():
+    chain = layer.OTTTSequential(nn.Linear(4, 4), OTTTLIFNode()).append(nn.Dropout(0.2))
+    with pytest.raises(InputError, match="Dropout"):
+        chain(torch.rand(2, 4))
+    chain.eval()(torch.rand(2, 4))
+
+
 def test_a_stateful_block_is_refused_instead_of_run_twice():
     class Residual(nn.Module):
         def __init__(self):

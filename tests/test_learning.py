@@ -82,7 +82,8 @@ def test_online_differs_from_accumulate():
 def test_state_is_reset_before_and_after():
     x_seq, target = batch()
     clean, dirty = network(), network()
-    dirty(torch.rand(7, 6))  # another batch size, never reset
+    for n in (7, 4):  # another batch size, then the same one, never reset
+        dirty(2 * torch.rand(n, 6))
     for net in (clean, dirty):
         learning.train_step(net, torch.optim.SGD(net.parameters(), 0.1), x_seq, target)
         assert net[1].v == 0.0 and net[1].trace is None
@@ -194,3 +195,19 @@ def live_bytes_at_backward(steps):
 
 def test_memory_is_flat_in_the_number_of_steps():
     assert live_bytes_at_backward(16) == live_bytes_at_backward(2)
+
+
+def test_autocast_trains_in_the_same_direction():
+    """A script that wraps its step in autocast goes on working after the import switch."""
+    grads = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        model = timm.create_model("test_ottt_vgg", num_classes=4)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        x, target = 2 * torch.randn(4, 3, 16, 16), torch.arange(4)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss, _ = learning.train_step(model, optimizer, x, target, steps=4)
+        assert loss.isfinite()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert grads[1].dtype == torch.float32
+    assert F.cosine_similarity(*grads, dim=0) > 0.9

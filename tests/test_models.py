@@ -220,6 +220,37 @@ def test_state_dict_pickle_and_groups(name):
         model.set_grad_checkpointing()
 
 
+def test_residual_blocks_follow_the_expected_variance():
+    """β² starts at 1, grows by α² = 0.04 a block, and starts again behind a change of shape."""
+    model = timm.create_model("ottt_nf_resnet34")
+    blocks = [block for i in range(1, 5) for block in model.get_submodule(f"layer{i}")]
+    variance, expected = 1.0, []
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        for block in range(depth):
+            expected.append(variance**0.5)
+            variance = 1.04 if stage > 0 and block == 0 else variance + 0.04
+    assert [block.beta for block in blocks] == pytest.approx(expected)
+    changes = [i for i, block in enumerate(blocks) if block.downsample is not None]
+    assert changes == [3, 7, 13]
+
+
+def test_residual_block_formula():
+    """out = α · skipinit · F(z) + skip, with z = 2.74 · spikes of x / β."""
+    torch.manual_seed(0)
+    model = timm.create_model("ottt_nf_resnet18").eval()
+    plain, changing = model.layer1[1], model.layer2[0]
+    assert plain.beta == pytest.approx(1.04**0.5)
+    for block in (plain, changing):
+        nn.init.constant_(block.skipinit, 1.5)
+        x = 2 * torch.randn(2, block.branch[0].in_channels, 8, 8)
+        z = 2.74 * (x / block.beta >= 1).float()
+        skip = x if block is plain else block.downsample(z)
+        inner = 2.74 * (block.branch[0](z) >= 1).float()
+        expected = 0.2 * 1.5 * block.branch[2](inner) + skip
+        torch.testing.assert_close(block(x), expected)
+        assert inner.mean() > 0
+
+
 def test_neuron_factory_and_dropout():
     model = timm.create_model(
         "test_ottt_vgg",

@@ -9,6 +9,7 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate
 
 from sj_ottt import InputError
+from sj_ottt.functional import ottt_lif_step
 from sj_ottt.neuron import OTTTLIFNode
 
 
@@ -103,6 +104,23 @@ def test_no_step_keeps_the_graph_of_another():
     seen = first.grad.clone()
     node(torch.rand(2, 3, requires_grad=True))[0].sum().backward()
     torch.testing.assert_close(first.grad, seen)
+
+
+def test_the_pure_step_sends_no_gradient_into_the_past():
+    """Not through the membrane, the reset or the trace, even where they are given with a graph."""
+    x, v, trace = (torch.rand(2, 3, requires_grad=True) for _ in range(3))
+    spike, v_next, trace_next = ottt_lif_step(
+        x,
+        v,
+        trace,
+        tau=2.0,
+        decay_input=False,
+        v_threshold=1.0,
+        v_reset=None,
+        surrogate_function=surrogate.Sigmoid(),
+    )
+    assert not v_next.requires_grad and not trace_next.requires_grad
+    assert torch.autograd.grad(spike.sum(), (x, v, trace), allow_unused=True)[1:] == (None, None)
 
 
 @pytest.mark.parametrize(
