@@ -113,12 +113,12 @@ class TrainConfig:
         None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
     )
     epochs: int = _option(10, _integer(1), "passes over the training recordings")
-    batch_size: int = _option(64, _integer(1), "recordings per batch")
+    batch_size: int = _option(32, _integer(1), "recordings per batch")
     lr: float = _option(
-        1e-3, _number(lambda v: v > 0, "a finite number above 0"), "highest learning rate"
+        0.05, _number(lambda v: v > 0, "a finite number above 0"), "highest learning rate"
     )
     optimizer: str = _option(
-        "adam", _choice("sgd", "adam", "adamw"), "sgd (momentum 0.9), adam or adamw"
+        "sgd", _choice("sgd", "adam", "adamw"), "sgd (momentum 0.9), adam or adamw"
     )
     weight_decay: float = _option(
         0.0, _number(lambda v: v >= 0, "a finite number from 0 on"), "weight decay"
@@ -131,7 +131,7 @@ class TrainConfig:
         _choice("accumulate", "online"),
         "update the weights once a sequence (accumulate) or at each time step (online)",
     )
-    steps: int = _option(8, _integer(1), "time steps (frames) per recording")
+    steps: int = _option(6, _integer(1), "time steps (frames) per recording")
     size: tuple[int, int] | None = _option(
         None, _size, "height and width of the frames in pixels, the sensor's if not given"
     )
