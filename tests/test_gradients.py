@@ -57,6 +57,21 @@ def test_their_layers_in_our_chain(seed):
     assert _compare(seed, True, build=mixed, chain=layer.OTTTSequential) < 1e-9
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", SEEDS[:4])
+def test_a_gpu_gives_the_gradient_of_the_cpu(seed):
+    results = []
+    for device in ("cpu", "cuda"):
+        model = random_network(seed, *OURS).to(device)
+        x_seq, target_seq = (tensor.to(device) for tensor in random_sequence(seed))
+        results.append(
+            train_once(learning.ottt_online_training, model, x_seq, target_seq, online=True)
+        )
+    assert_alive(results[0])
+    for k, expected in results[0]["parameters"].items():
+        assert relative_error(results[1]["parameters"][k].cpu(), expected) < 1e-9
+
+
 def test_fails_if_the_trace_is_replaced_by_the_spike(monkeypatch):
     """The negative control of the tests above."""
     for name in ("traced_conv", "traced_linear"):

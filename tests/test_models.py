@@ -157,9 +157,12 @@ def test_device_dtype_and_mode_reach_a_new_head(name):
     assert not any(m.training for m in model.modules())
 
 
-@pytest.mark.parametrize("shape", [(2, 3, 32), (2, 5, 32, 32), (4, 2, 1, 32, 32)])
-def test_a_wrong_input_shape_is_named(shape):
-    model = timm.create_model("test_ottt_vgg")
+@pytest.mark.parametrize(
+    ("shape", "mode"),
+    [((2, 3, 32), "s"), ((2, 5, 32, 32), "s"), ((4, 2, 3, 32, 32), "s"), ((2, 3, 32, 32), "m")],
+)
+def test_a_wrong_input_shape_is_named(shape, mode):
+    model = set_mode(timm.create_model("test_ottt_vgg").eval(), mode)
     with pytest.raises(InputError, match=r"input of shape .* takes \[N, 3, H, W\]"):
         model(torch.rand(shape))
 

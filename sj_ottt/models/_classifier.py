@@ -98,10 +98,12 @@ class SpikingClassifier(nn.Module):
         return x
 
     def _check_input(self, x: Tensor) -> None:
-        if x.dim() not in (4, 5) or x.shape[-3] != self.in_chans:
+        mode = self.get_submodule(self.first_conv).step_mode
+        if x.dim() != (4 if mode == "s" else 5) or x.shape[-3] != self.in_chans:
             raise InputError(
-                f"input of shape {list(x.shape)}: the model takes [N, {self.in_chans}, H, W], one "
-                f'time step, or in evaluation and step_mode="m" [T, N, {self.in_chans}, H, W]'
+                f'input of shape {list(x.shape)}: the model is in step_mode="{mode}"; it takes '
+                f'[N, {self.in_chans}, H, W], one time step, in "s" and '
+                f'[T, N, {self.in_chans}, H, W] in "m" (spikingjelly\'s functional.set_step_mode)'
             )
 
     def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
