@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based import functional as sj_functional
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -187,3 +188,10 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: floa
     var, mean = torch.var_mean(weight, dim=dims, keepdim=True)
     weight = (weight - mean) / torch.sqrt(var * fan_in + eps)
     return weight if gain is None else weight * gain
+
+
+def __getattr__(name: str) -> object:
+    """Give SpikingJelly's functions for every other public name: switching one import is enough."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(sj_functional, name)

@@ -284,3 +284,10 @@ def _check_chain(chain: nn.Sequential, pair: bool) -> bool:
                 _refuse_unfit(module)
                 pair = next(module.parameters(), None) is None
     return pair
+
+
+def __getattr__(name: str) -> object:
+    """Give SpikingJelly's layers for every other public name: switching one import is enough."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(sj_layer, name)

@@ -113,3 +113,10 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         """Run [T, N, ...] step by step; evaluation only."""
         # LIFNode's own version returns the membrane alone and would lose the trace's slot.
         return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)
+
+
+def __getattr__(name: str) -> object:
+    """Give SpikingJelly's neurons for every other public name: switching one import is enough."""
+    if name.startswith("_"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(sj_neuron, name)
