@@ -20,6 +20,8 @@ from sj_ottt.files import atomic_write, cache_root
 # Part of every cache key: raise it when the same recordings would give other frames.
 _FRAMES_VERSION = 1
 _PROGRESS_ABOVE = 200
+# One damaged coordinate must not make frames of gigabytes. No event camera comes near this.
+_LARGEST_SENSOR = 4096
 
 
 class EventFolder(Dataset):
@@ -232,12 +234,24 @@ def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, 
     try:
         height, width = json.loads(memo.read_text())
     except (OSError, ValueError, TypeError):
-        height = width = 1
-        for path in _with_progress(root, files, "sensor size"):
-            events = read_events(path)
-            if len(events):
-                height = max(height, int(events["y"].max()) + 1)
-                width = max(width, int(events["x"].max()) + 1)
+        height, width = _extent(root, files)
         with atomic_write(memo) as file:
             file.write(json.dumps([height, width]).encode())
+    return height, width
+
+
+def _extent(root: Path, files: list[str]) -> tuple[int, int]:
+    """Return (height, width) of the smallest sensor that holds every event."""
+    height = width = 1
+    for path in _with_progress(root, files, "sensor size"):
+        events = read_events(path)
+        if len(events):
+            height = max(height, int(events["y"].max()) + 1)
+            width = max(width, int(events["x"].max()) + 1)
+        if max(height, width) > _LARGEST_SENSOR:
+            raise InputError(
+                f"{path}: has events out to x={width - 1}, y={height - 1}, beyond "
+                f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor "
+                "is that large"
+            )
     return height, width
