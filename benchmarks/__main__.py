@@ -30,6 +30,12 @@ VGG = ((64, 128), (256, 256), (512, 512), (512, 512))
 TINY = ((8,), (8,))
 
 
+def make_neuron(neurons):
+    """A neuron of one library; ours keeps its trace as the timm models do."""
+    extra = {"trace_dtype": "packed"} if neurons is neuron else {}
+    return neurons.OTTTLIFNode(**extra)
+
+
 def vgg(neurons, layers, stages=VGG) -> nn.Module:
     """The paper's VGG for CIFAR size, written with one library's classes."""
     torch.manual_seed(0)
@@ -38,7 +44,7 @@ def vgg(neurons, layers, stages=VGG) -> nn.Module:
     for i, widths in enumerate(stages):
         modules += [layers.AvgPool2d(2)] if i > 0 else []
         for width in widths:
-            modules += [layers.WSConv2d(channels, width, 3, padding=1), neurons.OTTTLIFNode()]
+            modules += [layers.WSConv2d(channels, width, 3, padding=1), make_neuron(neurons)]
             nn.init.constant_(modules[-2].gain, 2.74)  # stands for the factor behind the neuron
             channels = width
     modules += [layers.AdaptiveAvgPool2d(1), layers.Flatten(), layers.Linear(channels, 10)]
@@ -130,7 +136,7 @@ def memory(args: argparse.Namespace) -> list[dict]:
     neurons = sum(
         m.v[0].numel() for m in _warm(vgg(neuron, layer)) if isinstance(m, neuron.OTTTLIFNode)
     )
-    sizes = [1, 2, 4]
+    sizes = [16, 32, 48]  # beyond the point where the weights themselves set the peak
     makers = {
         "sj_ottt OTTT-A": lambda n, t: trainer("sj_ottt", n, t),
         "spikingjelly OTTT-A": lambda n, t: trainer("spikingjelly", n, t),

@@ -5,6 +5,10 @@ the list [spike, trace], which neurons hand on in training, a synapse gives a te
 gradient is taken with the trace, and a pool, `Scale`, `Dropout` or `Flatten` gives the list again.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
 import torch
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
@@ -14,7 +18,14 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from sj_ottt.errors import InputError
-from sj_ottt.functional import scaled_weight_standardization, traced_conv, traced_linear
+from sj_ottt.functional import (
+    Product,
+    avg_pool2d,
+    scaled_weight_standardization,
+    traced_product,
+)
+from sj_ottt.gather import Gather, fast_layout
+from sj_ottt.trace import Trace
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -32,42 +43,63 @@ __all__ = [
     "WSLinear",
 ]
 
-Pair = list[Tensor]
-"""What a neuron hands on in training: [spike, trace], two tensors of one shape."""
+Pair = list[Tensor | Trace]
+"""What a neuron hands on in training: [spike, trace], of one shape; see `trace.Trace`."""
 
 
-def _synapse(module: nn.Module, pair: Pair) -> Tensor:
-    """Send a pair through a linear or convolutional module: one product, traced."""
-    spike, trace = pair
+def _synapse(module: nn.Module, spike: Tensor, trace: Tensor | Trace) -> Tensor:
+    """Send spike and trace through a linear or convolutional module: one product, traced."""
+    product = Product()
+    if not isinstance(module, nn.Linear):
+        padding = module.padding
+        if module.padding_mode != "zeros" or isinstance(padding, str):
+            # The product knows symmetric zeros only; anything else is added beforehand, to both.
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            pad = partial(F.pad, pad=module._reversed_padding_repeated_twice, mode=mode)
+            spike, trace = _through(pad, [spike, trace])
+            padding = (0,) * len(module.stride)
+        product = Product(module.stride, padding, module.dilation, module.groups)
+    gather = getattr(module, "gather", None)
+    if gather is not None:
+        return gather(product, spike, trace)
     weight = module.get_weight() if hasattr(module, "get_weight") else module.weight
-    if isinstance(module, nn.Linear):
-        return traced_linear(spike, trace, weight, module.bias)
-    padding = module.padding
-    if module.padding_mode != "zeros" or isinstance(padding, str):
-        # The product knows symmetric zeros only; anything else is added beforehand, to both.
-        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-        spike = F.pad(spike, module._reversed_padding_repeated_twice, mode)
-        trace = F.pad(trace, module._reversed_padding_repeated_twice, mode)
-        padding = (0,) * len(module.stride)
-    return traced_conv(
-        spike, trace, weight, module.bias, module.stride, padding, module.dilation, module.groups
-    )
+    return traced_product(product, spike, trace, weight, module.bias)
 
 
-def _on_both(module: nn.Module, pair: Pair) -> Pair:
+def _through(linear_map: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
+    """Send spike and trace through a linear map; a stored trace waits until it is needed."""
+    spike, trace = pair
+    if isinstance(trace, Trace):
+        return [linear_map(spike), trace.through(linear_map)]
+    return _on_both(linear_map, pair)
+
+
+def _on_both(module: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
     """Send spike and trace through the same map; only the spike carries a gradient."""
     spike, trace = pair
     with torch.no_grad():
-        trace = module(trace)
+        trace = module(_values(trace, spike))
     return [module(spike), trace]
+
+
+def _values(trace: Tensor | Trace, spike: Tensor) -> Tensor:
+    """Return a trace as an ordinary tensor."""
+    return trace.decode(spike.dtype) if isinstance(trace, Trace) else trace
 
 
 class _Synapse:
     """Mixin: a tensor as SpikingJelly's layer takes it, a pair as one traced product."""
 
+    gather: Gather | None = None
+    """Gathers the weight's gradient over the steps of an update; see `sj_ottt.gather`."""
+
     def forward(self, x: Tensor | Pair) -> Tensor:
         """Map a tensor, or a pair [spike, trace], to a tensor."""
-        return _synapse(self, x) if isinstance(x, (list, tuple)) else super().forward(x)
+        if isinstance(x, (list, tuple)):
+            return _synapse(self, *x)
+        if self.gather is not None and self.step_mode == "s":
+            return _synapse(self, x, x)
+        return super().forward(x)
 
 
 class _OnBoth:
@@ -76,6 +108,14 @@ class _OnBoth:
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Map a tensor to a tensor, or a pair [spike, trace] to a pair."""
         return _on_both(super().forward, x) if isinstance(x, (list, tuple)) else super().forward(x)
+
+
+class _LinearOnBoth(_OnBoth):
+    """Mixin: the same linear map for spike and trace."""
+
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
+        """Map a tensor to a tensor, or a pair [spike, trace] to a pair."""
+        return _through(super().forward, x) if isinstance(x, (list, tuple)) else super().forward(x)
 
 
 class Linear(_Synapse, sj_layer.Linear):
@@ -87,22 +127,64 @@ class Conv2d(_Synapse, sj_layer.Conv2d):
 
 
 class _Standardized(_Synapse):
-    """Mixin: scaled weight standardization in the words of `functional`."""
+    """Mixin: scaled weight standardization in the words of `functional`.
+
+    Where no gradient is asked for, Ŵ is kept until a parameter changes. An edit through
+    `parameter.data`, which PyTorch does not count as a change, is seen at the next call of
+    `train()` or `eval()`.
+    """
+
+    _kept: tuple[tuple, Tensor] | None = None
 
     def get_weight(self) -> Tensor:
         """Return the standardized weight Ŵ, shaped like `weight`."""
-        return scaled_weight_standardization(self.weight, self.gain, self.eps)
+        if torch.is_grad_enabled() or self.weight.is_inference():
+            self._kept = None
+            return scaled_weight_standardization(self.weight, self.gain, self.eps)
+        version = tuple(
+            None if p is None else (p.data_ptr(), p._version, p.dtype, p.device)
+            for p in (self.weight, self.gain)
+        )
+        if self._kept is None or self._kept[0] != version:
+            made = scaled_weight_standardization(self.weight, self.gain, self.eps)
+            self._kept = (version, fast_layout(made))
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget what was kept."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict:
+        """Return what a copy or a pickle holds: not what can be made again."""
+        return {**self.__dict__, "_kept": None}
 
 
 class WSConv2d(_Standardized, sj_layer.WSConv2d):
     """Convolution with scaled weight standardization, [N, C, H, W] → [N, C_out, H', W']."""
+
+    def _forward(self, x: Tensor) -> Tensor:
+        # SpikingJelly's layer takes `padding_mode` and then pads with zeros all the same.
+        return self._conv_forward(x, self.get_weight(), self.bias)
 
 
 class WSLinear(_Standardized, sj_layer.WSLinear):
     """Fully connected layer with scaled weight standardization."""
 
 
-class AvgPool2d(_OnBoth, sj_layer.AvgPool2d):
+class _LeanAvgPool2d(sj_layer.AvgPool2d):
+    """SpikingJelly's average pooling, which keeps nothing for the backward pass where it can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool a tensor."""
+        k = self.kernel_size
+        blocks = isinstance(k, int) and self.stride == k and self.padding == 0
+        if self.step_mode == "s" and blocks and not self.ceil_mode and not self.divisor_override:
+            return avg_pool2d(x, k)
+        return super().forward(x)
+
+
+class AvgPool2d(_LinearOnBoth, _LeanAvgPool2d):
     """Average pooling of spike and trace."""
 
 
@@ -110,11 +192,11 @@ class MaxPool2d(_OnBoth, sj_layer.MaxPool2d):
     """Maximum pooling of spike and trace, each by its own maximum."""
 
 
-class AdaptiveAvgPool2d(_OnBoth, sj_layer.AdaptiveAvgPool2d):
+class AdaptiveAvgPool2d(_LinearOnBoth, sj_layer.AdaptiveAvgPool2d):
     """Average pooling of spike and trace to a given size."""
 
 
-class Flatten(_OnBoth, sj_layer.Flatten):
+class Flatten(_LinearOnBoth, sj_layer.Flatten):
     """Flattens spike and trace."""
 
 
@@ -135,7 +217,9 @@ class Scale(_OnBoth, nn.Module):
 
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Multiply a tensor, or spike and trace."""
-        return [y * self.scale for y in x] if isinstance(x, (list, tuple)) else x * self.scale
+        if isinstance(x, (list, tuple)):
+            return _through(partial(torch.mul, other=self.scale), x)
+        return x * self.scale
 
 
 class _OneMask(_OnBoth):
@@ -154,6 +238,16 @@ class _OneMask(_OnBoth):
         if mask is None or mask.shape != x.shape:
             return (None,)
         return (mask.to(x),)
+
+    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
+        """Mask a tensor, or spike and trace."""
+        if not (isinstance(x, (list, tuple)) and isinstance(x[1], Trace)):
+            return super().forward(x)
+        spike, trace = super().forward(x[0]), x[1]
+        if self.training:
+            # The mask itself, not this module: when the trace is needed, a reset may be past.
+            trace = trace.through(partial(torch.mul, other=self.mask))
+        return [spike, trace]
 
 
 class Dropout(_OneMask, sj_layer.Dropout):
@@ -184,6 +278,12 @@ _SYNAPSES = (
 do anything."""
 
 
+def _is_synapse(module: nn.Module) -> bool:
+    """Whether a foreign module is one product; SpikingJelly's WSConv2d ignores `padding_mode`."""
+    ignored = type(module) is sj_layer.WSConv2d and module.padding_mode != "zeros"
+    return type(module) in _SYNAPSES and not ignored
+
+
 class _TwicePass(torch.autograd.Function):
     """Forward: the second tensor. Backward: the gradient goes to both."""
 
@@ -204,7 +304,7 @@ def _replay(module: nn.Module, pair: Pair) -> Tensor:
     spike, trace = pair
     with torch.no_grad():
         value = module(spike)
-    return _TwicePass.apply(module(_TwicePass.apply(spike, trace)), value)
+    return _TwicePass.apply(module(_TwicePass.apply(spike, _values(trace, spike))), value)
 
 
 class OTTTSequential(nn.Sequential):
@@ -246,8 +346,8 @@ def _step(module: nn.Module, pair: Pair) -> Tensor | Pair:
         return OTTTSequential.forward(module, pair)
     if isinstance(module, sj_neuron.BaseNode):
         return module(pair[0])
-    if type(module) in _SYNAPSES:
-        return _synapse(module, pair)
+    if _is_synapse(module):
+        return _synapse(module, *pair)
     _refuse_unfit(module)
     if next(module.parameters(), None) is None:
         return _on_both(module, pair)
@@ -278,7 +378,7 @@ def _check_chain(chain: nn.Sequential, pair: bool) -> bool:
         elif isinstance(module, sj_neuron.OTTTLIFNode):
             pair = True
         elif pair:
-            if isinstance(module, (_Synapse, sj_neuron.BaseNode)) or type(module) in _SYNAPSES:
+            if isinstance(module, (_Synapse, sj_neuron.BaseNode)) or _is_synapse(module):
                 pair = False
             elif not isinstance(module, _OnBoth):
                 _refuse_unfit(module)

@@ -1,7 +1,7 @@
 """Online training: one forward and one backward pass per time step, nothing kept in between."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
+from sj_ottt.gather import gathered
 
 __all__ = ["CrossEntropyMSE", "ottt_online_training", "predict", "reset_state", "train_step"]
 
@@ -53,6 +54,7 @@ def _steps(
     x_seq: Iterable[Tensor],
     loss_at: Callable[[Tensor, int], Tensor],
     online: bool,
+    static_input: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train on a sequence, yielding each step's loss and output, both detached.
 
@@ -60,21 +62,24 @@ def _steps(
     before the only update, so that a GPU need not wait for the host at every step.
     """
     losses = []
-    for t, x in enumerate(x_seq):
-        if online or t == 0:
-            optimizer.zero_grad()
-        y = model(x)
-        if isinstance(y, (list, tuple)):
-            y = y[0]
-        loss = loss_at(y, t)
-        if online:
-            _check_finite([loss.detach()], t, optimizer)
-        loss.backward()
-        if online:
-            optimizer.step()
-        _detach_state(model)  # for neurons that are not ours: ours never hold a graph
-        losses.append(loss.detach())
-        yield losses[-1], y.detach()
+    per_sequence = nullcontext() if online else gathered(model, static_input)
+    with per_sequence:
+        for t, x in enumerate(x_seq):
+            if online or t == 0:
+                optimizer.zero_grad()
+            with gathered(model) if online else nullcontext():
+                y = model(x)
+                if isinstance(y, (list, tuple)):
+                    y = y[0]
+                loss = loss_at(y, t)
+                if online:
+                    _check_finite([loss.detach()], t, optimizer)
+                loss.backward()
+            if online:
+                optimizer.step()
+            _detach_state(model)  # for neurons that are not ours: ours never hold a graph
+            losses.append(loss.detach())
+            yield losses[-1], y.detach()
     if not online:
         _check_finite(losses, 0, optimizer)
         optimizer.step()
@@ -123,7 +128,7 @@ def ottt_online_training(
     def loss_at(y: Tensor, t: int) -> Tensor:
         return f_loss_t(y, targets[t].contiguous())
 
-    steps = _steps(model, optimizer, x_seq.transpose(0, 1), loss_at, online)
+    steps = _steps(model, optimizer, x_seq.transpose(0, 1), loss_at, online, x_seq.stride(1) == 0)
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), torch.stack(outputs, dim=1)
 
@@ -186,7 +191,9 @@ def train_step(
     loss_sum, logits_sum = 0.0, 0.0
     reset_state(model)
     try:
-        for loss, logits in _steps(model, optimizer, x_seq, loss_at, update == "online"):
+        static_input = x_seq.stride(0) == 0
+        online = update == "online"
+        for loss, logits in _steps(model, optimizer, x_seq, loss_at, online, static_input):
             loss_sum, logits_sum = loss_sum + loss, logits_sum + logits
     finally:
         reset_state(model)
@@ -221,8 +228,9 @@ def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor
 
 def _sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
     """Return the sequence [T, N, ...] and T, the static batch repeated without a copy."""
-    if x.is_floating_point() and not torch.isfinite(x).all():
-        # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever.
+    # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
+    # extremes tell in no memory, where isfinite() would make masks as large as the sequence.
+    if x.is_floating_point() and x.numel() and not torch.stack(x.aminmax()).isfinite().all():
         raise InputError("x_seq holds values that are not finite (NaN or inf): clean the input")
     if steps is not None:
         if steps < 1:

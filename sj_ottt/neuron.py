@@ -5,8 +5,10 @@ from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor
 
+from sj_ottt import trace as traces
 from sj_ottt.errors import InputError
-from sj_ottt.functional import ottt_lif_step
+from sj_ottt.functional import LIF, has_lean_gradient, lean_lif_step, lif_step
+from sj_ottt.trace import Trace
 
 __all__ = ["OTTTLIFNode"]
 
@@ -36,10 +38,15 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             evaluates only.
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", the plain PyTorch operations, on any device.
+        trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
+            any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
+            "float16" or "bfloat16"; `sj_ottt.trace` states the error of each. Other than
+            "float32", the second item handed on is a `trace.Trace`, which this package's layers
+            take and whose `decode(dtype)` gives the values.
 
     Raises:
-        InputError: If `tau` is not above 1 or `backend` is unknown; in the forward pass, if
-            step mode "m" meets training mode.
+        InputError: If `tau` is not above 1, `backend` or `trace_dtype` is unknown or does not fit
+            `tau`; in the forward pass, if step mode "m" meets training mode.
     """
 
     def __init__(
@@ -53,11 +60,13 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         step_mode: str = "s",
         store_v_seq: bool = False,
         backend: str = "torch",
+        trace_dtype: str = "float32",
     ):
         if not tau > 1.0:
             raise InputError(f"tau={tau}: the membrane time constant must be above 1 time step")
         if backend != "torch":
             raise InputError(f'backend="{backend}" is unknown: use backend="torch"')
+        traces.check(trace_dtype, tau)
         super().__init__(
             float(tau),
             decay_input,
@@ -71,10 +80,11 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         )
         self.step_mode = step_mode
         self.backend = backend
+        self.trace_dtype = trace_dtype
 
     def extra_repr(self) -> str:
         """Describe the node in `print(model)`."""
-        return f"{super().extra_repr()}, backend={self.backend}"
+        return f"{super().extra_repr()}, backend={self.backend}, trace_dtype={self.trace_dtype}"
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
@@ -88,24 +98,45 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         v, trace = super().materialize_states(inputs, states, step_mode)
         if not self.training:
             return v, None
-        if trace.shape != v.shape:
-            trace = torch.zeros_like(v)
-        return v, trace.to(v)
+        empty = traces.zeros(self.trace_dtype, v)
+        if trace is None or trace.shape != v.shape:
+            trace = empty
+        return v, trace.to(empty)
+
+    def single_step_forward(self, x: Tensor) -> Tensor | list[Tensor | Trace]:
+        """Run one time step: in training x → [spike, trace], in evaluation x → spike."""
+        state = self._memories
+        fresh = self.materialize_states((x,), (state["v"], state["trace"]), "s")
+        state["v"], state["trace"] = fresh
+        del fresh  # or it would keep what the step is about to replace
+        outputs = self._step(x, state)
+        if self.store_v_seq:
+            self._append_v_seq(self.v)
+        return list(outputs) if self.training else outputs[0]
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, Tensor | None]]:
+    ) -> tuple[tuple[Tensor | Trace, ...], tuple[Tensor, Tensor | None]]:
         """Run one time step on explicit states: ((x,), (v, trace)) → (outputs, (v, trace))."""
-        spike, v, trace = ottt_lif_step(
-            inputs[0],
-            *states,
-            tau=self.tau,
-            decay_input=self.decay_input,
-            v_threshold=self.v_threshold,
-            v_reset=self.v_reset,
-            surrogate_function=(self.surrogate_function if self.training else surrogate.heaviside),
+        state = dict(zip(("v", "trace"), states, strict=True))
+        return self._step(inputs[0], state), tuple(state.values())
+
+    def _step(self, x: Tensor, state: dict[str, Tensor | None]) -> tuple[Tensor | Trace, ...]:
+        """Advance a state by one time step; its entries are replaced."""
+        lif = LIF(
+            self.tau, self.decay_input, self.v_threshold, self.v_reset, self.surrogate_function
         )
-        return (spike,) if trace is None else (spike, trace), (v, trace)
+        if not self.training:
+            with torch.no_grad():
+                return (lean_lif_step(x, state, lif),)
+        if has_lean_gradient(self.surrogate_function):
+            spike = lean_lif_step(x, state, lif)
+        else:
+            spike, state["v"] = lif_step(x, state["v"], lif)
+            state["trace"] = traces.advance(state["trace"], spike.detach(), lif.lam)
+        # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
+        stored = state["trace"]
+        return spike, stored if self.trace_dtype == "float32" else Trace(stored)
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object

@@ -31,6 +31,8 @@ def random_network(seed: int, neurons, layers, chain=None) -> nn.Sequential:
             kwargs = {"padding": rng.choice(["same", 2]), "padding_mode": "circular"}
         kwargs["bias"] = rng.random() < 0.8
         conv = rng.choice([layers.Conv2d, layers.WSConv2d, nn.Conv2d])
+        if conv is layers.WSConv2d:
+            kwargs.pop("padding_mode", None)  # SpikingJelly's ignores it
         modules.append(conv(channels, out, kernel, **kwargs))
         tau, v_reset = rng.choice([1.5, 2.0, 4.0]), rng.choice([None, None, 0.0])
         modules.append(neurons.OTTTLIFNode(tau=tau, v_reset=v_reset, decay_input=seed % 2 == 1))

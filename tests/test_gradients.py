@@ -10,7 +10,7 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.learning import online_learning as sj_learning
 from torch import nn
 
-from sj_ottt import functional, layer, learning, neuron
+from sj_ottt import functional, gather, layer, learning, neuron
 from tests.networks import (
     OURS,
     SPIKINGJELLY,
@@ -74,9 +74,9 @@ def test_a_gpu_gives_the_gradient_of_the_cpu(seed):
 
 def test_fails_if_the_trace_is_replaced_by_the_spike(monkeypatch):
     """The negative control of the tests above."""
-    for name in ("traced_conv", "traced_linear"):
-        real = getattr(functional, name)
-        monkeypatch.setattr(layer, name, lambda s, t, *args, real=real: real(s, s, *args))
+    real = functional.traced_product
+    for module in (layer, gather):
+        monkeypatch.setattr(module, "traced_product", lambda p, s, t, *args: real(p, s, s, *args))
     assert all(_compare(seed, False) > 1e-2 for seed in SEEDS[:4])
 
 

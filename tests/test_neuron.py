@@ -13,10 +13,10 @@ from sj_ottt.functional import ottt_lif_step
 from sj_ottt.neuron import OTTTLIFNode
 
 
-def test_signature_is_spikingjellys_plus_backend():
+def test_signature_is_spikingjellys_plus_ours():
     ours = inspect.signature(OTTTLIFNode).parameters
     theirs = inspect.signature(sj_neuron.OTTTLIFNode).parameters
-    assert list(ours) == [*theirs, "backend"]
+    assert list(ours) == [*theirs, "backend", "trace_dtype"]
     for name in set(theirs) - {"surrogate_function"}:
         assert ours[name].default == theirs[name].default
     assert isinstance(OTTTLIFNode(), sj_neuron.LIFNode)

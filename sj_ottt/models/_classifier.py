@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 from sj_ottt import layer, zoo
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
+from sj_ottt.neuron import OTTTLIFNode
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
+
+default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
+"""The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
 
 
 class SpikingClassifier(nn.Module):

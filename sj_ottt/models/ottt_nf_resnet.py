@@ -15,11 +15,11 @@ from sj_ottt.models._classifier import (
     NeuronFactory,
     SpikingClassifier,
     create,
+    default_neuron,
     init_convs,
     init_linear,
     timm_cfg,
 )
-from sj_ottt.neuron import OTTTLIFNode
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Block(nn.Module):
         width: Inner channels.
         stride: Stride of the block.
         beta: Expected standard deviation of the input.
-        neuron: Makes one neuron.
+        neuron: Makes one neuron; by default with tau=2 and a packed trace.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class NFResNet(SpikingClassifier):
         in_chans: Number of input channels; 2 for event frames.
         global_pool: "avg", or "" for the unpooled feature map.
         drop_rate: Dropout before the classifier, one mask per sequence.
-        neuron: Makes one neuron.
+        neuron: Makes one neuron; by default with tau=2 and a packed trace.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class NFResNet(SpikingClassifier):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        neuron: NeuronFactory = OTTTLIFNode,
+        neuron: NeuronFactory = default_neuron,
     ):
         channels = cfg.widths[0]
         stages: dict[str, nn.Module] = {

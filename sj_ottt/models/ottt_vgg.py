@@ -12,11 +12,11 @@ from sj_ottt.models._classifier import (
     NeuronFactory,
     SpikingClassifier,
     create,
+    default_neuron,
     init_convs,
     init_linear,
     timm_cfg,
 )
-from sj_ottt.neuron import OTTTLIFNode
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class VGG(SpikingClassifier):
         drop_rate: Dropout before the classifier, one mask per sequence.
         spike_drop_rate: Dropout behind every neuron, one mask per sequence (0.1 in the paper's
             recipe for DVS-CIFAR10).
-        neuron: Makes one neuron.
+        neuron: Makes one neuron; by default with tau=2 and a packed trace.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class VGG(SpikingClassifier):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         spike_drop_rate: float = 0.0,
-        neuron: NeuronFactory = OTTTLIFNode,
+        neuron: NeuronFactory = default_neuron,
     ):
         stages: dict[str, nn.Module] = {}
         channels = in_chans

@@ -1,0 +1,107 @@
+"""The presynaptic trace â[t] = λ â[t−1] + s[t] and the forms in which a neuron may store it.
+
+| form | bytes per neuron | error of â against exact arithmetic |
+| --- | --- | --- |
+| `float32` | 4 | rounding of the input's dtype, at least float32; any λ, any T |
+| `packed` | 1 | λ = 0.5 only: none up to T = 8, below 2⁻⁷ beyond (spikes older than 8 steps) |
+| `float16` | 2 | at most 2⁻¹¹ / (1 − λ)² |
+| `bfloat16` | 2 | at most 2⁻⁸ / (1 − λ)² |
+
+`packed` holds the last eight spikes as the bits of one byte, the newest in the top bit: the byte,
+divided by 128, is the trace.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sj_ottt.errors import InputError, suggest
+
+__all__ = ["TRACE_DTYPES", "Trace", "advance", "check", "decode", "zeros"]
+
+TRACE_DTYPES = {
+    "float32": torch.float32,
+    "packed": torch.uint8,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+NEWEST = 128
+"""The bit of a packed trace that says whether the neuron fired in this step."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A stored trace on its way to a synapse, with the linear maps it passed through.
+
+    Nothing is computed until a synapse's backward pass needs the values, so that the stored form
+    is all that a layer keeps from forward to backward.
+
+    Attributes:
+        stored: The neuron's own trace, in the form it keeps.
+        maps: Linear maps (pooling, scale, flattening), applied in this order.
+    """
+
+    stored: Tensor
+    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    def through(self, linear_map: Callable[[Tensor], Tensor]) -> "Trace":
+        """Return the trace behind one more map."""
+        return Trace(self.stored, (*self.maps, linear_map))
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """Return the values as an ordinary tensor, shaped like the spikes beside it."""
+        with torch.no_grad():
+            values = decode(self.stored, dtype)
+            for linear_map in self.maps:
+                values = linear_map(values)
+        return values
+
+
+def check(trace_dtype: str, tau: float) -> None:
+    """Refuse an unknown form, and `packed` for a τ whose trace is no binary fraction.
+
+    Raises:
+        InputError: In either case.
+    """
+    if trace_dtype not in TRACE_DTYPES:
+        raise InputError(
+            f'trace_dtype="{trace_dtype}" is unknown: use one of {", ".join(TRACE_DTYPES)}'
+            f"{suggest(trace_dtype, TRACE_DTYPES)}"
+        )
+    if trace_dtype == "packed" and tau != 2.0:
+        raise InputError(
+            f'trace_dtype="packed" stores spikes as binary digits, which needs tau=2 (λ = 0.5), '
+            f'not tau={tau}: use trace_dtype="float32"'
+        )
+
+
+def zeros(trace_dtype: str, like: Tensor) -> Tensor:
+    """Return â[0] = 0 in a form, shaped like `like`."""
+    dtype = TRACE_DTYPES[trace_dtype]
+    if trace_dtype == "float32":
+        dtype = torch.promote_types(dtype, like.dtype)
+    return torch.zeros_like(like, dtype=dtype)
+
+
+def advance(stored: Tensor, spike: Tensor, lam: float) -> Tensor:
+    """Return â[t] = λ â[t−1] + s[t] in the form of â[t−1].
+
+    Args:
+        stored: â[t−1].
+        spike: s[t], as booleans or numbers.
+        lam: λ; a packed trace knows 0.5 only.
+    """
+    if stored.dtype == torch.uint8:
+        fired = spike if spike.dtype == torch.bool else spike > 0
+        return (stored >> 1).add_(fired.view(torch.uint8), alpha=NEWEST)
+    exact = stored.float() if stored.dtype.itemsize == 2 else stored
+    return (exact * lam).add_(spike).to(stored.dtype)
+
+
+def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a stored trace as numbers."""
+    if stored.dtype == torch.uint8:
+        return stored.to(dtype).mul_(1 / NEWEST)
+    return stored.to(dtype)
