@@ -74,6 +74,10 @@ def _number(accepts: Callable[[float], bool], message: str) -> Callable[[Any], f
     return check
 
 
+def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else check(value)
+
+
 def _size(value: Any) -> tuple[int, int] | None:
     if value is None:
         return None
@@ -130,6 +134,14 @@ class TrainConfig:
         "accumulate",
         _choice("accumulate", "online"),
         "update the weights once a sequence (accumulate) or at each time step (online)",
+    )
+    backward_steps: int | None = _option(
+        None,
+        _optional(_integer(1)),
+        "time steps with a backward pass, drawn per batch; all if not given",
+    )
+    amp: str = _option(
+        "off", _choice("off", "bfloat16", "float16"), "mixed precision: off, bfloat16 or float16"
     )
     steps: int = _option(6, _integer(1), "time steps (frames) per recording")
     size: tuple[int, int] | None = _option(

@@ -19,6 +19,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,10 @@ class _Run:
         ).to(self.device)
         self.optimizer = _build_optimizer(self.model, cfg)
         self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
+        kind, half = self.device.type, getattr(torch, cfg.amp, None)
+        self.autocast = partial(torch.autocast, kind, half, enabled=half is not None)
+        # bfloat16 has the range of float32 and needs no scale.
+        self.scaler = torch.amp.GradScaler(kind) if half is torch.float16 else None
         self.epoch, self.seconds = 0, 0.0
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": None, "model": {}}
@@ -240,7 +245,9 @@ class _Run:
         return hashlib.sha256(json.dumps([self.augmented.classes, rows]).encode()).hexdigest()
 
     def _restore(self, state: dict[str, Any]) -> None:
-        before, now = state["config"], dataclasses.asdict(self.cfg)
+        # An option that the checkpoint does not know is newer than it: it ran with the default.
+        before = {**dataclasses.asdict(TrainConfig()), **state["config"]}
+        now = dataclasses.asdict(self.cfg)
         changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
         if changed:
             listed = ", ".join(f"{k} was {before[k]!r}, now {now[k]!r}" for k in changed)
@@ -255,6 +262,8 @@ class _Run:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
 
@@ -266,6 +275,7 @@ class _Run:
             "epoch": self.epoch,
             "model": _cpu_state(self.model),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict() if self.scaler else None,
             "history": self.history,
             "best": self.best,
             "seconds": self.seconds,
@@ -302,14 +312,17 @@ class _Run:
             target = target.to(self.device)
             for group in self.optimizer.param_groups:
                 group["lr"] = _lr_at(self.cfg, done + index, total)
-            loss, logits = train_step(
-                self.model,
-                self.optimizer,
-                x_seq.to(self.device),
-                target,
-                loss_fn=self.loss_fn,
-                update=self.cfg.update,
-            )
+            with self.autocast():
+                loss, logits = train_step(
+                    self.model,
+                    self.optimizer,
+                    x_seq.to(self.device),
+                    target,
+                    loss_fn=self.loss_fn,
+                    update=self.cfg.update,
+                    backward_steps=self.cfg.backward_steps,
+                    scaler=self.scaler,
+                )
             yield float(loss), _correct(logits, target), len(target)
 
     def run_epoch(self) -> dict[str, Any]:

@@ -168,8 +168,10 @@ class _LeanSpike(torch.autograd.Function):
         membrane, fired = ctx.saved_tensors
         lif = ctx.lif
         if lif.v_reset is None:
-            fired = fired >> 7 if fired.dtype == torch.uint8 else fired
-            z = fired.to(membrane.dtype).sub_(1).mul_(lif.v_threshold).add_(membrane)
+            spike = fired.to(membrane.dtype)
+            if fired.dtype == torch.uint8:
+                spike.ge_(traces.NEWEST)
+            z = spike.sub_(1).mul_(lif.v_threshold).add_(membrane)
         else:
             z = membrane - lif.v_threshold
         surrogate = lif.surrogate_function

@@ -169,3 +169,5 @@ def gathered(model: nn.Module, static_input: bool = False) -> Iterator[None]:
     finally:
         for module in synapses:
             module.gather = None
+        # Autocast would hold on to its half precision copies of weights that are made no more.
+        torch.clear_autocast_cache()

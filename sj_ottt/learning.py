@@ -1,6 +1,6 @@
 """Online training: one forward and one backward pass per time step, nothing kept in between."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -53,36 +53,60 @@ def _steps(
     optimizer: torch.optim.Optimizer,
     x_seq: Iterable[Tensor],
     loss_at: Callable[[Tensor, int], Tensor],
+    *,
     online: bool,
     static_input: bool,
+    backward_at: Container[int] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train on a sequence, yielding each step's loss and output, both detached.
 
     No parameter moves on a loss that is not finite. Accumulating, the losses are looked at once,
     before the only update, so that a GPU need not wait for the host at every step.
+
+    Args:
+        model: Called once per time step.
+        optimizer: Updates the model's parameters.
+        x_seq: T time steps.
+        loss_at: Loss of an output at step t.
+        online: Update at every step.
+        static_input: Whether all steps show the same tensor.
+        backward_at: The steps that have a backward pass; None for all.
+        scaler: As in `train_step`.
     """
     losses = []
     per_sequence = nullcontext() if online else gathered(model, static_input)
     with per_sequence:
         for t, x in enumerate(x_seq):
-            if online or t == 0:
+            learns = backward_at is None or t in backward_at
+            if t == 0 or (online and learns):
                 optimizer.zero_grad()
-            with gathered(model) if online else nullcontext():
+            per_step = gathered(model) if online else nullcontext()
+            with per_step, torch.set_grad_enabled(learns):
                 y = model(x)
                 if isinstance(y, (list, tuple)):
                     y = y[0]
                 loss = loss_at(y, t)
+                losses.append(loss.detach())
                 if online:
-                    _check_finite([loss.detach()], t, optimizer)
-                loss.backward()
-            if online:
-                optimizer.step()
+                    _check_finite(losses[-1:], t, optimizer)
+                if learns:
+                    (loss if scaler is None else scaler.scale(loss)).backward()
+            if online and learns:
+                _update(optimizer, scaler)
             _detach_state(model)  # for neurons that are not ours: ours never hold a graph
-            losses.append(loss.detach())
             yield losses[-1], y.detach()
     if not online:
         _check_finite(losses, 0, optimizer)
+        _update(optimizer, scaler)
+
+
+def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
+    if scaler is None:
         optimizer.step()
+    else:
+        scaler.step(optimizer)  # leaves the update out where a gradient overflowed
+        scaler.update()
 
 
 def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:
@@ -128,7 +152,14 @@ def ottt_online_training(
     def loss_at(y: Tensor, t: int) -> Tensor:
         return f_loss_t(y, targets[t].contiguous())
 
-    steps = _steps(model, optimizer, x_seq.transpose(0, 1), loss_at, online, x_seq.stride(1) == 0)
+    steps = _steps(
+        model,
+        optimizer,
+        x_seq.transpose(0, 1),
+        loss_at,
+        online=online,
+        static_input=x_seq.stride(1) == 0,
+    )
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), torch.stack(outputs, dim=1)
 
@@ -142,6 +173,8 @@ def train_step(
     loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
     update: str = "accumulate",
     steps: int | None = None,
+    backward_steps: int | None = None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Train a classifier on one batch, one time step after the other (equations (4) and (5)).
 
@@ -157,7 +190,12 @@ def train_step(
         loss_fn: Loss of one step before the division by T; None takes `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
             "online" updates after every step (OTTT_O).
-        steps: T for a static batch.
+        steps: T for a static batch, whose first convolution is then done once.
+        backward_steps: K, the number of steps that have a backward pass, drawn anew from the T for
+            each batch (from torch's global generator); the others run forward only. The loss of a
+            step stays divided by T. None takes all.
+        scaler: Scales the loss against underflow of float16 gradients under `torch.autocast`; one
+            backward pass per step and one update of the scale per update of the weights.
 
     Returns:
         The loss summed over the steps, a scalar, and the logits summed over the steps,
@@ -165,8 +203,8 @@ def train_step(
 
     Raises:
         InputError: If the model is in evaluation mode, shapes do not fit, the input is not
-            finite, `update` is unknown, or a loss is not finite (named by its step; no parameter
-            is changed by it).
+            finite, `update` is unknown, `backward_steps` is not in 1 … T, or a loss is not finite
+            (named by its step; no parameter is changed by it).
     """
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
@@ -178,6 +216,12 @@ def train_step(
             f"target of shape {list(target.shape)} does not fit x_seq of shape "
             f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N]"
         )
+    if backward_steps is not None and not 1 <= backward_steps <= n_steps:
+        raise InputError(
+            f"backward_steps={backward_steps}: x_seq has {n_steps} time steps; give 1 to {n_steps}"
+        )
+    every = backward_steps is None
+    backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
     loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
 
     def loss_at(logits: Tensor, t: int) -> Tensor:
@@ -191,9 +235,16 @@ def train_step(
     loss_sum, logits_sum = 0.0, 0.0
     reset_state(model)
     try:
-        static_input = x_seq.stride(0) == 0
-        online = update == "online"
-        for loss, logits in _steps(model, optimizer, x_seq, loss_at, online, static_input):
+        for loss, logits in _steps(
+            model,
+            optimizer,
+            x_seq,
+            loss_at,
+            online=update == "online",
+            static_input=x_seq.stride(0) == 0,
+            backward_at=backward_at,
+            scaler=scaler,
+        ):
             loss_sum, logits_sum = loss_sum + loss, logits_sum + logits
     finally:
         reset_state(model)

@@ -294,6 +294,28 @@ def test_schedule_and_optimizers(options, tmp_path):
     assert 0 < rates["cosine"][1] < rates["cosine"][0] < 0.01
 
 
+def test_mixed_precision_and_fewer_backward_steps_learn_as_well(options, tmp_path):
+    """A short run on recordings whose class is where the events are."""
+    changes = {"off": {}, "bfloat16": {}, "float16": {}, "K": {"backward_steps": 2}}
+    accuracy = {}
+    for name, change in changes.items():
+        amp = {"amp": name} if name != "K" else {}
+        out = str(tmp_path / name)
+        result = train(options, epochs=8, lr=0.02, out=out, **amp, **change)
+        accuracy[name] = result["last_test_accuracy"]
+    assert accuracy["off"] > 0.8
+    assert all(value > accuracy["off"] - 0.15 for value in accuracy.values()), accuracy
+
+
+def test_a_checkpoint_from_before_an_option_existed_resumes(options):
+    first = train(options, epochs=1)
+    path = Path(options["out"]) / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["amp"], state["config"]["backward_steps"]
+    torch.save(state, path)
+    assert train(options, resume=True, epochs=1) == first
+
+
 # Bad input
 
 

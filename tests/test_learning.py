@@ -197,17 +197,32 @@ def test_memory_is_flat_in_the_number_of_steps():
     assert live_bytes_at_backward(16) == live_bytes_at_backward(2)
 
 
-def test_autocast_trains_in_the_same_direction():
-    """A script that wraps its step in autocast goes on working after the import switch."""
-    grads = []
-    for enabled in (False, True):
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+@pytest.mark.parametrize(("dtype", "cosine"), [(torch.bfloat16, 0.9), (torch.float16, 0.98)])
+def test_autocast_trains_in_the_same_direction(dtype, cosine, update):
+    """float16 with a scaler; the state follows the activations' dtype."""
+    deltas = []
+    for half in (None, dtype):
         torch.manual_seed(0)
-        model = timm.create_model("test_ottt_vgg", num_classes=4)
-        optimizer = torch.optim.SGD(model.parameters(), 0.1)
-        x, target = 2 * torch.randn(4, 3, 16, 16), torch.arange(4)
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss, _ = learning.train_step(model, optimizer, x, target, steps=4)
-        assert loss.isfinite()
-        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert grads[1].dtype == torch.float32
-    assert F.cosine_similarity(*grads, dim=0) > 0.9
+        model = timm.create_model("test_ottt_vgg", in_chans=2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0) if half is torch.float16 else None
+        before = parameters(model)
+        torch.manual_seed(1)
+        x_seq, target = 3 * torch.randn(4, 8, 2, 16, 16), torch.arange(8)
+        with torch.autocast("cpu", half, enabled=half is not None):
+            learning.train_step(model, optimizer, x_seq, target, update=update, scaler=scaler)
+        assert scaler is None or scaler.get_scale() == 256.0
+        deltas.append(parameters(model) - before)
+    assert deltas[0].norm() > 0
+    assert F.cosine_similarity(*deltas, dim=0) > cosine
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_a_scaler_leaves_an_overflow_out_and_halves_its_scale(update):
+    model, (x_seq, target) = network(), batch()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scaler, before = torch.amp.GradScaler("cpu", init_scale=1e38), parameters(model)
+    with torch.autocast("cpu", torch.float16):
+        learning.train_step(model, optimizer, x_seq, target, update=update, scaler=scaler)
+    assert torch.equal(parameters(model), before) and scaler.get_scale() < 1e38
