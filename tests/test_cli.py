@@ -192,6 +192,7 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "schedule": "constant", "update": "online", "steps": "4", "size": ["5", "6"],
         "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
+        "backward_steps": "2", "amp": "bfloat16",
     }  # fmt: skip
     argv = ["train", "--no-normalize"]
     for name, value in values.items():
