@@ -5,12 +5,16 @@ from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor
 
+from sj_ottt import kernels
 from sj_ottt import trace as traces
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, suggest
 from sj_ottt.functional import LIF, has_lean_gradient, lean_lif_step, lif_step
+from sj_ottt.kernels import fused_lif_step
 from sj_ottt.trace import Trace
 
 __all__ = ["OTTTLIFNode"]
+
+BACKENDS = ("torch", "cupy", "auto")
 
 
 class OTTTLIFNode(sj_neuron.OTTTLIFNode):
@@ -37,7 +41,9 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         step_mode: "s" (one step a call) trains and evaluates; "m" ([T, N, ...] in one call)
             evaluates only.
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
-        backend: "torch", the plain PyTorch operations, on any device.
+        backend: "torch", plain PyTorch operations on any device; "cupy", fused CUDA kernels (needs
+            CuPy, a GPU, and one of SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and
+            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
             "float16" or "bfloat16"; `sj_ottt.trace` states the error of each. Other than
@@ -45,8 +51,9 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             take and whose `decode(dtype)` gives the values.
 
     Raises:
-        InputError: If `tau` is not above 1, `backend` or `trace_dtype` is unknown or does not fit
-            `tau`; in the forward pass, if step mode "m" meets training mode.
+        InputError: If `tau` is not above 1, `backend` is unknown or cannot run here, or
+            `trace_dtype` is unknown or does not fit `tau`; in the forward pass, if step mode "m"
+            meets training mode or the backend does not fit the input.
     """
 
     def __init__(
@@ -64,8 +71,13 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
     ):
         if not tau > 1.0:
             raise InputError(f"tau={tau}: the membrane time constant must be above 1 time step")
-        if backend != "torch":
-            raise InputError(f'backend="{backend}" is unknown: use backend="torch"')
+        if backend not in BACKENDS:
+            raise InputError(
+                f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
+                f"{suggest(backend, BACKENDS)}"
+            )
+        if backend == "cupy":
+            kernels.check_available()
         traces.check(trace_dtype, tau)
         super().__init__(
             float(tau),
@@ -126,17 +138,25 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         lif = LIF(
             self.tau, self.decay_input, self.v_threshold, self.v_reset, self.surrogate_function
         )
+        step = fused_lif_step if self._fuses(x) else lean_lif_step
         if not self.training:
             with torch.no_grad():
-                return (lean_lif_step(x, state, lif),)
-        if has_lean_gradient(self.surrogate_function):
-            spike = lean_lif_step(x, state, lif)
+                return (step(x, state, lif),)
+        if step is fused_lif_step or has_lean_gradient(self.surrogate_function):
+            spike = step(x, state, lif)
         else:
             spike, state["v"] = lif_step(x, state["v"], lif)
             state["trace"] = traces.advance(state["trace"], spike.detach(), lif.lam)
         # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
         stored = state["trace"]
         return spike, stored if self.trace_dtype == "float32" else Trace(stored)
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether the backend takes the fused kernels for an input."""
+        if self.backend == "cupy":
+            kernels.check_usable(x, self.surrogate_function)
+            return True
+        return self.backend == "auto" and kernels.usable(x, self.surrogate_function)
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object

@@ -1,0 +1,236 @@
+// One time step of the OTTT neuron as one kernel, and its surrogate's derivative as another.
+//
+// The formulas are those of sj_ottt/functional.py and sj_ottt/trace.py, written in the same order
+// of operations. Memory is read and written once, in numbers of 16 bits, 8 for a packed trace, too;
+// what happens in between is float32, or float64 for float64 numbers.
+//
+// SCALAR   double, float, Half or BFloat16: input, membrane, spike, gradient
+// TRACE    double, float, Half, BFloat16 or Packed: how the trace is stored
+//
+// The file needs no header of CUDA. Without NVRTC it is plain C++, one loop instead of a grid of
+// threads, so that the tests can run it where there is no GPU.
+
+typedef long long Index;
+
+#ifdef __CUDACC_RTC__
+#define DEVICE __device__ __forceinline__
+#define KERNEL(name, Arguments) extern "C" __global__ void name(const Arguments call)
+#define EACH(i, count)                                                              \
+    for (Index i = Index(blockIdx.x) * blockDim.x + threadIdx.x; i < (count);       \
+         i += Index(gridDim.x) * blockDim.x)
+#else
+#include <cmath>
+#include <cstring>
+#define DEVICE inline
+#define KERNEL(name, Arguments) extern "C" void name(const Arguments& call)
+#define EACH(i, count) for (Index i = 0; i < (count); ++i)
+#endif
+
+// Numbers
+
+struct Half { unsigned short bits; };
+struct BFloat16 { unsigned short bits; };
+struct Packed { unsigned char bits; };
+
+template <class T> struct RealOf { typedef float type; };
+template <> struct RealOf<double> { typedef double type; };
+typedef RealOf<SCALAR>::type Real;
+
+DEVICE double read(double x) { return x; }
+DEVICE float read(float x) { return x; }
+
+DEVICE float read(BFloat16 x) {
+    unsigned bits = unsigned(x.bits) << 16;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
+
+DEVICE float read(Half x) {
+    float y;
+#ifdef __CUDACC_RTC__
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x.bits));
+#else
+    _Float16 h;
+    memcpy(&h, &x.bits, 2);
+    y = h;
+#endif
+    return y;
+}
+
+DEVICE void write(double& to, double x) { to = x; }
+DEVICE void write(float& to, float x) { to = x; }
+
+DEVICE void write(BFloat16& to, float x) {  // to nearest, ties to even
+    unsigned bits;
+    memcpy(&bits, &x, 4);
+    to.bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fff;
+}
+
+DEVICE void write(Half& to, float x) {
+#ifdef __CUDACC_RTC__
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
+    _Float16 h = x;
+    memcpy(&to.bits, &h, 2);
+#endif
+}
+
+// The trace: a[t] = lam a[t-1] + s[t]
+
+template <class T> DEVICE void advance(T& to, T trace, bool fired, double lam) {
+    typename RealOf<T>::type a = read(trace);
+    write(to, a * typename RealOf<T>::type(lam) + typename RealOf<T>::type(fired));
+}
+
+DEVICE void advance(Packed& to, Packed trace, bool fired, double) {
+    to.bits = (trace.bits >> 1) | (fired ? 128 : 0);
+}
+
+// Arguments; sj_ottt/kernels.py fills them in
+
+struct LIF {
+    double tau, lam, v_threshold, v_reset, alpha;
+    Index hard, decay_input, surrogate;
+};
+
+struct Layout {
+    Index count;
+    Index dims;  // 0: all tensors are dense and lie in memory in the same order
+    Index size[8];
+    Index stride[4][8];  // of the three inputs, and of the outputs, which share theirs
+};
+
+struct Forward {
+    LIF lif;
+    Layout layout;
+    const SCALAR *x, *v;
+    const TRACE* trace;  // null: none is kept
+    SCALAR *spike, *v_new;
+    TRACE* trace_new;
+    unsigned char* fired;  // null: not wanted; else the top bit, as in a packed trace
+    SCALAR* u;             // null: not wanted
+};
+
+struct Backward {
+    LIF lif;
+    Layout layout;
+    const SCALAR *grad, *membrane;  // membrane: u[t] for a hard reset, v[t] for a soft one
+    const unsigned char* fired;
+    SCALAR* grad_x;
+};
+
+// Memory: 16 bytes of neighbours in one access where all tensors are dense
+
+enum { LANES = 16 / sizeof(SCALAR) };
+
+template <class T, int WIDTH> struct alignas(WIDTH * sizeof(T)) Lanes { T item[WIDTH]; };
+
+template <int WIDTH, class T> DEVICE Lanes<T, WIDTH> load(const T* from, Index at) {
+    return *reinterpret_cast<const Lanes<T, WIDTH>*>(from + at);
+}
+
+template <int WIDTH, class T> DEVICE void store(T* to, Index at, Lanes<T, WIDTH> lanes) {
+    *reinterpret_cast<Lanes<T, WIDTH>*>(to + at) = lanes;
+}
+
+struct Places { Index at[4]; };
+
+DEVICE Places places(const Layout& layout, Index i) {
+    Places p = {};
+    for (Index d = layout.dims - 1; d >= 0; --d) {
+        Index along = i % layout.size[d];
+        i /= layout.size[d];
+        for (int k = 0; k < 4; ++k) p.at[k] += along * layout.stride[k][d];
+    }
+    return p;
+}
+
+DEVICE Places dense(Index i) { return {{i, i, i, i}}; }
+
+// Calls function<WIDTH>(call, places) for all elements.
+#define OVER(layout, function)                                                             \
+    if ((layout).dims == 0) {                                                              \
+        const Index whole = (layout).count / LANES;                                        \
+        EACH(i, whole) function<LANES>(call, dense(LANES * i));                            \
+        EACH(i, (layout).count % LANES) function<1>(call, dense(LANES * whole + i));       \
+    } else {                                                                               \
+        EACH(i, (layout).count) function<1>(call, places(layout, i));                      \
+    }
+
+// Charge, fire, reset, trace
+
+DEVICE Real charge(const LIF& lif, Real x, Real v) {
+    Real leak = lif.hard ? v - Real(lif.v_reset) : v;
+    return lif.decay_input ? v + (x - leak) / Real(lif.tau) : v - leak / Real(lif.tau) + x;
+}
+
+template <int WIDTH> DEVICE void forward(const Forward& call, Places p) {
+    const LIF& lif = call.lif;
+    Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, p.at[0]), v = load<WIDTH>(call.v, p.at[1]);
+    Lanes<SCALAR, WIDTH> spike, u;
+    Lanes<TRACE, WIDTH> trace;
+    Lanes<unsigned char, WIDTH> fired;
+    if (call.trace) trace = load<WIDTH>(call.trace, p.at[2]);
+    for (int k = 0; k < WIDTH; ++k) {
+        Real potential = charge(lif, read(x.item[k]), read(v.item[k]));
+        bool fires = potential >= Real(lif.v_threshold);
+        Real reset = lif.hard ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
+        write(u.item[k], potential);
+        write(v.item[k], fires ? reset : potential);
+        write(spike.item[k], Real(fires));
+        fired.item[k] = fires ? 128 : 0;
+        if (call.trace) advance(trace.item[k], trace.item[k], fires, lif.lam);
+    }
+    store<WIDTH>(call.spike, p.at[3], spike);
+    store<WIDTH>(call.v_new, p.at[3], v);
+    if (call.trace) store<WIDTH>(call.trace_new, p.at[3], trace);
+    if (call.fired) store<WIDTH>(call.fired, p.at[3], fired);
+    if (call.u) store<WIDTH>(call.u, p.at[3], u);
+}
+
+KERNEL(lif_forward, Forward) { OVER(call.layout, forward) }
+
+// The surrogate's derivative: grad_x = sigma'(u - v_threshold) grad
+
+enum { SIGMOID, ATAN, PIECEWISE_QUADRATIC, RECT };
+
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE float exponential(float x) { return expf(x); }
+
+DEVICE Real derivative(const LIF& lif, Real z, Real grad) {
+    const Real alpha = lif.alpha;
+    const Real size = z < 0 ? -z : z;
+    switch (lif.surrogate) {
+        case SIGMOID: {
+            Real s = 1 / (1 + exponential(-alpha * z));
+            return grad * (1 - s) * s * alpha;
+        }
+        case ATAN: {
+            Real y = z * (Real(1.57079632679489661923) * alpha);
+            return 1 / (y * y + 1) * grad * (alpha / 2);
+        }
+        case PIECEWISE_QUADRATIC: {
+            Real slope = alpha - size * (alpha * alpha);
+            return slope > 0 ? slope * grad : 0;
+        }
+        default:
+            return size < Real(0.5) / alpha ? grad * alpha : 0;
+    }
+}
+
+template <int WIDTH> DEVICE void backward(const Backward& call, Places p) {
+    const LIF& lif = call.lif;
+    Lanes<SCALAR, WIDTH> grad = load<WIDTH>(call.grad, p.at[0]);
+    Lanes<SCALAR, WIDTH> membrane = load<WIDTH>(call.membrane, p.at[1]);
+    Lanes<unsigned char, WIDTH> fired = load<WIDTH>(call.fired, p.at[2]);
+    for (int k = 0; k < WIDTH; ++k) {
+        bool below = lif.hard || !(fired.item[k] & 128);  // a soft reset took v_threshold off
+        Real z = read(membrane.item[k]) - (below ? Real(lif.v_threshold) : Real(0));
+        Real grad_x = derivative(lif, z, read(grad.item[k]));
+        write(grad.item[k], lif.decay_input ? grad_x / Real(lif.tau) : grad_x);
+    }
+    store<WIDTH>(call.grad_x, p.at[3], grad);
+}
+
+KERNEL(lif_backward, Backward) { OVER(call.layout, backward) }
