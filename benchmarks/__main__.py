@@ -1,198 +1,127 @@
 """Side-by-side measurements against SpikingJelly: `python -m benchmarks step memory`.
 
-Every figure is a ratio within one process, the runs interleaved, because machines are noisy. A
-figure is refused when the two sides do not compute the same gradient.
+Every figure comes from one process, the runs interleaved, because machines are noisy. A figure is
+refused when a side does not compute what its reference computes.
 """
 
 import argparse
 import csv
 import platform
-from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import torch
-import torch.nn.functional as F
-from spikingjelly.activation_based import functional as sj_functional
-from spikingjelly.activation_based import layer as sj_layer
-from spikingjelly.activation_based import neuron as sj_neuron
-from spikingjelly.activation_based import surrogate
-from spikingjelly.activation_based.learning import online_learning as sj_learning
-from torch import nn
 
+from benchmarks import kernel, networks, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
-from sj_ottt import layer, learning, neuron
+from sj_ottt import neuron
 
-SIDES = {
-    "sj_ottt": (neuron, layer, learning.ottt_online_training),
-    "spikingjelly": (sj_neuron, sj_layer, sj_learning.ottt_online_training),
-}
-VGG = ((64, 128), (256, 256), (512, 512), (512, 512))
-TINY = ((8,), (8,))
-
-
-def make_neuron(neurons):
-    """A neuron of one library; ours keeps its trace as the timm models do."""
-    extra = {"trace_dtype": "packed"} if neurons is neuron else {}
-    return neurons.OTTTLIFNode(**extra)
-
-
-def vgg(neurons, layers, stages=VGG) -> nn.Module:
-    """The paper's VGG for CIFAR size, written with one library's classes."""
-    torch.manual_seed(0)
-    modules: list[nn.Module] = []
-    channels = 3
-    for i, widths in enumerate(stages):
-        modules += [layers.AvgPool2d(2)] if i > 0 else []
-        for width in widths:
-            modules += [layers.WSConv2d(channels, width, 3, padding=1), make_neuron(neurons)]
-            nn.init.constant_(modules[-2].gain, 2.74)  # stands for the factor behind the neuron
-            channels = width
-    modules += [layers.AdaptiveAvgPool2d(1), layers.Flatten(), layers.Linear(channels, 10)]
-    return layers.OTTTSequential(*modules)
-
-
-def bptt(model: nn.Module) -> nn.Sequential:
-    """The same chain for BPTT: SpikingJelly's multi-step LIF nodes, the reset detached."""
-    modules = [
-        sj_neuron.LIFNode(2.0, False, 1.0, None, surrogate.Sigmoid(), True)
-        if isinstance(m, sj_neuron.OTTTLIFNode)
-        else m
-        for m in model
-    ]
-    net = nn.Sequential(*modules)
-    sj_functional.set_step_mode(net, "m")
-    return net
-
-
-def trainer(side: str, n: int, steps: int, online: bool = False) -> Callable[[], None]:
-    """One training batch of a side, ready to be called again and again."""
-    neurons, layers, train = SIDES[side]
-    model = vgg(neurons, layers)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    x = torch.randn(n, 3, 32, 32).unsqueeze(1).repeat(1, steps, 1, 1, 1)
-    target = torch.randint(0, 10, (n, steps))
-
-    def run() -> None:
-        train(model, optimizer, x, target, lambda y, c: F.cross_entropy(y, c) / steps, online)
-        learning.reset_state(model)
-
-    return run
-
-
-def bptt_trainer(n: int, steps: int) -> Callable[[], None]:
-    """One BPTT batch on the same network, SpikingJelly's layers."""
-    model = bptt(vgg(sj_neuron, sj_layer))
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    x = torch.randn(n, 3, 32, 32).unsqueeze(0).repeat(steps, 1, 1, 1, 1)
-    target = torch.randint(0, 10, (n,)).repeat(steps)
-
-    def run() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x).flatten(0, 1), target).backward()
-        optimizer.step()
-        learning.reset_state(model)
-
-    return run
-
-
-def check_equal() -> None:
-    """Refuse to measure two sides that do not compute the same thing."""
-    grads = {}
-    for side, (neurons, layers, train) in SIDES.items():
-        model = vgg(neurons, layers, TINY).double()
-        torch.manual_seed(1)
-        x = 8 * torch.randn(2, 4, 3, 8, 8).double()
-        target = torch.randint(0, 10, (2, 4))
-        train(model, torch.optim.SGD(model.parameters(), 0.0), x, target, F.cross_entropy, False)
-        grads[side] = [p.grad for p in model.parameters()]
-    for a, b in zip(*grads.values(), strict=True):
-        if not b.norm() > 0 or (a - b).norm() > 1e-9 * b.norm():
-            raise SystemExit(
-                "benchmarks: the gradients of the two sides differ; no figure is given"
-            )
+RESULTS = Path(__file__).parent / "results"
+TIMES = (2, 4, 8, 16, 32, 64)
 
 
 def step(args: argparse.Namespace) -> list[dict]:
-    """Seconds a batch: ours (OTTT_A, OTTT_O) against SpikingJelly's OTTT_A and BPTT."""
+    """Seconds per training batch, and the ratio to SpikingJelly's OTTT-A."""
     rows = []
-    for n in args.batch:
-        runs = {
-            "sj_ottt OTTT-A": trainer("sj_ottt", n, args.steps),
-            "sj_ottt OTTT-O": trainer("sj_ottt", n, args.steps, online=True),
-            "spikingjelly OTTT-A": trainer("spikingjelly", n, args.steps),
-            "spikingjelly BPTT": bptt_trainer(n, args.steps),
-        }
+    vgg = {**sides.VGG, **(sides.COMPILED_VGG if args.compile else {})}
+    cases = [("vgg", vgg, networks.our_vgg, n, 32, args.steps) for n in args.batch]
+    if args.nf_resnet:
+        cases.append(("nf_resnet34", sides.NF_RESNET34, networks.our_nf_resnet, 8, 64, 4))
+    for network, entries, build, n, size, steps in cases:
+        for name, side in entries.items():
+            side.check(name, 8 if network == "vgg" else 32, args.device)
+        runs = {name: side.ready(n, size, steps, args.device) for name, side in entries.items()}
+        x = torch.randn(n, 3, size, size, device=args.device)
+        runs["bare convolutions"] = networks.bare_products(build().to(args.device), x, steps)
         seconds = interleaved_medians(runs, args.repeats)
-        reference = seconds["spikingjelly OTTT-A"]
-        rows += [
-            {"batch": n, "run": name, "seconds": round(s, 4), "ratio": round(s / reference, 3)}
-            for name, s in seconds.items()
-        ]
+        reference, floor = seconds["spikingjelly OTTT-A"], seconds["bare convolutions"]
+        for name, s in seconds.items():
+            rows.append(
+                {
+                    "network": network,
+                    "batch": n,
+                    "T": steps,
+                    "run": name,
+                    "seconds": f"{s:.4f}",
+                    "ratio": f"{s / reference:.2f}",
+                    "to the floor": f"{s / floor:.2f}",
+                }
+            )
     return rows
 
 
 def memory(args: argparse.Namespace) -> list[dict]:
-    """Peak bytes per neuron and sample above the parameters, and the peak against T."""
-    neurons = sum(
-        m.v[0].numel() for m in _warm(vgg(neuron, layer)) if isinstance(m, neuron.OTTTLIFNode)
-    )
-    sizes = [16, 32, 48]  # beyond the point where the weights themselves set the peak
-    makers = {
-        "sj_ottt OTTT-A": lambda n, t: trainer("sj_ottt", n, t),
-        "spikingjelly OTTT-A": lambda n, t: trainer("spikingjelly", n, t),
-        "spikingjelly BPTT": bptt_trainer,
-    }
+    """Peak memory above the parameters: bytes per neuron and sample, and MiB against T."""
+    model = networks.our_vgg()
+    model(torch.zeros(1, 3, 32, 32))
+    neurons = sum(m.v.numel() for m in model if isinstance(m, neuron.OTTTLIFNode))
+    sizes = [32, 64, 96]  # beyond the point where the weights themselves set the peak
     rows = []
-    for name, make in makers.items():
-        peaks = [peak_bytes(make(n, args.steps)) for n in sizes]
-        over_t = [peak_bytes(make(2, t)) / 2**20 for t in (2, 8)]
-        rows.append(
-            {
-                "run": name,
-                "bytes/neuron": round(slope(sizes, peaks) / neurons, 1),
-                "MiB at T=2": round(over_t[0], 1),
-                "MiB at T=8": round(over_t[1], 1),
-            }
-        )
+    for name, side in sides.VGG.items():
+        side.check(name, 8, "cpu")
+        peaks = [peak_bytes(side.ready(n, 32, args.steps, "cpu")) for n in sizes]
+        over_time = {t: peak_bytes(side.ready(2, 32, t, "cpu")) / 2**20 for t in TIMES}
+        row = {"run": name, "bytes/neuron": f"{slope(sizes, peaks) / neurons:.1f}"}
+        rows.append(row | {f"T={t}": f"{mib:.1f}" for t, mib in over_time.items()})
     return rows
 
 
-def _warm(model: nn.Module) -> nn.Module:
-    model(torch.zeros(1, 3, 32, 32))
-    return model
+def plot_memory(rows: list[dict], path: Path) -> None:
+    """Draw peak memory against T, as the paper's Figure 2."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+    for row, marker in zip(rows, "osD^v", strict=True):
+        axes.plot(TIMES, [float(row[f"T={t}"]) for t in TIMES], marker=marker, label=row["run"])
+    axes.set(xlabel="time steps T", ylabel="peak above the parameters, MiB")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(TIMES, TIMES)
+    axes.set_ylim(bottom=0)
+    axes.set_title("one training batch of the paper's VGG, batch 2", fontsize="medium")
+    axes.legend(frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def print_table(rows: list[dict]) -> None:
     """Print rows of one shape as an aligned table."""
     widths = {k: max(len(str(k)), *(len(str(row[k])) for row in rows)) for k in rows[0]}
     for row in [dict(zip(rows[0], rows[0], strict=True)), *rows]:
-        print("  ".join(str(row[k]).ljust(widths[k]) for k in widths))
+        print("  ".join(str(row[k]).ljust(widths[k]) for k in widths).rstrip())
 
 
 def main() -> None:
     """Run the benchmarks that were asked for."""
-    what = {"step": step, "memory": memory}
+    what = {"step": step, "memory": memory, "kernel": kernel.kernel}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="+", choices=what)
+    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel}")
+    parser.add_argument("--device", default="cpu", help="for step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument(
+        "--batch", type=int, nargs="+", help="of the VGG (default: 1 16 on a CPU, 128 on a GPU)"
+    )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--csv", action="store_true", help="write benchmarks/results/*.csv as well")
+    parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34, too")
+    parser.add_argument("--compile", action="store_true", help="step: torch.compile, too")
+    parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
-    check_equal()
-    device = f"cpu{torch.get_num_threads()}"
-    print(f"{platform.machine()}, {device}, torch {torch.__version__}, T = {args.steps}")
+    args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
+        on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")
+        device = "gpu" if on_gpu else f"cpu{torch.get_num_threads()}"
         rows = what[name](args)
-        print(f"\n{name}: {what[name].__doc__.splitlines()[0]}")
+        print(f"\n{name}, {platform.machine()}, {device}, torch {torch.__version__}")
+        print(what[name].__doc__.splitlines()[0])
         print_table(rows)
         if args.csv:
-            path = Path(__file__).parent / "results" / f"{name}-{device}-{torch.__version__}.csv"
+            path = RESULTS / f"{name}-{device}-{torch.__version__}.csv"
             path.parent.mkdir(exist_ok=True)
             with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, rows[0])
+                writer = csv.DictWriter(file, rows[0], lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
+            if name == "memory":
+                plot_memory(rows, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -215,8 +215,8 @@ def lean_lif_step(x: Tensor, state: dict[str, Tensor], lif: LIF) -> Tensor:
 class Sink(Protocol):
     """Gathers the weight gradients of several steps; see `sj_ottt.gather`."""
 
-    def add(self, grad: Tensor, trace: Trace) -> None:
-        """Take over ∇W = g âᵀ and ∇b = g of one step."""
+    def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
+        """Take over ∇W and ∇b of one step."""
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -288,7 +288,7 @@ class _TracedProduct(torch.autograd.Function):
     forward:  y = W s + b
     backward: ∇W = g âᵀ,  ∇b = g,  ∇s = Wᵀ g
 
-    With a sink, the first two go there. A value that is known already is handed on as it is.
+    With a sink, the first two go there.
     """
 
     @staticmethod
@@ -301,32 +301,27 @@ class _TracedProduct(torch.autograd.Function):
         product: Product,
         maps: tuple[Callable[[Tensor], Tensor], ...],
         sink: Sink | None,
-        value: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(stored, weight)
         ctx.product, ctx.maps, ctx.sink, ctx.spike_shape = product, maps, sink, spike.shape
-        return product(spike, weight, bias) if value is None else value.view_as(value)
+        return product(spike, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
         stored, weight = ctx.saved_tensors
         need_spike, _, need_weight, need_bias, *_ = ctx.needs_input_grad
-        trace = Trace(stored, ctx.maps)
-        if ctx.sink is not None and (need_weight or need_bias):
-            ctx.sink.add(grad, trace)
-            need_weight = need_bias = False
         # Under autocast the gradient is narrower than what was saved.
         weight = weight.to(grad.dtype)
-        grads = (None, None, None)
+        trace = grad.new_empty(1).expand(ctx.spike_shape)  # enough where no weight wants it
         if need_weight:
-            grads = ctx.product.gradients(
-                grad, trace.decode(grad.dtype), weight, need_spike, True, need_bias
-            )
-        elif need_spike or need_bias:
-            shape_only = grad.new_empty(1).expand(ctx.spike_shape)
-            grads = ctx.product.gradients(grad, shape_only, weight, need_spike, False, need_bias)
-        return grads[0], None, grads[1], grads[2], None, None, None, None
+            trace = Trace(stored, ctx.maps).decode(grad.dtype)
+        needs = (need_spike, need_weight, need_bias)
+        grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
+        if ctx.sink is not None:
+            ctx.sink.add(*grads)
+            grads = (None, None)
+        return grad_spike, None, *grads, None, None, None
 
 
 def traced_product(
@@ -336,7 +331,6 @@ def traced_product(
     weight: Tensor,
     bias: Tensor | None,
     sink: Sink | None = None,
-    value: Tensor | None = None,
 ) -> Tensor:
     """Apply a linear map to spikes, with ∇W taken with the trace: W s + b and ∇W = g âᵀ.
 
@@ -347,10 +341,9 @@ def traced_product(
         weight: W as `product` takes it.
         bias: b or None.
         sink: Where ∇W and ∇b go instead of to `weight` and `bias`.
-        value: W s + b where it is known already.
     """
     trace = trace if isinstance(trace, Trace) else Trace(trace)
-    return _TracedProduct.apply(spike, trace.stored, weight, bias, product, trace.maps, sink, value)
+    return _TracedProduct.apply(spike, trace.stored, weight, bias, product, trace.maps, sink)
 
 
 def traced_linear(
@@ -432,22 +425,24 @@ class _Standardize(torch.autograd.Function):
     def forward(
         ctx: torch.autograd.function.FunctionCtx, weight: Tensor, gain: Tensor | None, eps: float
     ) -> Tensor:
-        # Along contiguous rows: PyTorch's variance over several dimensions takes 30 times as long.
-        rows = weight.flatten(1)
-        unit = rows - rows.mean(1, keepdim=True)
+        # Along rows of memory: PyTorch's variance over several dimensions takes 30 times as long.
+        order = _memory_order(weight)
+        unit = _rows(weight, order)
+        unit = unit - unit.mean(1, keepdim=True)
         fan_in = unit.shape[1]
         var = torch.linalg.vecdot(unit, unit).unsqueeze(1) / (fan_in - 1)
         std = torch.sqrt(var * fan_in + eps)
         unit.div_(std)
         gain = None if gain is None else gain.flatten(1).clone()
         ctx.save_for_backward(unit, std, gain)
-        return (unit if gain is None else unit * gain).view(weight.shape)
+        ctx.order = order
+        return _from_rows(unit if gain is None else unit * gain, weight, order)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
         unit, std, gain = ctx.saved_tensors
-        rows = grad.flatten(1)  # contiguous, whatever the memory format of the gradient
+        rows = _rows(grad, ctx.order)
         along = torch.linalg.vecdot(rows, unit).unsqueeze(1)
         grad_weight = grad_gain = None
         if ctx.needs_input_grad[1]:
@@ -457,8 +452,24 @@ class _Standardize(torch.autograd.Function):
             scale = 1 / std if gain is None else gain / std
             grad_weight = rows - rows.mean(1, keepdim=True)
             grad_weight.addcmul_(unit, along * fan_in / (1 - fan_in)).mul_(scale)
-            grad_weight = grad_weight.view(grad.shape)
+            grad_weight = _from_rows(grad_weight, grad, ctx.order)
         return grad_weight, grad_gain, None
+
+
+def _memory_order(weight: Tensor) -> list[int]:
+    """Return the dimensions of a filter, the one that changes slowest in memory first."""
+    return sorted(range(1, weight.dim()), key=weight.stride, reverse=True)
+
+
+def _rows(weight: Tensor, order: list[int]) -> Tensor:
+    """Return [C_out, fan_in]; no copy where the weight lies in memory in this order."""
+    return weight.permute(0, *order).flatten(1)
+
+
+def _from_rows(rows: Tensor, like: Tensor, order: list[int]) -> Tensor:
+    """Undo `_rows`, for a weight of the shape of `like`."""
+    permuted = rows.unflatten(1, [like.shape[d] for d in order])
+    return permuted.permute(0, *(1 + order.index(d) for d in range(1, like.dim())))
 
 
 def avg_pool2d(x: Tensor, kernel_size: int) -> Tensor:

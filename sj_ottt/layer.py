@@ -136,18 +136,20 @@ class _Standardized(_Synapse):
 
     _kept: tuple[tuple, Tensor] | None = None
 
-    def get_weight(self) -> Tensor:
-        """Return the standardized weight Ŵ, shaped like `weight`."""
+    def get_weight(self, fast: bool = False) -> Tensor:
+        """Return the standardized weight Ŵ, shaped like `weight`; `fast` lays it out for speed."""
         if torch.is_grad_enabled() or self.weight.is_inference():
             self._kept = None
-            return scaled_weight_standardization(self.weight, self.gain, self.eps)
+            weight = fast_layout(self.weight) if fast else self.weight
+            return scaled_weight_standardization(weight, self.gain, self.eps)
         version = tuple(
             None if p is None else (p.data_ptr(), p._version, p.dtype, p.device)
             for p in (self.weight, self.gain)
         )
         if self._kept is None or self._kept[0] != version:
-            made = scaled_weight_standardization(self.weight, self.gain, self.eps)
-            self._kept = (version, fast_layout(made))
+            weight = fast_layout(self.weight)
+            made = scaled_weight_standardization(weight, self.gain, self.eps)
+            self._kept = (version, made)
         return self._kept[1]
 
     def train(self, mode: bool = True) -> Self:

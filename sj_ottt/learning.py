@@ -190,7 +190,8 @@ def train_step(
         loss_fn: Loss of one step before the division by T; None takes `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
             "online" updates after every step (OTTT_O).
-        steps: T for a static batch, whose first convolution is then done once.
+        steps: T for a static batch, whose first convolution is then done once where that is worth
+            its memory (see `gather.WORTH_KEEPING`).
         backward_steps: K, the number of steps that have a backward pass, drawn anew from the T for
             each batch (from torch's global generator); the others run forward only. The loss of a
             step stays divided by T. None takes all.

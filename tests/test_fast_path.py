@@ -201,10 +201,7 @@ def test_bad_trace_dtype(kwargs, words):
 
 
 @pytest.mark.parametrize("trace_dtype", ["float32", "packed"])
-@pytest.mark.parametrize("share", [0, 0.01, 1, 100])
-def test_gathered_gradients_are_those_of_a_plain_loop(trace_dtype, share, monkeypatch):
-    """Whether factors wait for no step, for some or for all of them."""
-    monkeypatch.setattr(gather, "WAITING_SHARE", share)
+def test_gathered_gradients_are_those_of_a_plain_loop(trace_dtype):
     net = network(trace_dtype)
     assert largest_error(train(net), step_by_step(net)) < 1e-12
 
@@ -284,7 +281,10 @@ def test_frozen_and_shared_parameters():
     assert largest_error(*grads) < 1e-12 and grads[0]["0.weight"].norm() > 0
 
 
-def test_static_input_runs_the_first_convolution_once(monkeypatch):
+@pytest.mark.parametrize(("worth", "products"), [(2 * 9, 1), (2 * 9 + 1, 5)])
+def test_static_input_runs_the_first_convolution_once(monkeypatch, worth, products):
+    """Where that is worth its memory; either way the numbers are those of the sequence."""
+    monkeypatch.setattr(gather, "WORTH_KEEPING", worth)
     net, target = network("packed"), torch.tensor([0, 1, 3])
     torch.manual_seed(4)
     x = 2 * torch.randn(3, 2, 13, 13).double()
@@ -305,7 +305,7 @@ def test_static_input_runs_the_first_convolution_once(monkeypatch):
         results.append((out, {k: p.grad.clone() for k, p in net.named_parameters()}, seen.count(2)))
         seen.clear()
     (a, grads_a, first_a), (b, grads_b, first_b) = results
-    assert (first_a, first_b) == (1, 5)
+    assert (first_a, first_b) == (products, 5)
     torch.testing.assert_close(a, b)
     assert largest_error(grads_a, grads_b) < 1e-12
 

@@ -40,7 +40,16 @@ COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 def host_library(scalar: str, trace_type: str) -> ctypes.CDLL:
     """The kernels as plain C++."""
     folder = Path(tempfile.mkdtemp(prefix="sj_ottt_kernels"))
-    options = ("-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC", "-Wall", "-Werror")
+    options = (
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Werror",
+        "-Wno-psabi",
+    )
     names = (f"-DSCALAR={scalar}", f"-DTRACE={trace_type}")
     source = ("-x", "c++", str(kernels.SOURCE))
     subprocess.run([COMPILER, *options, *names, *source, "-o", folder / "lif.so"], check=True)

@@ -1,0 +1,75 @@
+"""The bandwidth that the fused kernels reach, against a copy on the same device."""
+
+import argparse
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from spikingjelly.activation_based import surrogate
+from torch import Tensor
+
+from sj_ottt import InputError, kernels, trace
+from sj_ottt.functional import LIF, lean_lif_step
+
+NEURONS = 1 << 26
+SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
+
+
+def kernel(args: argparse.Namespace) -> list[dict]:
+    """GB/s of the fused kernels, forward and backward, and the ratio to a device copy."""
+    try:
+        kernels.check_available()
+    except InputError as error:
+        raise SystemExit(f"benchmarks: {error}") from None
+    source = torch.empty(NEURONS, device="cuda")
+    copy = 2 * source.nbytes / _seconds(partial(torch.empty_like(source).copy_, source))
+    rows = [_row("device copy", source.dtype, copy, copy)]
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, v = (torch.randn(NEURONS, device="cuda", dtype=dtype) for _ in range(2))
+        state = {"v": v, "trace": trace.zeros("packed", x)}
+        _check(x, state)
+        # Forward: x, v, spike, v' and the trace twice; backward: two gradients, v' and the trace.
+        sizes = 4 * x.nbytes + 2 * state["trace"].nbytes, 3 * x.nbytes + state["trace"].nbytes
+        leaf = x.clone().requires_grad_()
+        spike = kernels.fused_lif_step(leaf, dict(state), SOFT)
+        runs = (
+            lambda x=x, state=state: kernels.fused_lif_step(x, dict(state), SOFT),
+            partial(torch.autograd.grad, spike, leaf, torch.randn_like(x), retain_graph=True),
+        )
+        for name, size, run in zip(("forward", "backward"), sizes, runs, strict=True):
+            rows.append(_row(name, dtype, size / _seconds(run), copy))
+    return rows
+
+
+def _row(name: str, dtype: torch.dtype, rate: float, copy: float) -> dict:
+    dtype_name = str(dtype).removeprefix("torch.")
+    return {
+        "run": name,
+        "dtype": dtype_name,
+        "GB/s": f"{rate / 1e9:.0f}",
+        "ratio": f"{rate / copy:.2f}",
+    }
+
+
+def _seconds(run: Callable[[], object], repeats: int = 30) -> float:
+    """Median time by the GPU's own clock."""
+    for _ in range(3):
+        run()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, end in events:
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
+    return statistics.median(start.elapsed_time(end) for start, end in events) / 1e3
+
+
+def _check(x: Tensor, state: dict[str, Tensor]) -> None:
+    """Compare spikes with the plain step's in float64, at both ends of the tensors."""
+    for part in (slice(1000), slice(-1001, None)):
+        some = {k: v[part] for k, v in state.items()}
+        ours = kernels.fused_lif_step(x[part], dict(some), SOFT)
+        theirs = lean_lif_step(x[part].double(), some | {"v": some["v"].double()}, SOFT)
+        if not torch.equal(ours.double(), theirs) or not 0 < theirs.mean() < 1:
+            raise SystemExit("benchmarks: the kernel's spikes differ; no figure given")

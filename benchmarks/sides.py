@@ -1,0 +1,122 @@
+"""One training batch of each side, and the test that they compute the same thing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based.learning import online_learning as sj_learning
+from torch import Tensor, nn
+
+from benchmarks import networks
+from sj_ottt import learning
+
+
+def _online(
+    train: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
+) -> Tensor:
+    """A batch through a library's `ottt_online_training`, the static input shown T times."""
+    steps = y.shape[1]
+    x_seq = x.unsqueeze(1).expand(-1, steps, *x.shape[1:])
+    return train(model, optimizer, x_seq, y, lambda y, c: F.cross_entropy(y, c) / steps)[1]
+
+
+def _compiled(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """A loop over a compiled time step; weights are standardized at every step."""
+    optimizer.zero_grad()
+    outputs = []
+    for target in y.t():
+        outputs.append(model(x))
+        (F.cross_entropy(outputs[-1], target) / len(y.t())).backward()
+    optimizer.step()
+    return torch.stack(outputs, 1).detach()
+
+
+def _bptt(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    out = model(x.unsqueeze(0).repeat(y.shape[1], 1, 1, 1, 1))
+    F.cross_entropy(out.flatten(0, 1), y.t().flatten()).backward()
+    optimizer.step()
+    return out.transpose(0, 1).detach()
+
+
+OURS = partial(_online, partial(learning.ottt_online_training, online=False))
+OURS_ONLINE = partial(_online, partial(learning.ottt_online_training, online=True))
+THEIRS = partial(_online, partial(sj_learning.ottt_online_training, online=False))
+THEIRS_ONLINE = partial(_online, partial(sj_learning.ottt_online_training, online=True))
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is measured.
+
+    Attributes:
+        build: Makes the network; `tiny=True` a small one for the equality test.
+        train: Does one batch; returns the outputs [N, T, classes].
+        reference: Does the same in SpikingJelly's way, on `reference_build`'s network.
+        same_update: Whether parameters must agree after the batch, not the outputs alone.
+    """
+
+    build: Callable[..., nn.Module]
+    train: Callable[..., Tensor]
+    reference: Callable[..., Tensor]
+    reference_build: Callable[..., nn.Module]
+    same_update: bool = True
+
+    def ready(self, n: int, size: int, steps: int, device: str) -> Callable[[], None]:
+        """Return one training batch, ready to be called again and again."""
+        model = self.build().to(device)
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+        x = torch.randn(n, 3, size, size, device=device)
+        y = torch.randint(0, 10, (n, steps), device=device)
+
+        def run() -> None:
+            self.train(model, optimizer, x, y)
+            learning.reset_state(model)
+
+        return run
+
+    def check(self, name: str, size: int, device: str) -> None:
+        """Refuse to measure what does not compute what the reference does, in float64.
+
+        Raises:
+            SystemExit: If outputs, or parameters after an update, differ.
+        """
+        results = []
+        for build, train in ((self.build, self.train), (self.reference_build, self.reference)):
+            model = build(tiny=True).to(device).double()
+            before = [p.detach().clone() for p in model.parameters()]
+            torch.manual_seed(1)
+            x = 4 * torch.randn(2, 3, size, size).double().to(device)
+            y = torch.randint(0, 10, (2, 4)).to(device)
+            out = train(model, torch.optim.SGD(model.parameters(), 0.1), x, y)
+            moved = [(p - b).detach() for p, b in zip(model.parameters(), before, strict=True)]
+            results.append([out, *moved] if self.same_update else [out])
+        for ours, theirs in zip(*results, strict=True):
+            if not theirs.norm() > 0 or not (ours - theirs).norm() <= 1e-9 * theirs.norm():
+                raise SystemExit(f"benchmarks: {name} differs from its reference; no figure given")
+
+
+def _compiled_vgg(tiny: bool = False) -> nn.Module:
+    return torch.compile(networks.our_vgg(tiny, backend="torch"), fullgraph=True)
+
+
+_VGG = {"reference": THEIRS, "reference_build": networks.spikingjelly_vgg}
+_RESNET = {"reference": THEIRS, "reference_build": networks.spikingjelly_nf_resnet}
+
+VGG = {
+    "sj_ottt OTTT-A": Side(networks.our_vgg, OURS, **_VGG),
+    "sj_ottt OTTT-O": Side(networks.our_vgg, OURS_ONLINE, **{**_VGG, "reference": THEIRS_ONLINE}),
+    "spikingjelly OTTT-A": Side(networks.spikingjelly_vgg, THEIRS, **_VGG),
+    "spikingjelly BPTT": Side(networks.bptt_vgg, _bptt, **_VGG, same_update=False),
+    "authors' arithmetic": Side(networks.authors_vgg, THEIRS, **_VGG),
+}
+COMPILED_VGG = {"sj_ottt OTTT-A, torch.compile": Side(_compiled_vgg, _compiled, **_VGG)}
+NF_RESNET34 = {
+    "sj_ottt OTTT-A": Side(networks.our_nf_resnet, OURS, **_RESNET),
+    "sj_ottt OTTT-O": Side(
+        networks.our_nf_resnet, OURS_ONLINE, **{**_RESNET, "reference": THEIRS_ONLINE}
+    ),
+    "spikingjelly OTTT-A": Side(networks.spikingjelly_nf_resnet, THEIRS, **_RESNET),
+}
