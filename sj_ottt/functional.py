@@ -168,10 +168,10 @@ class _LeanSpike(torch.autograd.Function):
         membrane, fired = ctx.saved_tensors
         lif = ctx.lif
         if lif.v_reset is None:
-            spike = fired.to(membrane.dtype)
-            if fired.dtype == torch.uint8:
-                spike.ge_(traces.NEWEST)
-            z = spike.sub_(1).mul_(lif.v_threshold).add_(membrane)
+            silent = fired.to(membrane.dtype).lt_(
+                traces.NEWEST if fired.dtype == torch.uint8 else 1
+            )
+            z = torch.sub(membrane, silent, alpha=lif.v_threshold, out=silent)
         else:
             z = membrane - lif.v_threshold
         surrogate = lif.surrogate_function
