@@ -8,6 +8,16 @@ Importing the package registers its models in timm:
 
 from sj_ottt import functional, layer, learning, models, neuron
 from sj_ottt.errors import InputError
+from sj_ottt.rules import set_rule
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "__version__", "functional", "layer", "learning", "models", "neuron"]
+__all__ = [
+    "InputError",
+    "__version__",
+    "functional",
+    "layer",
+    "learning",
+    "models",
+    "neuron",
+    "set_rule",
+]

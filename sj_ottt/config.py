@@ -130,6 +130,17 @@ class TrainConfig:
     schedule: str = _option(
         "cosine", _choice("cosine", "constant"), "learning rate: cosine (to 0) or constant"
     )
+    rule: str = _option(
+        "ottt",
+        _choice("ottt", "sltt", "ndot", "bptt"),
+        "learning rule: ottt, sltt, ndot or bptt (which keeps all time steps in memory)",
+    )
+    rule_variant: str = _option(
+        "paper", _choice("paper", "code"), "of ndot: as in its paper, or as in its authors' code"
+    )
+    readout: str = _option(
+        "traced", _choice("traced", "exact"), "gradient of the classifier: by trace or by spike"
+    )
     update: str = _option(
         "accumulate",
         _choice("accumulate", "online"),
@@ -176,6 +187,16 @@ class TrainConfig:
                 object.__setattr__(self, field.name, field.metadata["check"](value))
             except ValueError as error:
                 raise InputError(f"{field.name} must be {error}, not {value!r}") from None
+        if self.backward_steps is not None and self.backward_steps > self.steps:
+            raise InputError(
+                f"backward_steps must be at most steps={self.steps}, not {self.backward_steps}"
+            )
+        for name, default in (("update", "accumulate"), ("backward_steps", None)):
+            if self.rule == "bptt" and getattr(self, name) != default:
+                raise InputError(
+                    f'{name}={getattr(self, name)} does not go with rule="bptt", which has one '
+                    "backward pass and one update a sequence: leave it out"
+                )
 
     @classmethod
     def from_sources(

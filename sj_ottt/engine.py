@@ -222,6 +222,9 @@ class _Run:
             in_chans=IN_CHANS,
             pretrained=None if state else cfg.pretrained,
             drop_rate=cfg.drop_rate,
+            rule=cfg.rule,
+            rule_variant=cfg.rule_variant,
+            readout=cfg.readout,
         ).to(self.device)
         self.optimizer = _build_optimizer(self.model, cfg)
         self.loss_fn = CrossEntropyMSE(cfg.mse_weight)

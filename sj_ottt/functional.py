@@ -31,6 +31,7 @@ __all__ = [
     "LIF",
     "Product",
     "avg_pool2d",
+    "bptt_lif_step",
     "has_lean_gradient",
     "lean_lif_step",
     "lif_step",
@@ -52,6 +53,7 @@ class LIF:
         v_threshold: Firing threshold V_th.
         v_reset: Membrane after a spike (hard reset); None subtracts V_th instead (soft reset).
         surrogate_function: Θ with a surrogate derivative, applied to u − V_th.
+        trace_decay: δ, what is left of the trace after one step; None for λ.
     """
 
     tau: float
@@ -59,11 +61,17 @@ class LIF:
     v_threshold: float
     v_reset: float | None
     surrogate_function: Callable[[Tensor], Tensor]
+    trace_decay: float | None = None
 
     @property
     def lam(self) -> float:
-        """λ, what is left of membrane and trace after one step."""
+        """λ, what is left of the membrane after one step."""
         return 1.0 - 1.0 / self.tau
+
+    @property
+    def decay(self) -> float:
+        """δ: λ for OTTT, 0 for SLTT."""
+        return self.lam if self.trace_decay is None else self.trace_decay
 
     def charge(self, x: Tensor, v: Tensor) -> Tensor:
         """Return u[t] from the input current x = I[t] and v[t−1], a new tensor."""
@@ -76,6 +84,12 @@ class LIF:
         if self.tau == 2.0 and not rest:
             return torch.add(x, v, alpha=0.5)  # halving is exact: the same number in one pass
         return v - leak / self.tau + x
+
+    def reset(self, u: Tensor, spike: Tensor) -> Tensor:
+        """Return v[t] from u[t] and s[t], a new tensor."""
+        if self.v_reset is None:
+            return u - spike * self.v_threshold
+        return (1.0 - spike) * u + spike * self.v_reset
 
 
 def ottt_lif_step(
@@ -117,9 +131,23 @@ def lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
     u = lif.charge(x, v.detach())
     spike = lif.surrogate_function(u - lif.v_threshold)
     with torch.no_grad():
-        if lif.v_reset is None:
-            return spike, u - spike * lif.v_threshold
-        return spike, (1.0 - spike) * u + spike * lif.v_reset
+        return spike, lif.reset(u, spike)
+
+
+def bptt_lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
+    """Do the same step for BPTT: the gradient flows through v[t−1] too, but not through the reset.
+
+    Args:
+        x: Input current I[t], [N, ...].
+        v: v[t−1], with its graph.
+        lif: Constants.
+
+    Returns:
+        The spike s[t] and v[t], both with their graphs.
+    """
+    u = lif.charge(x, v)
+    spike = lif.surrogate_function(u - lif.v_threshold)
+    return spike, lif.reset(u, spike.detach())
 
 
 # σ'(z) times a gradient, z = u − V_th, in the buffer of z. The formulas are SpikingJelly's.
@@ -199,7 +227,7 @@ def lean_lif_step(x: Tensor, state: dict[str, Tensor], lif: LIF) -> Tensor:
         u = state["v"] = lif.charge(x, state["v"])
         fired = u >= lif.v_threshold
         if state["trace"] is not None:
-            stored = state["trace"] = traces.advance(state["trace"], fired, lif.lam)
+            stored = state["trace"] = traces.advance(state["trace"], fired, lif.decay)
             fired = stored if stored.dtype == torch.uint8 else fired
         # A comparison that writes numbers is several times as fast as one that writes booleans.
         spike = torch.ge(u, lif.v_threshold, out=torch.empty_like(u))

@@ -5,7 +5,7 @@ weight it multiplies with (standardized, in the memory format its convolution ru
 once, adds the gradients of the time steps up, and sends the sum through the standardization once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from sj_ottt.functional import Product, traced_product
 from sj_ottt.trace import Trace
 
-__all__ = ["Gather", "fast_layout", "gathered"]
+__all__ = ["Gather", "Made", "fast_layout", "gathered", "made_once"]
 
 WORTH_KEEPING = 64
 """Multiplications per output number from which a static input's product is kept.
@@ -35,6 +35,13 @@ def fast_layout(weight: Tensor) -> Tensor:
     if weight.dim() == 4 and weight.device.type == "cpu":
         return weight.contiguous(memory_format=torch.channels_last)
     return weight
+
+
+def _made(module: nn.Module) -> Tensor:
+    """Return the weight that a synapse multiplies with."""
+    if hasattr(module, "get_weight"):
+        return module.get_weight(fast=True)
+    return fast_layout(module.weight)
 
 
 class Gather:
@@ -87,10 +94,7 @@ class Gather:
             return
         self.finish()
         with torch.enable_grad():
-            standardized = hasattr(module, "get_weight")
-            self._made = (
-                module.get_weight(fast=True) if standardized else fast_layout(module.weight)
-            )
+            self._made = _made(module)
         self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
         self._bias = module.bias
         self._sources, self._parameters = sources, parameters  # alive, so that no id is used again
@@ -163,13 +167,47 @@ def gathered(model: nn.Module, static_input: bool = False) -> Iterator[None]:
         static_input: Whether every time step sees one and the same input tensor, whose first
             convolution is then done once where that is worth its memory (`WORTH_KEEPING`).
     """
-    synapses = [m for m in model.modules() if hasattr(m, "gather")]
-    try:
-        for module in synapses:
-            module.gather = Gather(module, static_input)
+    with _in_synapses(model, lambda module: Gather(module, static_input)) as synapses:
         yield
         for module in synapses:
             module.gather.finish()
+
+
+class Made:
+    """The weight of one synapse for BPTT: made once, with its graph.
+
+    Args:
+        module: Has `weight`, `bias` or None, and `get_weight()` or a weight used as it is.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._weight, self._bias = _made(module), module.bias
+
+    def __call__(self, product: Product, spike: Tensor, trace: Tensor | Trace) -> Tensor:
+        """Apply the synapse to one time step; autograd keeps what the exact gradient needs."""
+        return product(spike, self._weight, self._bias)
+
+
+@contextmanager
+def made_once(model: nn.Module) -> Iterator[None]:
+    """Make the weights of all synapses of a model once, for one graph over all time steps.
+
+    Args:
+        model: Its layers of `sj_ottt.layer` take part.
+    """
+    with _in_synapses(model, Made):
+        yield
+
+
+@contextmanager
+def _in_synapses(
+    model: nn.Module, make: Callable[[nn.Module], Gather | Made]
+) -> Iterator[list[nn.Module]]:
+    synapses = [m for m in model.modules() if hasattr(m, "gather")]
+    try:
+        for module in synapses:
+            module.gather = make(module)
+        yield synapses
     finally:
         for module in synapses:
             module.gather = None

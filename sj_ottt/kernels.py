@@ -38,7 +38,7 @@ SURROGATES = {
 }
 
 _LIF = np.dtype(
-    [(name, "f8") for name in ("tau", "lam", "v_threshold", "v_reset", "alpha")]
+    [(name, "f8") for name in ("tau", "trace_decay", "v_threshold", "v_reset", "alpha")]
     + [(name, "i8") for name in ("hard", "decay_input", "surrogate")]
 )
 _LAYOUT = np.dtype(
@@ -210,7 +210,7 @@ def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tenso
 
 def _constants(lif: LIF) -> np.ndarray:
     hard = lif.v_reset is not None
-    values = (lif.tau, lif.lam, lif.v_threshold, lif.v_reset if hard else 0.0)
+    values = (lif.tau, lif.decay, lif.v_threshold, lif.v_reset if hard else 0.0)
     function = lif.surrogate_function
     flags = (hard, lif.decay_input, SURROGATES[type(function)])
     return np.array((*values, function.alpha, *flags), _LIF)

@@ -24,7 +24,7 @@ from sj_ottt.functional import (
     scaled_weight_standardization,
     traced_product,
 )
-from sj_ottt.gather import Gather, fast_layout
+from sj_ottt.gather import Gather, Made, fast_layout
 from sj_ottt.trace import Trace
 
 __all__ = [
@@ -90,8 +90,8 @@ def _values(trace: Tensor | Trace, spike: Tensor) -> Tensor:
 class _Synapse:
     """Mixin: a tensor as SpikingJelly's layer takes it, a pair as one traced product."""
 
-    gather: Gather | None = None
-    """Gathers the weight's gradient over the steps of an update; see `sj_ottt.gather`."""
+    gather: Gather | Made | None = None
+    """Makes the weight once for the steps of an update; see `sj_ottt.gather`."""
 
     def forward(self, x: Tensor | Pair) -> Tensor:
         """Map a tensor, or a pair [spike, trace], to a tensor."""

@@ -10,7 +10,8 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
-from sj_ottt.gather import gathered
+from sj_ottt.gather import gathered, made_once
+from sj_ottt.rules import rule_of, set_rule
 
 __all__ = ["CrossEntropyMSE", "ottt_online_training", "predict", "reset_state", "train_step"]
 
@@ -101,6 +102,53 @@ def _steps(
         _update(optimizer, scaler)
 
 
+def _bptt(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_seq: Iterable[Tensor],
+    loss_at: Callable[[Tensor, int], Tensor],
+    scaler: torch.amp.GradScaler | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train on a sequence with the exact gradient: as `_steps`, but one backward pass at the end.
+
+    The graph of all T steps is kept until then.
+    """
+    optimizer.zero_grad()
+    with made_once(model):
+        outputs = [model(x) for x in x_seq]
+        losses = [loss_at(y, t) for t, y in enumerate(outputs)]
+        _check_finite([loss.detach() for loss in losses], 0, optimizer)
+        total = sum(losses)
+        (total if scaler is None else scaler.scale(total)).backward()
+    _update(optimizer, scaler)
+    for loss, y in zip(losses, outputs, strict=True):
+        yield loss.detach(), y.detach()
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x_seq: Tensor,
+    loss_at: Callable[[Tensor, int], Tensor],
+    *,
+    online: bool,
+    backward_at: Container[int] | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train on [T, N, ...] by the model's rule, yielding each step's loss and output."""
+    if rule_of(model) != "bptt":
+        static = x_seq.stride(0) == 0
+        extra = {"online": online, "static_input": static, "backward_at": backward_at}
+        return _steps(model, optimizer, x_seq, loss_at, scaler=scaler, **extra)
+    for wrong, name in ((online, "online update"), (backward_at is not None, "backward_steps")):
+        if wrong:
+            raise InputError(
+                f'rule="bptt" has one backward pass through all time steps, so it knows no {name}: '
+                "leave it out, or train by another rule"
+            )
+    return _bptt(model, optimizer, x_seq, loss_at, scaler)
+
+
 def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
     if scaler is None:
         optimizer.step()
@@ -152,14 +200,7 @@ def ottt_online_training(
     def loss_at(y: Tensor, t: int) -> Tensor:
         return f_loss_t(y, targets[t].contiguous())
 
-    steps = _steps(
-        model,
-        optimizer,
-        x_seq.transpose(0, 1),
-        loss_at,
-        online=online,
-        static_input=x_seq.stride(1) == 0,
-    )
+    steps = _train(model, optimizer, x_seq.transpose(0, 1), loss_at, online=online)
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), torch.stack(outputs, dim=1)
 
@@ -175,6 +216,7 @@ def train_step(
     steps: int | None = None,
     backward_steps: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
+    rule: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Train a classifier on one batch, one time step after the other (equations (4) and (5)).
 
@@ -197,6 +239,8 @@ def train_step(
             step stays divided by T. None takes all.
         scaler: Scales the loss against underflow of float16 gradients under `torch.autocast`; one
             backward pass per step and one update of the scale per update of the weights.
+        rule: Switches the model to a learning rule first (`rules.set_rule`); None leaves it as
+            it is. "bptt" keeps the graph of all steps, and has one backward pass and update.
 
     Returns:
         The loss summed over the steps, a scalar, and the logits summed over the steps,
@@ -204,9 +248,12 @@ def train_step(
 
     Raises:
         InputError: If the model is in evaluation mode, shapes do not fit, the input is not
-            finite, `update` is unknown, `backward_steps` is not in 1 … T, or a loss is not finite
-            (named by its step; no parameter is changed by it).
+            finite, `update` or `rule` is unknown, `backward_steps` is not in 1 … T, BPTT is asked
+            for an online update or for `backward_steps`, or a loss is not finite (named by its
+            step; no parameter is changed by it).
     """
+    if rule is not None and rule != rule_of(model):
+        set_rule(model, rule)
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
     if not model.training:
@@ -236,13 +283,12 @@ def train_step(
     loss_sum, logits_sum = 0.0, 0.0
     reset_state(model)
     try:
-        for loss, logits in _steps(
+        for loss, logits in _train(
             model,
             optimizer,
             x_seq,
             loss_at,
             online=update == "online",
-            static_input=x_seq.stride(0) == 0,
             backward_at=backward_at,
             scaler=scaler,
         ):

@@ -76,21 +76,21 @@ DEVICE void write(Half& to, float x) {
 #endif
 }
 
-// The trace: a[t] = lam a[t-1] + s[t]
+// The trace: a[t] = decay a[t-1] + s[t]
 
-template <class T> DEVICE void advance(T& to, T trace, bool fired, double lam) {
+template <class T> DEVICE void advance(T& to, T trace, bool fired, double decay) {
     typename RealOf<T>::type a = read(trace);
-    write(to, a * typename RealOf<T>::type(lam) + typename RealOf<T>::type(fired));
+    write(to, a * typename RealOf<T>::type(decay) + typename RealOf<T>::type(fired));
 }
 
-DEVICE void advance(Packed& to, Packed trace, bool fired, double) {
-    to.bits = (trace.bits >> 1) | (fired ? 128 : 0);
+DEVICE void advance(Packed& to, Packed trace, bool fired, double decay) {
+    to.bits = (decay > 0 ? trace.bits >> 1 : 0) | (fired ? 128 : 0);
 }
 
 // Arguments; sj_ottt/kernels.py fills them in
 
 struct LIF {
-    double tau, lam, v_threshold, v_reset, alpha;
+    double tau, trace_decay, v_threshold, v_reset, alpha;
     Index hard, decay_input, surrogate;
 };
 
@@ -180,7 +180,7 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Places p) {
         write(v.item[k], fires ? reset : potential);
         write(spike.item[k], Real(fires));
         fired.item[k] = fires ? 128 : 0;
-        if (call.trace) advance(trace.item[k], trace.item[k], fires, lif.lam);
+        if (call.trace) advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
     }
     store<WIDTH>(call.spike, p.at[3], spike);
     store<WIDTH>(call.v_new, p.at[3], v);

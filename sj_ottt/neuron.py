@@ -8,13 +8,21 @@ from torch import Tensor
 from sj_ottt import kernels
 from sj_ottt import trace as traces
 from sj_ottt.errors import InputError, suggest
-from sj_ottt.functional import LIF, has_lean_gradient, lean_lif_step, lif_step
+from sj_ottt.functional import (
+    LIF,
+    bptt_lif_step,
+    has_lean_gradient,
+    lean_lif_step,
+    lif_step,
+)
 from sj_ottt.kernels import fused_lif_step
-from sj_ottt.trace import Trace
+from sj_ottt.trace import NDOTTrace, Trace
 
-__all__ = ["OTTTLIFNode"]
+__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
 
 BACKENDS = ("torch", "cupy", "auto")
+RULES = ("ottt", "sltt", "ndot", "bptt")
+"""How a node takes part in learning; see `sj_ottt.rules`."""
 
 
 class OTTTLIFNode(sj_neuron.OTTTLIFNode):
@@ -56,6 +64,11 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             meets training mode or the backend does not fit the input.
     """
 
+    rule: str = "ottt"
+    """Which learning rule the node serves; `rules.set_rule` changes it for a whole model."""
+    variant: str = "paper"
+    """Of `trace.NDOT_VARIANTS`, for rule "ndot"."""
+
     def __init__(
         self,
         tau: float = 2.0,
@@ -78,7 +91,6 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             )
         if backend == "cupy":
             kernels.check_available()
-        traces.check(trace_dtype, tau)
         super().__init__(
             float(tau),
             decay_input,
@@ -93,25 +105,40 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         self.step_mode = step_mode
         self.backend = backend
         self.trace_dtype = trace_dtype
+        self.check_rule(self.rule)
+
+    def check_rule(self, rule: str) -> None:
+        """Refuse a rule that the node cannot take part in.
+
+        Raises:
+            InputError: If its trace cannot be stored as `trace_dtype` says.
+        """
+        traces.check(self.trace_dtype, 0.0 if rule == "sltt" else 1.0 - 1.0 / self.tau)
 
     def extra_repr(self) -> str:
         """Describe the node in `print(model)`."""
-        return f"{super().extra_repr()}, backend={self.backend}, trace_dtype={self.trace_dtype}"
+        return (
+            f"{super().extra_repr()}, rule={self.rule}, backend={self.backend}, "
+            f"trace_dtype={self.trace_dtype}"
+        )
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | NDOTTrace | None]:
         """Fit membrane and trace to the input's shape, device and dtype; drop an unused trace."""
-        if self.training and step_mode == "m":
+        if self.training and step_mode == "m" and self.rule != "bptt":
             raise InputError(
                 'step_mode="m" cannot train online, because it sees all time steps at once: call '
                 'the network once per time step with step_mode="s", or model.eval() to evaluate'
             )
         v, trace = super().materialize_states(inputs, states, step_mode)
-        if not self.training:
+        if not self.training or self.rule == "bptt":
             return v, None
+        if self.rule == "ndot":
+            fits = isinstance(trace, NDOTTrace) and trace.values.shape == v.shape
+            return v, NDOTTrace(*(part.to(v) for part in trace)) if fits else None
         empty = traces.zeros(self.trace_dtype, v)
-        if trace is None or trace.shape != v.shape:
+        if not isinstance(trace, Tensor) or trace.shape != v.shape:
             trace = empty
         return v, trace.to(empty)
 
@@ -124,32 +151,60 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         outputs = self._step(x, state)
         if self.store_v_seq:
             self._append_v_seq(self.v)
-        return list(outputs) if self.training else outputs[0]
+        return outputs[0] if len(outputs) == 1 else list(outputs)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
-    ) -> tuple[tuple[Tensor | Trace, ...], tuple[Tensor, Tensor | None]]:
+    ) -> tuple[tuple[Tensor | Trace, ...], tuple[Tensor, Tensor | NDOTTrace | None]]:
         """Run one time step on explicit states: ((x,), (v, trace)) → (outputs, (v, trace))."""
         state = dict(zip(("v", "trace"), states, strict=True))
         return self._step(inputs[0], state), tuple(state.values())
 
-    def _step(self, x: Tensor, state: dict[str, Tensor | None]) -> tuple[Tensor | Trace, ...]:
+    def _step(
+        self, x: Tensor, state: dict[str, Tensor | NDOTTrace | None]
+    ) -> tuple[Tensor | Trace, ...]:
         """Advance a state by one time step; its entries are replaced."""
         lif = LIF(
-            self.tau, self.decay_input, self.v_threshold, self.v_reset, self.surrogate_function
+            self.tau,
+            self.decay_input,
+            self.v_threshold,
+            self.v_reset,
+            self.surrogate_function,
+            0.0 if self.rule == "sltt" else None,
         )
-        step = fused_lif_step if self._fuses(x) else lean_lif_step
         if not self.training:
             with torch.no_grad():
-                return (step(x, state, lif),)
-        if step is fused_lif_step or has_lean_gradient(self.surrogate_function):
-            spike = step(x, state, lif)
-        else:
-            spike, state["v"] = lif_step(x, state["v"], lif)
-            state["trace"] = traces.advance(state["trace"], spike.detach(), lif.lam)
+                return (self._spike(x, state, lif),)
+        if self.rule == "bptt":
+            spike, state["v"] = bptt_lif_step(x, state["v"], lif)
+            return (spike,)
+        if self.rule == "ndot":
+            before, state["trace"] = state["trace"], None
+            spike = self._spike(x, state, lif)
+            state["trace"] = traces.advance_ndot(
+                before,
+                spike.detach(),
+                state["v"],
+                lam=lif.lam,
+                v_threshold=lif.v_threshold,
+                variant=self.variant,
+            )
+            return spike, state["trace"].values
+        spike = self._spike(x, state, lif)
         # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
         stored = state["trace"]
         return spike, stored if self.trace_dtype == "float32" else Trace(stored)
+
+    def _spike(self, x: Tensor, state: dict[str, Tensor | None], lif: LIF) -> Tensor:
+        """Charge, fire, reset and, where there is one, trace."""
+        if self._fuses(x):
+            return fused_lif_step(x, state, lif)
+        if not self.training or has_lean_gradient(self.surrogate_function):
+            return lean_lif_step(x, state, lif)
+        spike, state["v"] = lif_step(x, state["v"], lif)
+        if state["trace"] is not None:
+            state["trace"] = traces.advance(state["trace"], spike.detach(), lif.decay)
+        return spike
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
@@ -164,6 +219,95 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         """Run [T, N, ...] step by step; evaluation only."""
         # LIFNode's own version returns the membrane alone and would lose the trace's slot.
         return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)
+
+
+class SLTTLIFNode(OTTTLIFNode):
+    """Leaky integrate-and-fire neuron for spatial learning through time (SLTT).
+
+    The weight gradient of a step takes the presynaptic spike itself, no trace: ∇W = g_u[t] s[t]ᵀ.
+    As SpikingJelly's node of this name it hands on the spike alone, so that any PyTorch layer may
+    follow. Within a model of this package, `rules.set_rule(model, "sltt")` does the same and keeps
+    one byte per neuron for the next layer's gradient instead of the spike as a number.
+
+    Args:
+        tau: Membrane time constant in time steps, above 1.
+        decay_input: Whether the input is divided by tau as well.
+        v_threshold: Firing threshold.
+        v_reset: Membrane after a spike; None (soft reset) subtracts the threshold.
+        surrogate_function: SpikingJelly surrogate; None makes a new `surrogate.Sigmoid()`.
+        detach_reset: Kept for SpikingJelly's signature.
+        step_mode: "s" trains and evaluates; "m" evaluates only.
+        store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
+        backend: As in `OTTTLIFNode`.
+
+    Raises:
+        InputError: As `OTTTLIFNode`.
+    """
+
+    rule = "sltt"
+
+    def __init__(
+        self,
+        tau: float = 2.0,
+        decay_input: bool = True,
+        v_threshold: float = 1.0,
+        v_reset: float | None = 0.0,
+        surrogate_function: surrogate.SurrogateFunctionBase | None = None,
+        detach_reset: bool = True,
+        step_mode: str = "s",
+        store_v_seq: bool = False,
+        backend: str = "torch",
+    ):
+        super().__init__(
+            tau,
+            decay_input,
+            v_threshold,
+            v_reset,
+            surrogate_function,
+            detach_reset,
+            step_mode,
+            store_v_seq,
+            backend,
+            "packed",
+        )
+
+    def _step(self, x: Tensor, state: dict[str, Tensor | None]) -> tuple[Tensor | Trace, ...]:
+        outputs = super()._step(x, state)
+        return outputs[:1] if self.rule == "sltt" else outputs
+
+
+class NDOTLIFNode(OTTTLIFNode):
+    """Leaky integrate-and-fire neuron for neuronal dynamics-based online training (NDOT).
+
+    Its trace decays by the ratio of the neuron's own membranes instead of by λ; see
+    `trace.advance_ndot`, where both variants are written out. It keeps three numbers per neuron
+    beside the membrane.
+
+    Args:
+        *args: As `OTTTLIFNode`; the trace is always stored in full precision.
+        variant: "paper", or "code" for what the authors' program computes.
+        **kwargs: As `OTTTLIFNode`.
+
+    Raises:
+        InputError: If the variant is unknown, or as `OTTTLIFNode`.
+    """
+
+    rule = "ndot"
+
+    def __init__(self, *args: object, variant: str = "paper", **kwargs: object):
+        check_variant(variant)
+        super().__init__(*args, **kwargs)
+        self.variant = variant
+
+
+def check_variant(variant: str) -> None:
+    """Refuse an unknown variant of NDOT.
+
+    Raises:
+        InputError: If it is not one of `trace.NDOT_VARIANTS`.
+    """
+    if variant not in traces.NDOT_VARIANTS:
+        raise InputError(f'variant="{variant}" is unknown: use "paper" or "code"')
 
 
 def __getattr__(name: str) -> object:

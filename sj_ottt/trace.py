@@ -1,11 +1,13 @@
-"""The presynaptic trace â[t] = λ â[t−1] + s[t] and the forms in which a neuron may store it.
+"""The presynaptic trace â[t] = δ â[t−1] + s[t] and the forms in which a neuron may store it.
+
+δ is λ = 1 − 1/τ for OTTT and 0 for SLTT, whose trace is the spike itself.
 
 | form | bytes per neuron | error of â against exact arithmetic |
 | --- | --- | --- |
-| `float32` | 4 | rounding of the input's dtype, at least float32; any λ, any T |
-| `packed` | 1 | λ = 0.5 only: none up to T = 8, below 2⁻⁷ beyond (spikes older than 8 steps) |
-| `float16` | 2 | at most 2⁻¹¹ / (1 − λ)² |
-| `bfloat16` | 2 | at most 2⁻⁸ / (1 − λ)² |
+| `float32` | 4 | rounding of the input's dtype, at least float32; any δ, any T |
+| `packed` | 1 | δ = 0.5: none up to T = 8, below 2⁻⁷ (older spikes) beyond; δ = 0: none |
+| `float16` | 2 | at most 2⁻¹¹ / (1 − δ)² |
+| `bfloat16` | 2 | at most 2⁻⁸ / (1 − δ)² |
 
 `packed` holds the last eight spikes as the bits of one byte, the newest in the top bit: the byte,
 divided by 128, is the trace.
@@ -13,13 +15,24 @@ divided by 128, is the trace.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sj_ottt.errors import InputError, suggest
 
-__all__ = ["TRACE_DTYPES", "Trace", "advance", "check", "decode", "zeros"]
+__all__ = [
+    "NDOT_VARIANTS",
+    "TRACE_DTYPES",
+    "NDOTTrace",
+    "Trace",
+    "advance",
+    "advance_ndot",
+    "check",
+    "decode",
+    "zeros",
+]
 
 TRACE_DTYPES = {
     "float32": torch.float32,
@@ -59,8 +72,8 @@ class Trace:
         return values
 
 
-def check(trace_dtype: str, tau: float) -> None:
-    """Refuse an unknown form, and `packed` for a τ whose trace is no binary fraction.
+def check(trace_dtype: str, decay: float) -> None:
+    """Refuse an unknown form, and `packed` for a trace that is no binary fraction.
 
     Raises:
         InputError: In either case.
@@ -70,10 +83,10 @@ def check(trace_dtype: str, tau: float) -> None:
             f'trace_dtype="{trace_dtype}" is unknown: use one of {", ".join(TRACE_DTYPES)}'
             f"{suggest(trace_dtype, TRACE_DTYPES)}"
         )
-    if trace_dtype == "packed" and tau != 2.0:
+    if trace_dtype == "packed" and decay not in (0.0, 0.5):
         raise InputError(
-            f'trace_dtype="packed" stores spikes as binary digits, which needs tau=2 (λ = 0.5), '
-            f'not tau={tau}: use trace_dtype="float32"'
+            'trace_dtype="packed" stores spikes as binary digits, which needs tau=2 (λ = 0.5), '
+            f'not tau={1 / (1 - decay):g}: use trace_dtype="float32"'
         )
 
 
@@ -85,19 +98,20 @@ def zeros(trace_dtype: str, like: Tensor) -> Tensor:
     return torch.zeros_like(like, dtype=dtype)
 
 
-def advance(stored: Tensor, spike: Tensor, lam: float) -> Tensor:
-    """Return â[t] = λ â[t−1] + s[t] in the form of â[t−1].
+def advance(stored: Tensor, spike: Tensor, decay: float) -> Tensor:
+    """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1].
 
     Args:
         stored: â[t−1].
         spike: s[t], as booleans or numbers.
-        lam: λ; a packed trace knows 0.5 only.
+        decay: δ; a packed trace knows 0.5 and 0.
     """
     if stored.dtype == torch.uint8:
         fired = spike if spike.dtype == torch.bool else spike > 0
-        return (stored >> 1).add_(fired.view(torch.uint8), alpha=NEWEST)
+        before = stored >> 1 if decay else torch.zeros_like(stored)
+        return before.add_(fired.view(torch.uint8), alpha=NEWEST)
     exact = stored.float() if stored.dtype.itemsize == 2 else stored
-    return (exact * lam).add_(spike).to(stored.dtype)
+    return (exact * decay).add_(spike).to(stored.dtype)
 
 
 def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
@@ -105,3 +119,60 @@ def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
     if stored.dtype == torch.uint8:
         return stored.to(dtype).mul_(1 / NEWEST)
     return stored.to(dtype)
+
+
+NDOT_VARIANTS = ("paper", "code")
+
+
+class NDOTTrace(NamedTuple):
+    """The trace of NDOT, whose decay follows the membrane, and what its next step needs.
+
+    Attributes:
+        values: â[t].
+        ratio: e[t], which variant "paper" applies one step later.
+        denominator: What the membrane of step t + 1 is divided by.
+    """
+
+    values: Tensor
+    ratio: Tensor
+    denominator: Tensor
+
+
+def advance_ndot(
+    before: NDOTTrace | None,
+    spike: Tensor,
+    v: Tensor,
+    *,
+    lam: float,
+    v_threshold: float,
+    variant: str,
+) -> NDOTTrace:
+    """Return NDOT's trace of step t; every ratio is clamped to [−λ, λ].
+
+    Variant "paper": â[t] = e[t−1] â[t−1] + s[t], e[t] = v[t] / v[t−1]. A membrane of exactly 0
+    counts as an infinitely small one, positive like the u it was left by.
+
+    Variant "code", as the authors' program: â[t] = e[t] â[t−1] + s[t], e[t] = q[t] / q[t−1] with
+    q = v − V_th s, so that the threshold is taken off twice; a ratio that is no number is λ.
+
+    Args:
+        before: The trace of step t − 1; None before the first step, where â[0] = 0, v[0] = 0.
+        spike: s[t].
+        v: v[t], the membrane after the reset.
+        lam: λ.
+        v_threshold: V_th.
+        variant: One of `NDOT_VARIANTS`.
+    """
+    if variant == "paper":
+        tiny = torch.finfo(v.dtype).tiny
+        denominator = torch.where(v == 0, tiny, v)
+        ratio = (v / tiny if before is None else v / before.denominator).clamp_(-lam, lam)
+        values = spike if before is None else before.ratio * before.values + spike
+    else:
+        denominator = v - v_threshold * spike
+        if before is None:
+            ratio, values = torch.zeros_like(v), spike
+        else:
+            ratio = (denominator / before.denominator).nan_to_num_(nan=lam, posinf=lam, neginf=lam)
+            values = ratio.clamp_(-lam, lam) * before.values + spike
+    return NDOTTrace(values, ratio, denominator)

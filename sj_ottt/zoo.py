@@ -59,7 +59,7 @@ def create(
     *,
     in_chans: int,
     pretrained: bool | str | None = None,
-    drop_rate: float = 0.0,
+    **kwargs: object,
 ) -> nn.Module:
     """Build a model of this package by name, as timm does, with errors that say what there is.
 
@@ -68,7 +68,7 @@ def create(
         num_classes: Size of the output.
         in_chans: Number of input channels.
         pretrained: Load the default weights (True) or those of a tag.
-        drop_rate: Dropout before the classifier.
+        **kwargs: Further arguments of the model, such as `drop_rate` or `rule`.
 
     Raises:
         InputError: If there is no such model, or no such weights for it.
@@ -90,7 +90,7 @@ def create(
         pretrained=bool(pretrained),
         num_classes=num_classes,
         in_chans=in_chans,
-        drop_rate=drop_rate,
+        **kwargs,
     )
 
 

@@ -138,6 +138,10 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("size: 16", "size must be two whole numbers"),
         ("size: [16, a]", "size must be two whole numbers"),
         ("optimizer: lion", "optimizer must be one of sgd, adam, adamw"),
+        ("rule: stdp", "rule must be one of ottt, sltt, ndot, bptt"),
+        ("rule: bptt\nupdate: online", 'update=online does not go with rule="bptt"'),
+        ("rule: bptt\nbackward_steps: 2", 'backward_steps=2 does not go with rule="bptt"'),
+        ("steps: 4\nbackward_steps: 5", "backward_steps must be at most steps=4, not 5"),
         ("pretrained: 3", "pretrained must be"),
         ("- epochs", "must hold `key: value` lines"),
         ("epochs: 1\n a: [", "line 2: not valid YAML"),
@@ -192,7 +196,8 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "schedule": "constant", "update": "online", "steps": "4", "size": ["5", "6"],
         "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
-        "backward_steps": "2", "amp": "bfloat16",
+        "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
+        "readout": "exact",
     }  # fmt: skip
     argv = ["train", "--no-normalize"]
     for name, value in values.items():

@@ -20,7 +20,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import surrogate
 
-from sj_ottt import InputError, kernels, layer, learning, trace
+from sj_ottt import InputError, kernels, layer, learning, set_rule, trace
 from sj_ottt.functional import LIF, lean_lif_step
 from sj_ottt.kernels import fused_lif_step
 from sj_ottt.neuron import OTTTLIFNode
@@ -233,9 +233,10 @@ def test_dense_tensors_are_walked_as_one_line(device, monkeypatch):
     assert dims[2:] == [2, 0]
 
 
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
 @pytest.mark.parametrize("trace_dtype", ["packed", "float32"])
 @pytest.mark.parametrize("v_reset", [None, 0.0])
-def test_a_network_on_the_kernels(device, trace_dtype, v_reset, monkeypatch):
+def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatch):
     """Training and evaluation give what backend="torch" gives, gathered weights and all."""
     results = []
     for backend in ("torch", "cupy", "auto"):
@@ -254,6 +255,7 @@ def test_a_network_on_the_kernels(device, trace_dtype, v_reset, monkeypatch):
         )
         for conv in net[:4:3]:
             torch.nn.init.constant_(conv.gain, 3.0)
+        set_rule(net, rule)
         net = net.to(device).double()
         x_seq = 2 * torch.randn(5, 3, 2, 10, 10, device=device).double()
         target = torch.tensor([0, 1, 3], device=device)

@@ -25,12 +25,13 @@ LEVELS = {
     "kernels": 3,
     "neuron": 4,
     "layer": 4,
-    "learning": 4,
-    "models": 5,
-    "plots": 5,
-    "engine": 6,
-    "cli": 7,
-    "__main__": 8,
+    "rules": 5,
+    "learning": 6,
+    "models": 6,
+    "plots": 6,
+    "engine": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 
 

@@ -15,6 +15,7 @@ from sj_ottt import layer, zoo
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
 from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.rules import set_rule
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
@@ -37,7 +38,13 @@ class SpikingClassifier(nn.Module):
         in_chans: Number of input channels.
         global_pool: "avg", or "" for the unpooled feature map (needs num_classes=0).
         drop_rate: Dropout before the classifier, one mask per sequence.
+        readout: "traced", the authors' choice: the classifier's weight gradient takes the trace of
+            its input; "exact": it takes the spike, the exact gradient of a classifier that has no
+            membrane. The same where its input is real-valued.
         init_fc: Initialises the classifier in place.
+
+    Raises:
+        InputError: If `readout` or `global_pool` is unknown.
     """
 
     def __init__(
@@ -50,9 +57,13 @@ class SpikingClassifier(nn.Module):
         in_chans: int,
         global_pool: str,
         drop_rate: float,
+        readout: str,
         init_fc: Callable[[nn.Linear], None],
     ):
         super().__init__()
+        if readout not in ("traced", "exact"):
+            raise InputError(f'readout="{readout}" is unknown: use "traced" or "exact"')
+        self.readout = readout
         self.in_chans = in_chans
         self.first_conv = first_conv
         self.feature_info = feature_info
@@ -114,7 +125,9 @@ class SpikingClassifier(nn.Module):
     def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
         """Pool and classify the feature map; `pre_logits` stops before the classifier."""
         x = self.head_drop(self.flatten(self.global_pool(x)))
-        return x if pre_logits else self.fc(x)
+        if pre_logits:
+            return x
+        return self.fc(_value(x) if self.readout == "exact" else x)
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
@@ -206,15 +219,26 @@ def init_convs(model: nn.Module) -> None:
 
 
 def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    """Build a registered variant through timm, on a device and in a dtype where they are given."""
+    """Build a registered variant through timm.
+
+    Args:
+        model_cls: The network's class.
+        cfg: Its configuration.
+        variant: Its registered name.
+        pretrained: As in timm.
+        **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
+            as in `rules.set_rule`.
+    """
     overlay = kwargs.get("pretrained_cfg_overlay")
     if overlay and overlay.get("file"):
         kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", "paper")
 
     def build(**model_kwargs: Any) -> nn.Module:
         with torch.device(device) if device is not None else nullcontext():
-            return model_cls(cfg, **model_kwargs).to(dtype=dtype)
+            model = model_cls(cfg, **model_kwargs).to(dtype=dtype)
+        return model if rule is None else set_rule(model, rule, rule_variant)
 
     indices = tuple(range(model_cls.n_features(cfg)))
     return build_model_with_cfg(

@@ -121,6 +121,7 @@ class NFResNet(SpikingClassifier):
         global_pool: "avg", or "" for the unpooled feature map.
         drop_rate: Dropout before the classifier, one mask per sequence.
         neuron: Makes one neuron; by default with tau=2 and a packed trace.
+        readout: Without effect here, see `SpikingClassifier`.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class NFResNet(SpikingClassifier):
         global_pool: str = "avg",
         drop_rate: float = 0.0,
         neuron: NeuronFactory = default_neuron,
+        readout: str = "traced",
     ):
         channels = cfg.widths[0]
         stages: dict[str, nn.Module] = {
@@ -160,6 +162,7 @@ class NFResNet(SpikingClassifier):
             in_chans=in_chans,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            readout=readout,
             init_fc=init_fc,
         )
         init_convs(self)

@@ -50,6 +50,7 @@ class VGG(SpikingClassifier):
         spike_drop_rate: Dropout behind every neuron, one mask per sequence (0.1 in the paper's
             recipe for DVS-CIFAR10).
         neuron: Makes one neuron; by default with tau=2 and a packed trace.
+        readout: "traced" or "exact", see `SpikingClassifier`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class VGG(SpikingClassifier):
         drop_rate: float = 0.0,
         spike_drop_rate: float = 0.0,
         neuron: NeuronFactory = default_neuron,
+        readout: str = "traced",
     ):
         stages: dict[str, nn.Module] = {}
         channels = in_chans
@@ -84,6 +86,7 @@ class VGG(SpikingClassifier):
             in_chans=in_chans,
             global_pool=global_pool,
             drop_rate=drop_rate,
+            readout=readout,
             init_fc=partial(init_linear, std=cfg.fc_std),
         )
         init_convs(self)

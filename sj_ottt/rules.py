@@ -1,0 +1,80 @@
+"""Learning rules: which gradient a network learns by. One word switches a built model.
+
+| rule | weight gradient of a step | kept between steps |
+| --- | --- | --- |
+| `ottt` | ∇W = g_u[t] â[t]ᵀ, â decays by λ | membrane and trace |
+| `sltt` | ∇W = g_u[t] s[t]ᵀ | membrane |
+| `ndot` | ∇W = g_u[t] â[t]ᵀ, â decays by the ratio of membranes | membrane, trace and ratio |
+| `bptt` | the exact gradient through time, the reset detached | everything |
+
+g_u[t] is the gradient of the step's own loss in the first three, of all losses in the last.
+"""
+
+from torch import nn
+
+from sj_ottt.errors import InputError, suggest
+from sj_ottt.neuron import RULES, OTTTLIFNode, check_variant
+
+__all__ = ["RULES", "check_rule", "rule_of", "set_rule"]
+
+
+def check_rule(rule: str) -> None:
+    """Refuse an unknown rule.
+
+    Raises:
+        InputError: If it is not one of `RULES`.
+    """
+    if rule not in RULES:
+        raise InputError(
+            f'rule="{rule}" is unknown: use one of {", ".join(RULES)}{suggest(rule, RULES)}'
+        )
+
+
+def set_rule(model: nn.Module, rule: str, variant: str = "paper") -> nn.Module:
+    """Switch a model to a learning rule, in place; its weights stay, its state is reset.
+
+    Args:
+        model: Holds neurons of `sj_ottt.neuron`.
+        rule: "ottt", "sltt", "ndot" or "bptt".
+        variant: Of NDOT, "paper" or "code"; see `neuron.NDOTLIFNode`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the rule or variant is unknown, the model has no such neuron, or one of
+            them cannot follow the rule (`trace_dtype`); nothing is changed then.
+    """
+    check_rule(rule)
+    check_variant(variant)
+    nodes = _nodes(model)
+    if not nodes:
+        raise InputError(
+            f"{type(model).__name__} has no neuron of sj_ottt.neuron, so it has no rule to set: "
+            "build it with OTTTLIFNode"
+        )
+    for node in nodes:
+        node.check_rule(rule)
+    for node in nodes:
+        node.rule, node.variant = rule, variant
+        node.reset()
+    return model
+
+
+def rule_of(model: nn.Module) -> str:
+    """Return the rule that a model learns by; "ottt" for one without neurons of this package.
+
+    Raises:
+        InputError: If some neurons follow BPTT and others do not.
+    """
+    found = {node.rule for node in _nodes(model)}
+    if "bptt" in found and len(found) > 1:
+        raise InputError(
+            f"the model's neurons follow {', '.join(sorted(found))}, but BPTT needs all of them: "
+            'call set_rule(model, "bptt")'
+        )
+    return min(found, default="ottt")
+
+
+def _nodes(model: nn.Module) -> list[OTTTLIFNode]:
+    return [module for module in model.modules() if isinstance(module, OTTTLIFNode)]
