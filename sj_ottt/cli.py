@@ -106,6 +106,39 @@ def _eval(args: argparse.Namespace) -> None:
         print(f"{row['steps']:5}  {row['accuracy']:8.4f}  {row['n']:10}  {row['ms']:12.2f}")
 
 
+def _add_analyze(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
+    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument(
+        "--what",
+        type=lambda text: text.split(","),
+        default=["rates", "synops", "latency", "alignment"],
+        metavar="NAME,NAME,...",
+        help="rates, synops, latency, alignment (default: all)",
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: analysis in the run's folder")
+    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=128, metavar="N", help="recordings (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, metavar="T", help="time steps (default: the run's)")
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from sj_ottt import report
+
+    names = ("data", "out", "split", "samples", "steps", "device")
+    kwargs = {name: getattr(args, name) for name in names}
+    for name, (rows, path) in report.analyze(args.checkpoint, args.what, **kwargs).items():
+        print(f"{name}: {path}  {path.with_suffix('.png')}")
+        for row in rows:
+            # Of the gradients the table is long: whole networks here, single weights in the file.
+            if row.get("parameter", "all") == "all":
+                cells = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values())
+                print("  " + "  ".join(cells))
+
+
 def _models(args: argparse.Namespace) -> None:
     from sj_ottt import zoo
 
@@ -126,6 +159,12 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, add, run in (
         ("train", "train or fine-tune a model, and test it", _add_train, _train),
         ("eval", "test a trained model with one or more numbers of time steps", _add_eval, _eval),
+        (
+            "analyze",
+            "measure a trained model's activity and gradients",
+            _add_analyze,
+            _analyze,
+        ),
         ("models", "list the models, their size and their weights", None, _models),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

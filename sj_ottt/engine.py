@@ -149,7 +149,7 @@ def _open(
     )
 
 
-def _stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack recordings [T, 2, H, W] to a batch [T, N, 2, H, W]; time first, as the models run."""
     frames, labels = zip(*items, strict=True)
     return torch.stack(frames, dim=1), torch.tensor(labels)
@@ -164,7 +164,7 @@ def _loader(
         batch_size,
         shuffle=generator is not None,
         num_workers=workers,
-        collate_fn=_stack,
+        collate_fn=stack,
         generator=generator,
     )
 
@@ -466,6 +466,63 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 # Evaluation
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A run's best model and what it was trained on.
+
+    Attributes:
+        path: Its file.
+        model: In training mode, on `device`.
+        about: What the file says: model, data, classes, steps, size, split_by, normalize.
+        device: Where it runs.
+    """
+
+    path: Path
+    model: torch.nn.Module
+    about: dict[str, Any]
+    device: torch.device
+
+    def dataset(self, data: str | None, split: str, steps: int) -> Dataset:
+        """Open recordings cut into `steps` frames; those of the run if `data` is None.
+
+        Raises:
+            InputError: Bad data, or classes other than the model's.
+        """
+        source = data or self.about["data"]
+        dataset = _open(
+            source,
+            split,
+            steps=steps,
+            size=tuple(self.about["size"]),
+            split_by=self.about["split_by"],
+            normalize=self.about["normalize"],
+        )
+        if list(dataset.classes) != self.about["classes"]:
+            raise InputError(
+                f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
+                f"was trained on {', '.join(self.about['classes'])}; give matching --data"
+            )
+        return dataset
+
+
+def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
+    """Load the best model of a run.
+
+    Args:
+        checkpoint: The folder of the run.
+        device: As in `TrainConfig`.
+
+    Raises:
+        InputError: A missing or changed checkpoint, or a device that cannot be used.
+    """
+    path = Path(checkpoint) / "best.safetensors"
+    tensors, about = read_model(path)
+    where = _resolve_device(device)
+    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"])
+    model.load_state_dict(tensors)
+    return Trained(path, model.to(where), about, where)
+
+
 def evaluate(
     checkpoint: str | Path,
     data: str | None = None,
@@ -495,34 +552,17 @@ def evaluate(
     Raises:
         InputError: A missing or changed checkpoint, bad data, classes other than the model's.
     """
-    path = Path(checkpoint) / "best.safetensors"
-    tensors, about = read_model(path)
-    steps = [about["steps"]] if steps is None else list(steps)
+    trained = load_trained(checkpoint, device)
+    steps = [trained.about["steps"]] if steps is None else list(steps)
     if not steps or min(steps) < 1:
         raise InputError(f"steps must be whole numbers from 1 on, not {steps}")
     if batch_size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
-    where = _resolve_device(device)
-    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"])
-    model.load_state_dict(tensors)
-    model.to(where)
-    rows = []
+    model, where, rows = trained.model, trained.device, []
     for count in steps:
-        dataset = _open(
-            data or about["data"],
-            split,
-            steps=count,
-            size=tuple(about["size"]),
-            split_by=about["split_by"],
-            normalize=about["normalize"],
-        )
-        if list(dataset.classes) != about["classes"]:
-            raise InputError(
-                f"{data or about['data']} has the classes {', '.join(dataset.classes)}, but {path} "
-                f"was trained on {', '.join(about['classes'])}; give matching --data"
-            )
+        dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
-        predict(model, _stack([dataset[0]])[0].to(where))
+        predict(model, stack([dataset[0]])[0].to(where))
         accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), where)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

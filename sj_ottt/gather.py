@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from sj_ottt.functional import Product, traced_product
 from sj_ottt.trace import Trace
 
-__all__ = ["Gather", "Made", "fast_layout", "gathered", "made_once"]
+__all__ = ["Gather", "Made", "fast_layout", "gathered", "in_synapses", "made_once"]
 
 WORTH_KEEPING = 64
 """Multiplications per output number from which a static input's product is kept.
@@ -167,7 +167,7 @@ def gathered(model: nn.Module, static_input: bool = False) -> Iterator[None]:
         static_input: Whether every time step sees one and the same input tensor, whose first
             convolution is then done once where that is worth its memory (`WORTH_KEEPING`).
     """
-    with _in_synapses(model, lambda module: Gather(module, static_input)) as synapses:
+    with in_synapses(model, lambda module: Gather(module, static_input)) as synapses:
         yield
         for module in synapses:
             module.gather.finish()
@@ -195,14 +195,23 @@ def made_once(model: nn.Module) -> Iterator[None]:
     Args:
         model: Its layers of `sj_ottt.layer` take part.
     """
-    with _in_synapses(model, Made):
+    with in_synapses(model, Made):
         yield
 
 
 @contextmanager
-def _in_synapses(
-    model: nn.Module, make: Callable[[nn.Module], Gather | Made]
+def in_synapses(
+    model: nn.Module, make: Callable[[nn.Module], Callable[..., Tensor]]
 ) -> Iterator[list[nn.Module]]:
+    """Let something else apply the synapses of a model for a while.
+
+    Args:
+        model: Its layers of `sj_ottt.layer` take part.
+        make: Makes what stands in for one synapse; called with product, spike and trace.
+
+    Yields:
+        The synapses.
+    """
     synapses = [m for m in model.modules() if hasattr(m, "gather")]
     try:
         for module in synapses:

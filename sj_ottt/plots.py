@@ -1,4 +1,4 @@
-"""Pictures of a run: learning curves and sample event frames, as PNG bytes."""
+"""Pictures of a run, of its data and of what the instruments say of its model, as PNG bytes."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1495b", "#5a5a5a"
+COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b")
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
 
@@ -110,5 +111,98 @@ def frames(samples: Sequence[np.ndarray], names: Sequence[str], max_steps: int =
         fontsize=9,
         title=f"first {shown} of {total} steps" if shown < total else None,
         title_fontsize=9,
+    )
+    return _png(figure)
+
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def rates(rows: Rows) -> bytes:
+    """Draw the rows of `analysis.firing_rates`: ``neurons``, ``rate``."""
+    return _bars(
+        [row["neurons"] for row in rows],
+        [row["rate"] for row in rows],
+        "spikes per neuron and time step",
+        "{:.3f}",
+    )
+
+
+def synops(rows: Rows) -> bytes:
+    """Draw the rows of `analysis.synaptic_operations`: ``layer``, ``operations``."""
+    return _bars(
+        [row["layer"] for row in rows],
+        [row["operations"] / 1e6 for row in rows],
+        "million synaptic operations per recording",
+        "{:.3g}",
+    )
+
+
+def _bars(names: Sequence[str], values: Sequence[float], label: str, text: str) -> bytes:
+    """One horizontal bar a name, the last one (the sum or the mean) set off by its colour."""
+    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    colours = [BLUE] * (len(names) - 1) + [GREY]
+    bars = axes.barh(names, values, color=colours, height=0.7)
+    axes.bar_label(bars, [text.format(value) for value in values], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.margins(x=0.14)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def latency(rows: Rows) -> bytes:
+    """Draw the rows of `analysis.latency_curve`: ``steps``, ``accuracy`` (0-1)."""
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(
+        [row["steps"] for row in rows],
+        [100 * row["accuracy"] for row in rows],
+        color=BLUE,
+        marker="o",
+        markersize=3.5,
+        linewidth=1.6,
+    )
+    axes.set(xlabel="inference steps", ylabel="accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    lowest = min(100 * row["accuracy"] for row in rows)
+    axes.set_ylim(max(0, lowest - 0.1 * (100 - lowest) - 1), 100.5)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure)
+
+
+def alignment(rows: Rows) -> bytes:
+    """Draw the rows of `analysis.gradient_alignment`: one panel a reference, one line a rule."""
+    references = list(dict.fromkeys(row["against"] for row in rows))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    names = [n for n in dict.fromkeys(r["parameter"] for r in rows) if n.endswith("weight")]
+    names.append("all")
+    figure = Figure(figsize=(4.6 * len(references), 1.7 + 0.34 * len(names)), layout="constrained")
+    panels = figure.subplots(1, len(references), sharey=True, squeeze=False)[0]
+    places = np.arange(len(names))
+    lowest = min(0.0, *(row["cosine"] for row in rows))
+    for axes, reference in zip(panels, references, strict=True):
+        for index, rule in enumerate(rules):
+            cosines = {
+                row["parameter"]: row["cosine"]
+                for row in rows
+                if (row["rule"], row["against"]) == (rule, reference)
+            }
+            # Side by side, because rules often agree.
+            height = places + 0.2 * (index - (len(rules) - 1) / 2)
+            style = {"color": COLOURS[index], "label": rule, "markersize": 5}
+            axes.plot([cosines[name] for name in names], height, "osD^"[index], **style)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set(title=f"against {reference}", xlabel="cosine", xlim=(lowest - 0.05, 1.05))
+        axes.set_yticks(places, names)
+        axes.grid(axis="x", alpha=0.25, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].invert_yaxis()
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
     return _png(figure)

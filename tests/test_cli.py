@@ -1,5 +1,6 @@
 """The command: what it prints, its exit codes, and which source of a value wins."""
 
+import csv
 import json
 import re
 import subprocess
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sj_ottt import cli, engine
+from sj_ottt import cli, engine, zoo
+from sj_ottt.checkpoint import write_model
 from sj_ottt.config import TrainConfig
 from sj_ottt.errors import InputError
 from tests.helpers import write_recordings
@@ -67,12 +69,60 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
     assert [row[0] for row in table[1:]] == ["1", "2"]
     assert table[2][1:3] == [f"{result['test_accuracy']:.4f}", "6"]
 
+    argv = ["analyze", "--checkpoint", str(tmp_path / "run"), "--steps", "2"]
+    assert cli.main([*argv, "--what", "rates,synops,latency"]) == 0
+    out = capsys.readouterr().out
+    tables = {}
+    for name in ("rates", "synops", "latency"):
+        path = tmp_path / "run" / "analysis" / f"{name}.csv"
+        assert f"{name}: {path}  {path.with_suffix('.png')}" in out
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        with path.open(newline="") as file:
+            tables[name] = list(csv.DictReader(file))
+    assert [row["neurons"] for row in tables["rates"]] == [
+        "layer1.1",
+        "layer2.2",
+        "layer3.2",
+        "mean",
+    ]
+    total = sum(float(row["operations"]) for row in tables["synops"][:-1])
+    assert tables["synops"][-1] == {"layer": "total", "operations": str(total)} and total > 0
+    assert float(tables["latency"][1]["accuracy"]) == result["test_accuracy"]
+
     assert cli.main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert f"test accuracy {result['test_accuracy']:.4f}" in capsys.readouterr().out
     line = fails(capsys, "train", "--config", recipe)
     assert "--resume" in line and "--out" in line
     line = fails(capsys, "train", "--config", recipe, "--resume", "--lr", "0.5")
     assert "lr was 0.01, now 0.5" in line
+
+
+def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
+    """On the shipped weights, as a run would have left them."""
+    run = tmp_path / "run"
+    model = zoo.create("ottt_vgg5_ws", 10, in_chans=2, pretrained=True)
+    about = {
+        "model": "ottt_vgg5_ws", "num_classes": 10, "in_chans": 2, "data": "ndigits",
+        "classes": list("0123456789"), "steps": 3, "size": [34, 34], "split_by": "count",
+        "normalize": True,
+    }  # fmt: skip
+    write_model(run / "best.safetensors", model.state_dict(), about)
+    argv = ["analyze", "--checkpoint", str(run), "--samples", "8", "--device", "cpu"]
+    assert cli.main([*argv, "--what", "alignment", "--out", str(tmp_path / "out")]) == 0
+    assert "  ottt  bptt  all  0." in capsys.readouterr().out
+    with (tmp_path / "out" / "alignment.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["rule"] for row in rows} == {"ottt", "sltt", "ndot"}
+    assert all(abs(float(row["cosine"])) <= 1 + 1e-6 for row in rows)
+    assert (tmp_path / "out" / "alignment.png").read_bytes().startswith(b"\x89PNG")
+    for flags, message in (
+        (["--what", "rate"], "'rate' is no instrument: use rates, synops, latency, alignment"),
+        (["--samples", "0"], "samples must be a whole number from 1 on, not 0"),
+        (["--steps", "-1"], "steps must be a whole number from 1 on, not -1"),
+        (["--checkpoint", tmp_path / "none"], "best.safetensors"),
+    ):
+        assert message in fails(capsys, *argv, *flags)
+    assert not (run / "analysis").exists()
 
 
 def test_models_lists_the_registry(capsys):

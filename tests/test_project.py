@@ -29,9 +29,11 @@ LEVELS = {
     "learning": 6,
     "models": 6,
     "plots": 6,
+    "analysis": 7,
     "engine": 7,
-    "cli": 8,
-    "__main__": 9,
+    "report": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

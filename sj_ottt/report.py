@@ -1,0 +1,104 @@
+"""What the instruments say of a trained model: a table (CSV) and a picture (PNG) for each."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sj_ottt import analysis, plots
+from sj_ottt.checkpoint import write_file
+from sj_ottt.engine import load_trained, stack
+from sj_ottt.errors import InputError, suggest
+
+__all__ = ["INSTRUMENTS", "analyze"]
+
+Rows = list[dict[str, Any]]
+
+
+def _rates(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
+    rates = analysis.firing_rates(model, x_seq)
+    return [{"neurons": name, "rate": rate} for name, rate in rates.items()]
+
+
+def _synops(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
+    found = analysis.synaptic_operations(model, x_seq)
+    return [{"layer": name, "operations": count} for name, count in found.items()]
+
+
+def _latency(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
+    curve = analysis.latency_curve(model, x_seq, target)
+    return [{"steps": t, "accuracy": accuracy} for t, accuracy in enumerate(curve, start=1)]
+
+
+INSTRUMENTS = {
+    "rates": (_rates, plots.rates),
+    "synops": (_synops, plots.synops),
+    "latency": (_latency, plots.latency),
+    "alignment": (analysis.gradient_alignment, plots.alignment),
+}
+"""Name of each instrument → what measures a batch, and what draws its rows."""
+
+
+def analyze(
+    checkpoint: str | Path,
+    what: Sequence[str] = tuple(INSTRUMENTS),
+    data: str | None = None,
+    *,
+    out: str | Path | None = None,
+    split: str = "test",
+    samples: int = 128,
+    steps: int | None = None,
+    device: str = "auto",
+) -> dict[str, tuple[Rows, Path]]:
+    """Measure a run's best model on one batch of recordings, drawn evenly from a part of the data.
+
+    Args:
+        checkpoint: The folder of a run.
+        what: Names of `INSTRUMENTS`.
+        data: Recordings; those that the run used if not given.
+        out: Folder of the CSV and PNG files; `analysis` in the run's folder if not given.
+        split: "test" or "train".
+        samples: Recordings in the batch, at most.
+        steps: Time steps of a recording; the number used in training if not given.
+        device: As in `TrainConfig`.
+
+    Returns:
+        For each instrument its rows and the path of its CSV file; the picture stands beside it.
+
+    Raises:
+        InputError: An unknown instrument, a number below 1, or as `engine.evaluate`.
+    """
+    for name in what:
+        if name not in INSTRUMENTS:
+            raise InputError(
+                f"{name!r} is no instrument: use {', '.join(INSTRUMENTS)}"
+                f"{suggest(name, INSTRUMENTS)}"
+            )
+    for name, number in (("samples", samples), ("steps", steps)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be a whole number from 1 on, not {number}")
+    trained = load_trained(checkpoint, device)
+    dataset = trained.dataset(data, split, steps or trained.about["steps"])
+    chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
+    x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))
+    folder = Path(checkpoint) / "analysis" if out is None else Path(out)
+    found = {}
+    for name in what:
+        measure, draw = INSTRUMENTS[name]
+        rows = measure(trained.model, x_seq, target)
+        path = folder / f"{name}.csv"
+        write_file(path, _csv(rows))
+        write_file(path.with_suffix(".png"), draw(rows))
+        found[name] = (rows, path)
+    return found
+
+
+def _csv(rows: Rows) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
