@@ -7,6 +7,7 @@ Importing the package registers its models in timm:
 """
 
 from sj_ottt import functional, layer, learning, models, neuron
+from sj_ottt.conversion import convert
 from sj_ottt.errors import InputError
 from sj_ottt.rules import set_rule
 
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = [
     "InputError",
     "__version__",
+    "convert",
     "functional",
     "layer",
     "learning",

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
 from sj_ottt.errors import InputError
+from sj_ottt.feedback import Feedback
 from sj_ottt.functional import (
     Product,
     avg_pool2d,
@@ -25,7 +26,7 @@ from sj_ottt.functional import (
     traced_product,
 )
 from sj_ottt.gather import Gather, Made, fast_layout
-from sj_ottt.trace import Trace
+from sj_ottt.trace import Pair, Trace
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -33,6 +34,7 @@ __all__ = [
     "Conv2d",
     "Dropout",
     "Dropout2d",
+    "Feedback",
     "Flatten",
     "Linear",
     "MaxPool2d",
@@ -42,9 +44,6 @@ __all__ = [
     "WSConv2d",
     "WSLinear",
 ]
-
-Pair = list[Tensor | Trace]
-"""What a neuron hands on in training: [spike, trace], of one shape; see `trace.Trace`."""
 
 
 def _synapse(module: nn.Module, spike: Tensor, trace: Tensor | Trace) -> Tensor:
@@ -70,21 +69,16 @@ def _through(linear_map: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
     """Send spike and trace through a linear map; a stored trace waits until it is needed."""
     spike, trace = pair
     if isinstance(trace, Trace):
-        return [linear_map(spike), trace.through(linear_map)]
+        return Pair([linear_map(spike), trace.through(linear_map)])
     return _on_both(linear_map, pair)
 
 
 def _on_both(module: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
     """Send spike and trace through the same map; only the spike carries a gradient."""
-    spike, trace = pair
+    pair = Pair(pair)
     with torch.no_grad():
-        trace = module(_values(trace, spike))
-    return [module(spike), trace]
-
-
-def _values(trace: Tensor | Trace, spike: Tensor) -> Tensor:
-    """Return a trace as an ordinary tensor."""
-    return trace.decode(spike.dtype) if isinstance(trace, Trace) else trace
+        trace = module(pair.values)
+    return Pair([module(pair[0]), trace])
 
 
 class _Synapse:
@@ -249,7 +243,7 @@ class _OneMask(_OnBoth):
         if self.training:
             # The mask itself, not this module: when the trace is needed, a reset may be past.
             trace = trace.through(partial(torch.mul, other=self.mask))
-        return [spike, trace]
+        return Pair([spike, trace])
 
 
 class Dropout(_OneMask, sj_layer.Dropout):
@@ -303,10 +297,10 @@ def _replay(module: nn.Module, pair: Pair) -> Tensor:
 
     This is how SpikingJelly treats every synapse, at the price of a second forward pass.
     """
-    spike, trace = pair
+    pair = Pair(pair)
     with torch.no_grad():
-        value = module(spike)
-    return _TwicePass.apply(module(_TwicePass.apply(spike, _values(trace, spike))), value)
+        value = module(pair[0])
+    return _TwicePass.apply(module(_TwicePass.apply(pair[0], pair.values)), value)
 
 
 class OTTTSequential(nn.Sequential):
@@ -341,13 +335,19 @@ class OTTTSequential(nn.Sequential):
         return x
 
 
+def _takes_pairs(module: nn.Module) -> bool:
+    """Whether a module is one of ours, or built of ours, such as a residual block."""
+    ours = (_Synapse, _OnBoth, OTTTSequential)
+    return any(isinstance(part, ours) for part in module.modules())
+
+
 def _step(module: nn.Module, pair: Pair) -> Tensor | Pair:
-    if isinstance(module, (_Synapse, _OnBoth, OTTTSequential)):
-        return module(pair)
     if isinstance(module, nn.Sequential):
         return OTTTSequential.forward(module, pair)
     if isinstance(module, sj_neuron.BaseNode):
         return module(pair[0])
+    if _takes_pairs(module):
+        return module(pair)
     if _is_synapse(module):
         return _synapse(module, *pair)
     _refuse_unfit(module)
@@ -382,7 +382,7 @@ def _check_chain(chain: nn.Sequential, pair: bool) -> bool:
         elif pair:
             if isinstance(module, (_Synapse, sj_neuron.BaseNode)) or _is_synapse(module):
                 pair = False
-            elif not isinstance(module, _OnBoth):
+            elif not _takes_pairs(module):
                 _refuse_unfit(module)
                 pair = next(module.parameters(), None) is None
     return pair

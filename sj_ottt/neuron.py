@@ -16,7 +16,7 @@ from sj_ottt.functional import (
     lif_step,
 )
 from sj_ottt.kernels import fused_lif_step
-from sj_ottt.trace import NDOTTrace, Trace
+from sj_ottt.trace import NDOTTrace, Pair, Trace
 
 __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
 
@@ -142,8 +142,9 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             trace = empty
         return v, trace.to(empty)
 
-    def single_step_forward(self, x: Tensor) -> Tensor | list[Tensor | Trace]:
+    def single_step_forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Run one time step: in training x → [spike, trace], in evaluation x → spike."""
+        x = x[0] if isinstance(x, list) else x  # spikes straight from another neuron
         state = self._memories
         fresh = self.materialize_states((x,), (state["v"], state["trace"]), "s")
         state["v"], state["trace"] = fresh
@@ -151,7 +152,7 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         outputs = self._step(x, state)
         if self.store_v_seq:
             self._append_v_seq(self.v)
-        return outputs[0] if len(outputs) == 1 else list(outputs)
+        return outputs[0] if len(outputs) == 1 else Pair(outputs)
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object

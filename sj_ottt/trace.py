@@ -15,7 +15,7 @@ divided by 128, is the trace.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ __all__ = [
     "NDOT_VARIANTS",
     "TRACE_DTYPES",
     "NDOTTrace",
+    "Pair",
     "Trace",
     "advance",
     "advance_ndot",
@@ -70,6 +71,98 @@ class Trace:
             for linear_map in self.maps:
                 values = linear_map(values)
         return values
+
+
+class Pair(list):
+    """What a neuron hands on in training: [spike, trace], of one shape.
+
+    Residual connections may add pairs: the trace of a sum is the sum of the traces. Added to a
+    tensor, which is a current and no spikes, it counts as its spike. Linear functions of PyTorch
+    that have no weight (`torch.flatten`, `torch.cat`, average pooling …) are taken of both, as
+    functions or methods; any other is refused.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+    ) -> Tensor | Self:
+        """Apply a linear function to the spike and to the trace."""
+        name = func.__name__
+        if name in ("add", "add_"):  # tensor + pair: a current
+            return func(*(_part(arg, 0) for arg in args), **(kwargs or {}))
+        if name not in _LINEAR:
+            raise InputError(
+                f"{name}() was called on what a neuron hands on, [spike, trace], and the trace "
+                "would not follow it: use a layer of sj_ottt.layer, or take x[0], the spike alone"
+            )
+        kwargs = kwargs or {}
+        spike = func(*(_part(arg, 0) for arg in args), **kwargs)
+        with torch.no_grad():
+            trace = func(*(_part(arg, 1) for arg in args), **kwargs)
+        return cls([spike, trace])
+
+    def __getattr__(self, name: str) -> object:
+        if name in ("shape", "dtype", "device", "size", "dim", "ndim"):
+            return getattr(self[0], name)
+        method = getattr(Tensor, name)
+        return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
+
+    @property
+    def values(self) -> Tensor:
+        """The trace as an ordinary tensor."""
+        spike, trace = self
+        return trace.decode(spike.dtype) if isinstance(trace, Trace) else trace
+
+    def __add__(self, other: Tensor | Self) -> Tensor | Self:
+        if isinstance(other, Tensor):
+            return self[0] + other
+        other = Pair(other)
+        with torch.no_grad():
+            trace = self.values + other.values
+        return Pair([self[0] + other[0], trace])
+
+    __radd__ = __iadd__ = __add__
+
+    def __mul__(self, factor: float) -> Self:
+        if not isinstance(factor, int | float):
+            return self.__torch_function__(Tensor.mul, (), (self, factor))  # refused there
+        with torch.no_grad():
+            trace = self.values * factor
+        return Pair([self[0] * factor, trace])
+
+    __rmul__ = __imul__ = __mul__
+
+
+_LINEAR = {
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "cat",
+    "flatten",
+    "interpolate",
+    "mean",
+    "movedim",
+    "permute",
+    "reshape",
+    "squeeze",
+    "sum",
+    "transpose",
+    "unflatten",
+    "unsqueeze",
+    "view",
+}
+
+
+def _part(arg: object, index: int) -> object:
+    """The spikes (0) or the traces (1) of an argument that may hold pairs."""
+    if isinstance(arg, Pair):
+        return arg.values if index else arg[0]
+    if isinstance(arg, list | tuple) and any(isinstance(item, Pair) for item in arg):
+        return [_part(item, index) for item in arg]
+    return arg
 
 
 def check(trace_dtype: str, decay: float) -> None:

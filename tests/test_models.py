@@ -17,7 +17,7 @@ from sj_ottt.neuron import OTTTLIFNode
 
 NAMES = [n for m in ("ottt_vgg", "ottt_nf_resnet") for n in timm.list_models(module=m)]
 STEPS = 6  # the spikes need a few steps to reach the last layers
-BIG = {"ottt_nf_resnet50", "ottt_nf_resnet101", "ottt_vgg11_ws"}
+BIG = {"ottt_nf_resnet50", "ottt_nf_resnet101", "ottt_vgg11_ws", "ottt_vgg11f_ws"}
 
 
 def small_input(name, batch=2):
@@ -44,12 +44,14 @@ def set_mode(model, mode):
 def test_all_names_are_registered():
     assert set(NAMES) == {
         "ottt_vgg11_ws",
+        "ottt_vgg11f_ws",
         "ottt_vgg5_ws",
         "ottt_nf_resnet18",
         "ottt_nf_resnet34",
         "ottt_nf_resnet50",
         "ottt_nf_resnet101",
         "test_ottt_vgg",
+        "test_ottt_vggf",
         "test_ottt_nf_resnet",
     }
     # A file called like one of timm's would put our models into timm's own module listing.

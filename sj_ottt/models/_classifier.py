@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from spikingjelly.activation_based import base
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -131,7 +132,21 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
+        if hasattr(self, "feedback") and not self.training and x.dim() == 5:
+            return self._one_by_one(x)
         return _value(self.forward_head(self.forward_features(x)))
+
+    def _one_by_one(self, x_seq: Tensor) -> Tensor:
+        """Run step mode "m" as time steps, each of which needs the one before."""
+        self._check_input(x_seq)
+        parts = [module for module in self.modules() if isinstance(module, base.StepModule)]
+        try:
+            for part in parts:
+                part.step_mode = "s"
+            return torch.stack([self(x) for x in x_seq])
+        finally:
+            for part in parts:
+                part.step_mode = "m"
 
     def forward_intermediates(
         self,

@@ -28,11 +28,14 @@ class VGGCfg:
         gamma: Factor on the spikes behind each neuron; 2.74 keeps the variance under sWS.
         fc_std: Standard deviation of the readout's initial weights; 0.01 in the paper, more where
             a short training has to get off the ground.
+        feedback: VGG-F: a 3×3 convolution from the last feature map to the first neurons, one step
+            late, which starts at zero.
     """
 
     stages: tuple[tuple[int, ...], ...]
     gamma: float = 2.74
     fc_std: float = 0.01
+    feedback: bool = False
 
 
 class VGG(SpikingClassifier):
@@ -90,6 +93,21 @@ class VGG(SpikingClassifier):
             init_fc=partial(init_linear, std=cfg.fc_std),
         )
         init_convs(self)
+        if cfg.feedback:
+            first, last = cfg.stages[0][0], cfg.stages[-1][-1]
+            synapse = layer.Conv2d(last, first, 3, padding=1, bias=False)
+            nn.init.zeros_(synapse.weight)
+            source = self.get_submodule(self._stage_names[-1])
+            self.feedback = layer.Feedback(synapse).connect(source, target=self.layer1[1])
+
+    def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
+        """Remove the stages behind the last wanted feature map, the classifier and the feedback."""
+        stages = len(self._stage_names)
+        wanted = super().prune_intermediate_layers(*args, **kwargs)
+        if hasattr(self, "feedback") and len(self._stage_names) < stages:
+            self.feedback.disconnect()  # its source is gone
+            del self.feedback
+        return wanted
 
     @staticmethod
     def n_features(cfg: VGGCfg) -> int:
@@ -99,8 +117,10 @@ class VGG(SpikingClassifier):
 
 _VARIANTS = {
     "ottt_vgg11_ws": VGGCfg(((64, 128), (256, 256), (512, 512), (512, 512))),
+    "ottt_vgg11f_ws": VGGCfg(((64, 128), (256, 256), (512, 512), (512, 512)), feedback=True),
     "ottt_vgg5_ws": VGGCfg(((48,), (96,), (128, 128)), fc_std=0.1),
     "test_ottt_vgg": VGGCfg(((8,), (12,), (16,)), fc_std=0.1),
+    "test_ottt_vggf": VGGCfg(((8,), (12,), (16,)), fc_std=0.1, feedback=True),
 }
 
 
@@ -119,8 +139,10 @@ def _cfg(pool: int) -> dict[str, Any]:
 default_cfgs = generate_default_cfgs(
     {
         "ottt_vgg11_ws.untrained": _cfg(4),
+        "ottt_vgg11f_ws.untrained": _cfg(4),
         "ottt_vgg5_ws.untrained": _cfg(8),
         "test_ottt_vgg.untrained": _cfg(8),
+        "test_ottt_vggf.untrained": _cfg(8),
         **{
             name: timm_cfg("layer1.0", **cfg)
             for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()
@@ -136,6 +158,12 @@ def ottt_vgg11_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
 
 
 @register_model
+def ottt_vgg11f_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
+    """Build the paper's VGG-F, with feedback (9.5M parameters with 10 classes)."""
+    return create(VGG, _VARIANTS["ottt_vgg11f_ws"], "ottt_vgg11f_ws", pretrained, **kwargs)
+
+
+@register_model
 def ottt_vgg5_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
     """Build a VGG for laptops and small sensors (0.3M parameters)."""
     return create(VGG, _VARIANTS["ottt_vgg5_ws"], "ottt_vgg5_ws", pretrained, **kwargs)
@@ -145,3 +173,9 @@ def ottt_vgg5_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
 def test_ottt_vgg(pretrained: bool = False, **kwargs: Any) -> VGG:
     """Build a tiny VGG for tests."""
     return create(VGG, _VARIANTS["test_ottt_vgg"], "test_ottt_vgg", pretrained, **kwargs)
+
+
+@register_model
+def test_ottt_vggf(pretrained: bool = False, **kwargs: Any) -> VGG:
+    """Build a tiny VGG-F for tests."""
+    return create(VGG, _VARIANTS["test_ottt_vggf"], "test_ottt_vggf", pretrained, **kwargs)

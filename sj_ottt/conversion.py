@@ -1,0 +1,121 @@
+"""SpikingJelly networks with our nodes and layers in the place of theirs."""
+
+import copy
+
+from spikingjelly.activation_based import base
+from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sj_ottt import layer
+from sj_ottt.errors import InputError
+from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.rules import check_rule, set_rule
+
+__all__ = ["convert"]
+
+_NEURONS = (sj_neuron.LIFNode, sj_neuron.OTTTLIFNode, sj_neuron.SLTTLIFNode)
+_NAMES = (
+    "Linear",
+    "Conv2d",
+    "AvgPool2d",
+    "MaxPool2d",
+    "AdaptiveAvgPool2d",
+    "Flatten",
+    "WSConv2d",
+    "WSLinear",
+    "OTTTSequential",
+    "Dropout",
+    "Dropout2d",
+)
+# Class of theirs → class of ours, which adds behaviour and no state.
+_LAYERS = {getattr(sj_layer, name): getattr(layer, name) for name in _NAMES}
+_LAYERS |= {getattr(nn, name): getattr(layer, name) for name in _NAMES[:6]}
+_LAYERS[nn.Sequential] = layer.OTTTSequential
+_DROPOUTS = {nn.Dropout: layer.Dropout, nn.Dropout2d: layer.Dropout2d}  # theirs have no state
+
+
+def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Module:
+    """Return a SpikingJelly model with our nodes and layers, which learns by a rule.
+
+    LIF nodes (and SpikingJelly's OTTT and SLTT nodes), convolutions, linear layers, pools, sWS
+    layers, dropout, and `OTTTSequential` or `nn.Sequential` around them become ours; so do
+    PyTorch's own layers. Batch norm that sees one step at a time stays. A module with a forward of
+    its own, such as a residual block, keeps it, and may add what neurons hand on (`trace.Pair`).
+    Every neuron detaches its reset. The result runs in step mode "s".
+
+    Args:
+        model: The model; it is not changed.
+        rule: As in `rules.set_rule`.
+        share: Whether the result has the model's own parameters and buffers, or copies of them.
+
+    Returns:
+        The same network.
+
+    Raises:
+        InputError: If the rule is unknown, or parts of the model cannot be converted; all of them
+            are named.
+    """
+    check_rule(rule)
+    obstacles = [
+        f"{name or type(module).__name__} ({reason})"
+        for name, module in model.named_modules()
+        if (reason := _obstacle(module))
+    ]
+    if obstacles:
+        raise InputError(f"{type(model).__name__} cannot be converted: {'; '.join(obstacles)}")
+    known = {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {}
+    for module in model.modules():
+        if isinstance(module, base.MemoryModule):  # a state with a graph cannot be copied
+            states = [s for s in module._memories.values() if isinstance(s, Tensor)]
+            known |= {id(state): state.detach() for state in states}
+    clone = _replaced(copy.deepcopy(model, known))
+    for module in clone.modules():
+        if isinstance(module, base.StepModule):
+            module.step_mode = "s"
+        if isinstance(module, base.MemoryModule):
+            module.reset()
+    return set_rule(clone, rule)
+
+
+def _obstacle(module: nn.Module) -> str | None:
+    """Say why a module cannot be converted."""
+    kind = type(module)
+    if kind in _NEURONS or isinstance(module, OTTTLIFNode):
+        return None
+    if isinstance(module, base.MultiStepModule):
+        return f"{kind.__name__} needs all time steps at once"
+    if isinstance(module, _BatchNorm):
+        if type(module).__module__.startswith("torch.") or getattr(module, "step_mode", "") == "s":
+            return None
+        return f'{kind.__name__} in step mode "m" normalises over time: train it in "s"'
+    if kind is sj_layer.WSConv2d and module.padding_mode != "zeros":
+        return f'padding_mode="{module.padding_mode}", which SpikingJelly\'s WSConv2d ignores'
+    if isinstance(module, sj_neuron.BaseNode):
+        return f"{kind.__name__} has other dynamics than LIFNode"
+    known = kind in _LAYERS or kind in _LAYERS.values()
+    if isinstance(module, base.MemoryModule) and not known:
+        return f"{kind.__name__} keeps a state that is not a LIF neuron's"
+    return None
+
+
+def _replaced(module: nn.Module) -> nn.Module:
+    """Put our classes in the place of theirs, in a copy."""
+    for name, child in module.named_children():
+        setattr(module, name, _replaced(child))
+    kind = type(module)
+    if kind in _NEURONS:
+        return OTTTLIFNode(
+            module.tau,
+            module.decay_input,
+            module.v_threshold,
+            module.v_reset,
+            module.surrogate_function,
+            store_v_seq=module.store_v_seq,
+            trace_dtype="packed" if module.tau == 2.0 else "float32",
+        ).train(module.training)
+    if kind in _DROPOUTS:
+        return _DROPOUTS[kind](module.p).train(module.training)
+    module.__class__ = _LAYERS.get(kind, kind)
+    return module

@@ -1,0 +1,266 @@
+"""SpikingJelly networks, converted: the same function, and the gradient of the rule."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from spikingjelly.activation_based import functional as sj_functional
+from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
+from spikingjelly.activation_based import surrogate
+from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
+from torch import nn
+
+from sj_ottt import InputError, convert, layer, learning
+from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.rules import rule_of
+from sj_ottt.trace import Pair
+from tests.networks import relative_error
+
+STEPS = 5
+
+
+def lif(**kwargs) -> sj_neuron.LIFNode:
+    return sj_neuron.LIFNode(2.0, False, 1.0, None, surrogate.Sigmoid(), True, **kwargs)
+
+
+class Block(nn.Module):
+    """Conv, neuron, conv, neuron; the input's spikes are added, to a current or to spikes."""
+
+    def __init__(self, channels: int, spikes: bool):
+        super().__init__()
+        self.conv1, self.sn1 = sj_layer.Conv2d(channels, channels, 3, padding=1), lif()
+        self.conv2, self.sn2 = nn.Conv2d(channels, channels, 3, padding=1), lif()
+        self.spikes = spikes
+
+    def forward(self, x):
+        out = self.conv2(self.sn1(self.conv1(x)))
+        if self.spikes:
+            return self.sn2(out) + x
+        out += x
+        return self.sn2(out)
+
+
+def theirs(spikes: bool = False, std: float = 0.3) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1, bias=False),
+        sj_layer.BatchNorm2d(6),
+        lif(),
+        Block(6, spikes),
+        sj_layer.AvgPool2d(2),
+        sj_layer.WSConv2d(6, 8, 3),
+        lif(),
+        nn.Flatten(),
+        nn.Linear(8 * 2 * 2, 4),
+    ).double()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+    nn.init.constant_(net[5].gain, 3.0)
+    return net
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    return 3 * torch.randn(STEPS, 6, 2, 8, 8).double(), torch.tensor([0, 1, 2, 3, 0, 1])
+
+
+def gradients(net: nn.Module) -> dict[str, torch.Tensor]:
+    net.zero_grad()
+    learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), *batch())
+    grads = {k: p.grad.clone() for k, p in net.named_parameters()}
+    assert all(g.norm() > 0 for g in grads.values())
+    return grads
+
+
+def through_time(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Their model's own gradient: BPTT, written as a user of SpikingJelly does."""
+    x_seq, target = batch()
+    sum(learning.CrossEntropyMSE()(net(x), target) / STEPS for x in x_seq).backward()
+    return {k: p.grad.clone() for k, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("spikes", [False, True])
+def test_the_same_network(spikes):
+    """Same outputs, same BPTT gradient, and OTTT's where BPTT's is exact."""
+    model = theirs(spikes)
+    net = convert(model, "bptt", share=False)
+    assert list(net.state_dict()) == list(model.state_dict())
+    exact = through_time(copy.deepcopy(model))
+    found = gradients(net)
+    assert max(relative_error(found[k], exact[k]) for k in exact) < 1e-12
+    x_seq, _ = batch()
+    net = convert(model.eval())
+    with torch.no_grad():
+        assert relative_error(learning.predict(net, x_seq), sum(model(x) for x in x_seq)) < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
+@pytest.mark.parametrize("spikes", [False, True])
+def test_rules_through_residual_blocks(spikes, rule):
+    """One backward pass a step gives what the same steps written out by hand give."""
+    net = convert(theirs(spikes), rule, share=False)
+    assert rule_of(net) == rule and isinstance(net[3], Block)
+    found = gradients(net)
+    exact = through_time(theirs(spikes))
+    a, b = (torch.cat([g[k].flatten() for k in exact]) for g in (found, exact))
+    assert F.cosine_similarity(a, b, dim=0) > 0.5
+    # The trace of a sum of spikes is the sum of their traces.
+    records = []
+    hook = net[3].register_forward_hook(lambda module, args, out: records.append((args[0], out)))
+    x_seq, _ = batch()
+    for x in x_seq:
+        net(x)
+    hook.remove()
+    assert len(records) == STEPS and all(isinstance(out, Pair) for _, out in records)
+    if rule == "ottt":
+        ends = [
+            torch.stack([pair.values for pair in pairs]) for pairs in zip(*records, strict=True)
+        ]
+        spikes_out = torch.stack([out[0] for _, out in records]).detach()
+        weights = [0.5 ** (STEPS - 1 - t) for t in range(STEPS)]
+        expected = sum(w * s for w, s in zip(weights, spikes_out, strict=True))
+        assert relative_error(ends[1][-1], expected) < 1e-12
+
+
+def test_an_ottt_chain_of_theirs():
+    """Their OTTTSequential with their nodes gives the same gradient after conversion."""
+    torch.manual_seed(2)
+    chain = sj_layer.OTTTSequential(
+        sj_layer.WSConv2d(2, 6, 3),
+        sj_neuron.OTTTLIFNode(),
+        sj_layer.AvgPool2d(2),
+        sj_layer.Flatten(),
+        sj_layer.Linear(6 * 3 * 3, 4),
+    ).double()
+    nn.init.constant_(chain[0].gain, 3.0)
+    grads = []
+    for net in (chain, convert(chain, share=False)):
+        net.zero_grad()
+        x_seq, target = batch()
+        for x in x_seq:
+            F.cross_entropy(net(x), target).backward()
+        grads.append({k: p.grad for k, p in net.named_parameters()})
+    assert all(relative_error(grads[1][k], g) < 1e-12 for k, g in grads[0].items())
+    assert type(convert(chain)) is layer.OTTTSequential
+
+
+def test_shared_or_copied():
+    model = theirs()
+    before, kinds = copy.deepcopy(model.state_dict()), [type(m) for m in model.modules()]
+    shared, copied = convert(model), convert(model, share=False)
+    for k, p in model.named_parameters():
+        assert shared.get_parameter(k) is p and copied.get_parameter(k) is not p
+    learning.train_step(copied, torch.optim.SGD(copied.parameters(), 0.5), *batch())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    learning.train_step(shared, torch.optim.SGD(shared.parameters(), 0.5), *batch())
+    assert not torch.equal(model[8].weight, before["8.weight"])
+    assert [type(m) for m in model.modules()] == kinds
+    assert isinstance(shared[2], OTTTLIFNode) and shared[2].trace_dtype == "packed"
+
+
+def test_a_model_in_step_mode_m_comes_out_in_s():
+    model = nn.Sequential(sj_layer.Linear(4, 6), lif(), nn.Dropout(0.5), sj_layer.Linear(6, 3))
+    sj_functional.set_step_mode(model, "m")
+    net = convert(model, "sltt")
+    assert all(m.step_mode == "s" for m in net.modules() if hasattr(m, "step_mode"))
+    assert type(net[2]) is layer.Dropout and net[2].p == 0.5
+    assert model[0].step_mode == "m"
+    assert net(torch.rand(2, 4)).shape == (2, 3)
+
+
+def test_names_all_that_stands_in_the_way():
+    model = nn.Sequential(
+        sj_layer.Conv2d(2, 4, 3),
+        sj_layer.BatchNorm2d(4, step_mode="m"),
+        sj_neuron.IFNode(),
+        sj_layer.WSConv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        sj_neuron.ParametricLIFNode(),
+        nn.Sequential(sj_layer.SeqToANNContainer(nn.Linear(4, 4)), sj_layer.SynapseFilter()),
+        lif(),
+    )
+    with pytest.raises(InputError) as caught:
+        convert(model)
+    message = str(caught.value)
+    for words in (
+        '1 (BatchNorm2d in step mode "m"',
+        "2 (IFNode has other dynamics",
+        '3 (padding_mode="circular"',
+        "4 (ParametricLIFNode has other dynamics",
+        "5.0 (SeqToANNContainer needs all time steps",
+        "5.1 (SynapseFilter keeps a state",
+    ):
+        assert words in message
+    assert "Linear" not in message and "; 0 " not in message
+    with pytest.raises(InputError, match="did you mean sltt"):
+        convert(nn.Sequential(lif()), "slt")
+    with pytest.raises(InputError, match="has no neuron"):
+        convert(nn.Sequential(nn.Linear(2, 2)))
+
+
+def test_a_pair_is_not_a_list():
+    """Adding two neurons' outputs adds, where lists would be strung together."""
+    a, b = (OTTTLIFNode(trace_dtype="packed")(torch.full((3,), 2.0)) for _ in range(2))
+    total = a + b
+    total += b
+    assert torch.equal(total[0], torch.full((3,), 3.0)) and torch.equal(total.values, total[0])
+    assert torch.equal((2 * a)[0], a[0] + a[0]) and torch.equal((2 * a).values, 2 * a.values)
+    current = torch.ones(3)
+    assert torch.equal(a + current, current + a)
+    for multiply in (lambda: nn.Parameter(torch.ones(3)) * a, lambda: a * torch.ones(3)):
+        with pytest.raises(InputError, match=r"mul\(\) was called on what a neuron hands on"):
+            multiply()
+
+
+def test_linear_functions_take_spike_and_trace():
+    node = OTTTLIFNode(trace_dtype="packed")
+    for _ in range(2):
+        pair = node(torch.rand(2, 3, 4, 4).requires_grad_())
+    assert pair.shape == (2, 3, 4, 4) and pair.dim() == 4 and pair.size(1) == 3
+    for found, f in (
+        (torch.flatten(pair, 1), lambda x: x.flatten(1)),
+        (pair.flatten(1), lambda x: x.flatten(1)),
+        (pair.view(2, -1), lambda x: x.view(2, -1)),
+        (pair.mean((2, 3)), lambda x: x.mean((2, 3))),
+        (F.adaptive_avg_pool2d(pair, 1), lambda x: F.adaptive_avg_pool2d(x, 1)),
+        (F.avg_pool2d(pair, 2), lambda x: F.avg_pool2d(x, 2)),
+        (torch.cat([pair, pair], 1), lambda x: torch.cat([x, x], 1)),
+    ):
+        assert isinstance(found, Pair) and not found.values.requires_grad
+        assert torch.equal(found[0], f(pair[0])) and torch.equal(found[1], f(pair.values))
+    for call in (lambda: torch.relu(pair), lambda: F.max_pool2d(pair, 2), lambda: pair.abs()):
+        with pytest.raises(InputError, match="the trace would not follow it"):
+            call()
+    with pytest.raises(AttributeError):
+        pair.no_such_thing  # noqa: B018
+
+
+def test_spikingjellys_residual_networks():
+    """Their model files as they are: batch norm, residual sums, torch.flatten."""
+    for module, name, extra in (
+        (spiking_resnet, "spiking_resnet18", {}),
+        (sew_resnet, "sew_resnet18", {"cnf": "ADD"}),
+    ):
+        torch.manual_seed(0)
+        model = getattr(module, name)(
+            spiking_neuron=sj_neuron.LIFNode,
+            surrogate_function=surrogate.ATan(),
+            detach_reset=True,
+            num_classes=4,
+            **extra,
+        ).double()
+        x_seq, target = torch.randn(3, 2, 3, 32, 32).double(), torch.tensor([0, 1])
+        sum(learning.CrossEntropyMSE()(model(x), target) / 3 for x in x_seq).backward()
+        exact = {k: p.grad.clone() for k, p in model.named_parameters()}
+        for rule in ("bptt", "ottt"):
+            net = convert(model, rule, share=False)
+            optimizer = torch.optim.SGD(net.parameters(), 0.0)
+            learning.train_step(net, optimizer, x_seq, target)
+            found = {k: p.grad for k, p in net.named_parameters()}
+            a, b = (torch.cat([g[k].flatten() for k in exact]) for g in (found, exact))
+            if rule == "bptt":
+                assert relative_error(a, b) < 1e-9
+            else:
+                assert 0.3 < F.cosine_similarity(a, b, dim=0) < 0.999
