@@ -130,6 +130,13 @@ def test_bptt_is_autograd_through_time(v_reset):
     net = chain(node)
     assert largest_error(gradients(net, rule="bptt"), theirs) < 1e-12
     assert rule_of(net) == "bptt"
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    total, logits = learning.train_step(net, optimizer, x_seq, target)
+    sj_functional.reset_net(reference)
+    outputs = reference(x_seq)
+    assert relative_error(logits, outputs.sum(0)) < 1e-12
+    assert relative_error(total, sum(loss(y, target) / STEPS for y in outputs)) < 1e-12
+    assert not logits.requires_grad and not total.requires_grad
     net.zero_grad()
     sj_functional.set_step_mode(net, "m")
     sum(loss(y, target) / STEPS for y in net(x_seq)).backward()
