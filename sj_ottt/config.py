@@ -116,6 +116,15 @@ class TrainConfig:
     pretrained: bool | str | None = _option(
         None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
     )
+    pull_to: str | None = _option(
+        None,
+        _optional(_text),
+        "start from the best weights of this run's folder, and stay near them (FTRL-OTTT)",
+    )
+    pull: float = _option(
+        1e-3, _number(lambda v: v >= 0, "a finite number from 0 on"), "strength of that pull"
+    )
+    pull_norm: str = _option("l2", _choice("l2", "l1"), "its norm: l2 or l1")
     epochs: int = _option(10, _integer(1), "passes over the training recordings")
     batch_size: int = _option(32, _integer(1), "recordings per batch")
     lr: float = _option(

@@ -42,7 +42,7 @@ from sj_ottt.config import TrainConfig
 from sj_ottt.data import EventFolder, open_dataset, transforms
 from sj_ottt.errors import InputError
 from sj_ottt.eventlog import EventLog
-from sj_ottt.learning import CrossEntropyMSE, predict, train_step
+from sj_ottt.learning import CrossEntropyMSE, Pull, predict, train_step
 
 IN_CHANS = 2
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
@@ -226,7 +226,12 @@ class _Run:
             rule_variant=cfg.rule_variant,
             readout=cfg.readout,
         ).to(self.device)
+        first_stage = None if cfg.pull_to is None else self._first_stage(cfg.pull_to)
         self.optimizer = _build_optimizer(self.model, cfg)
+        if first_stage is not None:
+            share = cfg.steps if cfg.update == "online" else 1  # an update per time step
+            pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
+            self.optimizer.register_step_pre_hook(pull)
         self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
         kind, half = self.device.type, getattr(torch, cfg.amp, None)
         self.autocast = partial(torch.autocast, kind, half, enabled=half is not None)
@@ -238,6 +243,22 @@ class _Run:
         self.data_digest = self._digest_data()
         if state:
             self._restore(state)
+
+    def _first_stage(self, folder: str) -> dict[str, torch.Tensor]:
+        """Load the weights of the run that this one starts from, and return them."""
+        if self.cfg.pretrained is not None:
+            raise InputError("pull_to and pretrained both say where to start: leave one out")
+        path = Path(folder) / "best.safetensors"
+        tensors, about = read_model(path)
+        try:
+            self.model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(
+                f"{path} holds a {about['model']} with {about['num_classes']} classes, which does "
+                f"not fit {self.cfg.model} with {len(self.augmented.classes)}: pull_to needs a run "
+                "of the same model and classes"
+            ) from error
+        return tensors
 
     def _digest_data(self) -> str:
         """Digest what a resume must find again: the classes and the recordings' names and sizes."""

@@ -188,6 +188,7 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("size: 16", "size must be two whole numbers"),
         ("size: [16, a]", "size must be two whole numbers"),
         ("optimizer: lion", "optimizer must be one of sgd, adam, adamw"),
+        ("pull_norm: l3", "pull_norm must be one of l2, l1"),
         ("rule: stdp", "rule must be one of ottt, sltt, ndot, bptt"),
         ("rule: bptt\nupdate: online", 'update=online does not go with rule="bptt"'),
         ("rule: bptt\nbackward_steps: 2", 'backward_steps=2 does not go with rule="bptt"'),
@@ -247,7 +248,7 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
-        "readout": "exact",
+        "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
     }  # fmt: skip
     argv = ["train", "--no-normalize"]
     for name, value in values.items():

@@ -476,6 +476,28 @@ def _failing_open(full):
     return open_
 
 
+# Two stages
+
+
+def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, tmp_path):
+    first, _ = finished
+    start = load_file(first / "best.safetensors")
+    away = {}
+    for pull in (0.0, 3.0):
+        train(options, out=str(tmp_path / str(pull)), pull_to=str(first), pull=pull, lr=0.01)
+        end = load_file(tmp_path / str(pull) / "last.safetensors")
+        away[pull] = sum((end[k] - v).norm() for k, v in start.items())
+    assert 0 < away[3.0] < 0.5 * away[0.0]
+    with pytest.raises(InputError, match="does not fit test_ottt_nf_resnet"):
+        train(options, out=str(tmp_path / "x"), pull_to=str(first), model="test_ottt_nf_resnet")
+    with pytest.raises(InputError, match=r"best\.safetensors does not exist"):
+        train(options, out=str(tmp_path / "y"), pull_to=str(tmp_path))
+    with pytest.raises(InputError, match="pull_to and pretrained both"):
+        both = {"model": "ottt_vgg5_ws", "pretrained": True, "pull_to": str(first)}
+        train(options, out=str(tmp_path / "x"), **both)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
 # Evaluation
 
 
