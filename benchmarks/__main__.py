@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import kernel, networks, sides
+from benchmarks import kernel, networks, rules, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 from sj_ottt import neuron
 
@@ -92,9 +92,9 @@ def print_table(rows: list[dict]) -> None:
 
 def main() -> None:
     """Run the benchmarks that were asked for."""
-    what = {"step": step, "memory": memory, "kernel": kernel.kernel}
+    what = {"step": step, "memory": memory, "kernel": kernel.kernel, "rules": rules.rules}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel}")
+    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel,rules}")
     parser.add_argument("--device", default="cpu", help="for step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
     parser.add_argument(
@@ -103,6 +103,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34, too")
     parser.add_argument("--compile", action="store_true", help="step: torch.compile, too")
+    parser.add_argument("--data", help="rules: the folder of N-MNIST recordings")
+    parser.add_argument("--epochs", type=int, default=8, help="rules (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules")
+    parser.add_argument("--rows", nargs="+", choices=rules.ROWS, help="rules: some of them")
+    parser.add_argument("--runs", default="runs/rules", help="rules (default: %(default)s)")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])

@@ -60,7 +60,7 @@ def _missing() -> str | None:
     try:
         import cupy  # noqa: F401
     except ImportError:
-        return 'CuPy is not installed: pip install "sj-ottt[cupy13]" ([cupy12] for CUDA 12)'
+        return "CuPy is not installed: pip install cupy-cuda13x (cupy-cuda12x for CUDA 12)"
     return None
 
 

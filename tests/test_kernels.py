@@ -361,7 +361,7 @@ def test_says_what_is_missing(monkeypatch):
         OTTTLIFNode(backend="cupy")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(InputError, match=r"CuPy is not installed: pip install .*cupy13"):
+    with pytest.raises(InputError, match=r"CuPy is not installed: pip install cupy-cuda13x"):
         OTTTLIFNode(backend="cupy")
     assert OTTTLIFNode(backend="auto")(torch.ones(2, 3))[0].sum() == 6
 

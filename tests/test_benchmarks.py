@@ -1,0 +1,62 @@
+"""The benchmarks measure what they say: sides that agree, runs that are not repeated."""
+
+import argparse
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks import networks, rules, sides
+from benchmarks.__main__ import print_table
+from sj_ottt import engine
+from tests.helpers import write_recordings
+
+SIDES = [("vgg", name, side, 8) for name, side in sides.VGG.items()]
+SIDES += [("nf_resnet34", name, side, 32) for name, side in sides.NF_RESNET34.items()]
+
+
+@pytest.mark.parametrize(("network", "name", "side", "size"), SIDES)
+def test_sides_compute_the_same(network, name, side, size):
+    side.check(name, size, "cpu")
+
+
+def test_a_side_that_computes_something_else_is_refused():
+    def halved(model, optimizer, x, y):
+        out = sides.OURS(model, optimizer, x, y)
+        with torch.no_grad():
+            next(model.parameters()).mul_(1.001)
+        return out
+
+    side = replace(sides.VGG["sj_ottt OTTT-A"], train=halved)
+    with pytest.raises(SystemExit, match="halved differs from its reference"):
+        side.check("halved", 8, "cpu")
+
+
+def test_the_floor_has_every_product_once_per_step(monkeypatch):
+    model = networks.our_vgg(tiny=True)
+    run = networks.bare_products(model, torch.randn(2, 3, 8, 8), steps=3)
+    calls = []
+    real = torch.nn.functional.conv2d
+    monkeypatch.setattr(networks.F, "conv2d", lambda *a: calls.append(1) or real(*a))
+    run()
+    assert len(calls) == 2 * 3 and not any(m._forward_hooks for m in model.modules())
+
+
+def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
+    data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
+    monkeypatch.setattr(rules, "_bytes_per_neuron", lambda row: 1.0)
+    args = argparse.Namespace(
+        rows=["OTTT-O", "SLTT-K, K = 2"],
+        seeds=[0, 1],
+        epochs=1,
+        data=str(data),
+        runs=str(tmp_path / "runs"),
+    )
+    table = rules.rules(args)
+    assert [row["rule"] for row in table] == args.rows and table[0]["seeds"] == 2
+    runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert runs == ["ottt_o-0", "ottt_o-1", "sltt_k__k___2-0", "sltt_k__k___2-1"]
+    monkeypatch.setattr(engine, "train", None)
+    assert rules.rules(args) == table
+    print_table(table)
+    assert "±" in capsys.readouterr().out
