@@ -190,10 +190,11 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
                 v_threshold=lif.v_threshold,
                 variant=self.variant,
             )
-            return spike, state["trace"].values
-        spike = self._spike(x, state, lif)
+            stored = state["trace"].values
+        else:
+            spike = self._spike(x, state, lif)
+            stored = state["trace"]
         # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
-        stored = state["trace"]
         return spike, stored if self.trace_dtype == "float32" else Trace(stored)
 
     def _spike(self, x: Tensor, state: dict[str, Tensor | None], lif: LIF) -> Tensor:
