@@ -14,7 +14,6 @@ import torch
 
 from benchmarks import kernel, networks, rules, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
-from sj_ottt import neuron
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = (2, 4, 8, 16, 32, 64)
@@ -52,9 +51,7 @@ def step(args: argparse.Namespace) -> list[dict]:
 
 def memory(args: argparse.Namespace) -> list[dict]:
     """Peak memory above the parameters: bytes per neuron and sample, and MiB against T."""
-    model = networks.our_vgg()
-    model(torch.zeros(1, 3, 32, 32))
-    neurons = sum(m.v.numel() for m in model if isinstance(m, neuron.OTTTLIFNode))
+    neurons = networks.count_neurons(networks.our_vgg(), torch.zeros(1, 3, 32, 32))
     sizes = [32, 64, 96]  # beyond the point where the weights themselves set the peak
     rows = []
     for name, side in sides.VGG.items():

@@ -150,6 +150,13 @@ def _on_spikingjelly(module: nn.Module) -> None:
                 setattr(module, name, sj_layer.OTTTSequential(child))
 
 
+def count_neurons(model: nn.Module, x: Tensor) -> int:
+    """Return the neurons that one sample x [1, ...] meets."""
+    with torch.no_grad():
+        model(x)
+    return sum(m.v.numel() for m in model.modules() if isinstance(m, OTTTLIFNode))
+
+
 def bare_products(model: nn.Module, x: Tensor, steps: int) -> Callable[[], None]:
     """The floor: the convolutions and linear products of a network and nothing else.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import timm
 import torch
-from spikingjelly.activation_based import neuron as sj_neuron
 
 from benchmarks.measure import peak_bytes, slope
+from benchmarks.networks import count_neurons
 from sj_ottt import engine, learning
 from sj_ottt.config import TrainConfig
 
@@ -66,18 +66,8 @@ def _bytes_per_neuron(row: dict) -> float:
     """Slope of the peak over the batch size, T = 6, for the recipe's network."""
     model = timm.create_model("ottt_vgg5_ws", in_chans=2)
     kwargs = {k: v for k, v in row.items() if k in ("update", "backward_steps")}
-    learning.predict(model, torch.zeros(1, 1, 2, 34, 34))
-    sizes, neurons = [8, 16, 24], 0
-
-    def count(module: torch.nn.Module, args: tuple, out: object) -> None:
-        nonlocal neurons
-        neurons += out[0].numel()
-
-    nodes = [m for m in model.modules() if isinstance(m, sj_neuron.OTTTLIFNode)]
-    hooks = [node.register_forward_hook(count) for node in nodes]
-    model(torch.zeros(1, 2, 34, 34))
-    for hook in hooks:
-        hook.remove()
+    neurons = count_neurons(model, torch.zeros(1, 2, 34, 34))
+    sizes = [8, 16, 24]
 
     def batch(n: int) -> int:
         optimizer = torch.optim.SGD(model.parameters(), 0.0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.functional import LIF, Product, traced_product
-from sj_ottt.gather import in_synapses
+from sj_ottt.gather import in_synapses, made_weight
 from sj_ottt.learning import CrossEntropyMSE, predict, reset_state, train_step
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.rules import check_rule, set_rule
@@ -51,11 +51,11 @@ def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     nodes = _nodes(model)
     spikes, places = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
 
-    def count(name: str, out: Tensor) -> None:
+    def count(name: str, args: tuple, out: Tensor) -> None:
         spikes[name] += out.sum().item()
         places[name] += out.numel()
 
-    with _watching(nodes, lambda name, args, out: count(name, out)):
+    with _watching(nodes, count):
         predict(model, x_seq)
     rates = {name: spikes[name] / places[name] for name in nodes}
     return {**rates, "mean": sum(spikes.values()) / sum(places.values())}
@@ -311,10 +311,8 @@ class _Record:
         self.out: Tensor | None = None
 
     def __call__(self, product: Product, spike: Tensor, trace: Tensor | Trace) -> Tensor:
-        module = self._module
-        self._product = product
-        self._weight = module.get_weight() if hasattr(module, "get_weight") else module.weight
-        out = traced_product(product, spike, trace, self._weight, module.bias)
+        self._product, self._weight = product, made_weight(self._module)
+        out = traced_product(product, spike, trace, self._weight, self._module.bias)
         if spike is not trace:  # real-valued input carries no trace
             values = trace.decode(spike.dtype) if isinstance(trace, Trace) else trace
             out.register_hook(lambda grad: self.steps.append((values, grad)))

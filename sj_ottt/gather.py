@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from sj_ottt.functional import Product, traced_product
 from sj_ottt.trace import Trace
 
-__all__ = ["Gather", "Made", "fast_layout", "gathered", "in_synapses", "made_once"]
+__all__ = ["Gather", "Made", "fast_layout", "gathered", "in_synapses", "made_once", "made_weight"]
 
 WORTH_KEEPING = 64
 """Multiplications per output number from which a static input's product is kept.
@@ -37,7 +37,7 @@ def fast_layout(weight: Tensor) -> Tensor:
     return weight
 
 
-def _made(module: nn.Module) -> Tensor:
+def made_weight(module: nn.Module) -> Tensor:
     """Return the weight that a synapse multiplies with."""
     if hasattr(module, "get_weight"):
         return module.get_weight(fast=True)
@@ -94,7 +94,7 @@ class Gather:
             return
         self.finish()
         with torch.enable_grad():
-            self._made = _made(module)
+            self._made = made_weight(module)
         self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
         self._bias = module.bias
         self._sources, self._parameters = sources, parameters  # alive, so that no id is used again
@@ -181,7 +181,7 @@ class Made:
     """
 
     def __init__(self, module: nn.Module):
-        self._weight, self._bias = _made(module), module.bias
+        self._weight, self._bias = made_weight(module), module.bias
 
     def __call__(self, product: Product, spike: Tensor, trace: Tensor | Trace) -> Tensor:
         """Apply the synapse to one time step; autograd keeps what the exact gradient needs."""
