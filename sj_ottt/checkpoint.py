@@ -106,7 +106,7 @@ def read_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         InputError: The file is missing, damaged, changed, or not one of ours.
     """
     if not path.exists():
-        raise InputError(f"{path} does not exist; --checkpoint takes the --out of `sj-ottt train`")
+        raise InputError(f"{path} does not exist; give the --out of a finished `sj-ottt train`")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
