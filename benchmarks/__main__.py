@@ -100,13 +100,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34, too")
     parser.add_argument("--compile", action="store_true", help="step: torch.compile, too")
-    parser.add_argument("--data", help="rules: the folder of N-MNIST recordings")
-    parser.add_argument("--epochs", type=int, default=8, help="rules (default: %(default)s)")
+    parser.add_argument("--recipe", help="rules: a file of examples/recipes")
+    parser.add_argument("--data", help="rules: the recipe's data set")
+    parser.add_argument("--epochs", type=int, help="rules (default: the recipe's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules")
     parser.add_argument("--rows", nargs="+", choices=rules.ROWS, help="rules: some of them")
     parser.add_argument("--runs", default="runs/rules", help="rules (default: %(default)s)")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
+    if "rules" in args.what and not (args.recipe and args.data):
+        parser.error("rules needs --recipe and --data")
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
         on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")
@@ -116,7 +119,8 @@ def main() -> None:
         print(what[name].__doc__.splitlines()[0])
         print_table(rows)
         if args.csv:
-            path = RESULTS / f"{name}-{device}-{torch.__version__}.csv"
+            stem = f"{name}-{Path(args.recipe).stem}" if name == "rules" else name
+            path = RESULTS / f"{stem}-{device}-{torch.__version__}.csv"
             path.parent.mkdir(exist_ok=True)
             with path.open("w", newline="") as file:
                 writer = csv.DictWriter(file, rows[0], lineterminator="\n")

@@ -61,7 +61,7 @@ def _train(args: argparse.Namespace) -> None:
         raise
     out = Path(config.out)
     print(
-        f"test accuracy {result['test_accuracy']:.4f} on {result['n_test']} recordings "
+        f"test accuracy {result['test_accuracy']:.4f} on {result['n_test']} samples "
         f"(model of epoch {result['best_epoch']} of {result['epochs']}, "
         f"{result['seconds']:.0f} s)\n"
         f"result    {out / 'result.json'}\n"
@@ -101,9 +101,9 @@ def _eval(args: argparse.Namespace) -> None:
         workers=args.workers,
         device=args.device,
     )
-    print(f"{'steps':>5}  {'accuracy':>8}  {'recordings':>10}  {'ms/recording':>12}")
+    print(f"{'steps':>5}  {'accuracy':>8}  {'samples':>7}  {'ms/sample':>9}")
     for row in rows:
-        print(f"{row['steps']:5}  {row['accuracy']:8.4f}  {row['n']:10}  {row['ms']:12.2f}")
+        print(f"{row['steps']:5}  {row['accuracy']:8.4f}  {row['n']:7}  {row['ms']:9.2f}")
 
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:

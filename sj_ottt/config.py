@@ -111,7 +111,13 @@ class TrainConfig:
     """
 
     model: str = _option("ottt_vgg5_ws", _text, "model name, see `sj-ottt models`")
-    data: str = _option("ndigits", _text, "folder of recordings, or the embedded set ndigits")
+    data: str = _option(
+        "ndigits",
+        _text,
+        "folder of recordings, npz file of images, ndigits, or SET:DIR with SET one of nmnist, "
+        "dvs128gesture, cifar10dvs, ncaltech101, cifar10, cifar100, mnist, fashionmnist, "
+        "imagenet, folder",
+    )
     out: str = _option("runs/train", _text, "folder of the run: checkpoints, result, pictures")
     pretrained: bool | str | None = _option(
         None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
@@ -170,8 +176,18 @@ class TrainConfig:
     split_by: str = _option(
         "count", _choice("count", "duration"), "frames of equal event count or equal duration"
     )
-    normalize: bool = _option(True, _flag, "scale the event counts of each recording")
+    normalize: bool = _option(
+        True, _flag, "scale the event counts of each recording, standardize images"
+    )
+    encoding: str = _option(
+        "direct",
+        _choice("direct", "poisson", "rows", "pixels", "permuted"),
+        "how images become sequences: direct (shown at each step), poisson, rows, pixels or "
+        "permuted",
+    )
     shift: int = _option(0, _integer(0), "random shift of the training frames, at most, in pixels")
+    flip: bool = _option(False, _flag, "mirror training frames left to right at random")
+    cutout: int = _option(0, _integer(0), "blank a random square of the training frames, in pixels")
     drop_rate: float = _option(
         0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
     )
@@ -179,6 +195,11 @@ class TrainConfig:
         0.05,
         _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
         "share of the mean squared error in the loss, the rest is cross entropy",
+    )
+    train_samples: int | None = _option(
+        None,
+        _optional(_integer(1)),
+        "train on so many samples only, the same number of each class; all if not given",
     )
     val_fraction: float = _option(
         0.1,

@@ -39,12 +39,11 @@ from sj_ottt.checkpoint import (
     write_model,
 )
 from sj_ottt.config import TrainConfig
-from sj_ottt.data import EventFolder, open_dataset, transforms
+from sj_ottt.data import ENCODINGS, EventFolder, ImageSet, open_dataset, transforms
 from sj_ottt.errors import InputError
 from sj_ottt.eventlog import EventLog
 from sj_ottt.learning import CrossEntropyMSE, Pull, predict, train_step
 
-IN_CHANS = 2
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
 FREE_ON_RESUME = {"out", "device", "data"}
@@ -124,6 +123,24 @@ def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     return np.setdiff1d(np.arange(len(targets)), val), val
 
 
+def choose(targets: np.ndarray, n: int | None, seed: int) -> np.ndarray:
+    """Choose n samples, as many of each class as of any other while they last; None: all.
+
+    A larger n adds to the choice of a smaller one.
+
+    Returns:
+        Sorted indices.
+    """
+    if n is None:
+        return np.arange(len(targets))
+    order = np.random.default_rng(seed).permutation(len(targets))
+    rank = np.empty(len(targets), np.int64)
+    for label in np.unique(targets):
+        members = order[targets[order] == label]
+        rank[members] = np.arange(len(members))
+    return np.sort(np.lexsort((targets, rank))[:n])
+
+
 def _open(
     spec: str,
     split: str,
@@ -132,27 +149,63 @@ def _open(
     size: tuple[int, int] | None,
     split_by: str,
     normalize: bool,
-    shift: int = 0,
-) -> EventFolder:
-    chain: list[Callable] = []
-    if shift:
-        chain.append(transforms.RandomShift(shift))
-    if normalize:
+    encoding: str,
+    stats: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> EventFolder | ImageSet:
+    """Open a part of a data set as a network gets to see it, without augmentation.
+
+    The arguments are those of `TrainConfig`; `stats` are the mean and standard deviation of each
+    channel for `normalize`, by default those of the data set (recordings need none).
+    """
+    dataset = open_dataset(spec, split=split, steps=steps, size=size, split_by=split_by)
+    if isinstance(dataset, ImageSet):
+        dataset.mean, dataset.std = stats or (dataset.mean, dataset.std)
+    elif encoding != "direct":
+        raise InputError(
+            f"encoding={encoding} makes sequences of still images, but {spec} holds recordings: "
+            "leave it out"
+        )
+    dataset.transform = _chain(dataset, steps, normalize, encoding)
+    return dataset
+
+
+def _chain(
+    dataset: EventFolder | ImageSet,
+    steps: int,
+    normalize: bool,
+    encoding: str,
+    augment: TrainConfig | None = None,
+) -> Callable | None:
+    """Return what turns an item of a data set into what the network sees."""
+    images = isinstance(dataset, ImageSet)
+    chain: list[Callable | None] = dataset.fit(augment is not None) if images else []
+    if augment and augment.shift:
+        chain.append(transforms.RandomShift(augment.shift))
+    if augment and augment.flip:
+        chain.append(transforms.RandomFlip())
+    if normalize and images and encoding != "poisson":  # there, an intensity is a probability
+        chain.append(transforms.Normalize(dataset.mean, dataset.std))
+    elif normalize and not images:
         chain.append(transforms.NormalizeFrames())
-    return open_dataset(
-        spec,
-        split=split,
-        steps=steps,
-        size=size,
-        split_by=split_by,
-        transform=transforms.Compose(chain) if chain else None,
-    )
+    if augment and augment.cutout:
+        chain.append(transforms.Cutout(augment.cutout))
+    if encode := ENCODINGS[encoding](steps):
+        chain.append(encode)
+    return transforms.Compose(chain) if chain else None
 
 
 def stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack recordings [T, 2, H, W] to a batch [T, N, 2, H, W]; time first, as the models run."""
-    frames, labels = zip(*items, strict=True)
-    return torch.stack(frames, dim=1), torch.tensor(labels)
+    """Stack sequences [T, ...] to a batch [T, N, ...], time first, as the models run.
+
+    Still images [C, H, W] become a batch [N, C, H, W], which is shown at every time step.
+    """
+    samples, labels = zip(*items, strict=True)
+    return torch.stack(samples, dim=int(samples[0].dim() != 3)), torch.tensor(labels)
+
+
+def static_steps(batch: torch.Tensor, steps: int) -> int | None:
+    """Return T for a batch of still images [N, C, H, W], None for one of sequences."""
+    return steps if batch.dim() == 4 else None
 
 
 def _loader(
@@ -173,14 +226,16 @@ def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
     return int((logits.argmax(1) == target).sum())
 
 
-def _test(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[float, float]:
-    """Return the accuracy (0-1) and the model's time per recording in seconds, without loading."""
+def _test(
+    model: nn.Module, loader: DataLoader, steps: int, device: torch.device
+) -> tuple[float, float]:
+    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
     correct, total, seconds = 0, 0, 0.0
     for x_seq, target in loader:
         x_seq, target = x_seq.to(device), target.to(device)
         start = time.perf_counter()
         # Counting the right answers waits for the device, so the time is the whole time.
-        correct += _correct(predict(model, x_seq), target)
+        correct += _correct(predict(model, x_seq, static_steps(x_seq, steps)), target)
         seconds += time.perf_counter() - start
         total += len(target)
     return correct / total, seconds / total
@@ -199,27 +254,34 @@ class _Run:
     def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
         self.cfg, self.out = cfg, Path(cfg.out)
         self.device = _resolve_device(cfg.device)
-        options = {name: getattr(cfg, name) for name in ("steps", "size", "split_by", "normalize")}
-        self.augmented = _open(cfg.data, "train", shift=cfg.shift, **options)
+        names = ("steps", "size", "split_by", "normalize", "encoding")
+        options = {name: getattr(cfg, name) for name in names}
+        plain = _open(cfg.data, "train", **options)
         self.test = _open(cfg.data, "test", **options)
+        self.augmented = copy.copy(plain)
+        self.augmented.transform = _chain(plain, cfg.steps, cfg.normalize, cfg.encoding, cfg)
         if self.test.classes != self.augmented.classes:
             raise InputError(
                 f"{cfg.data}: train and test have different classes: "
                 f"{', '.join(self.augmented.classes)} and {', '.join(self.test.classes)}"
             )
-        self.raw = copy.copy(self.augmented)
-        self.raw.transform = None
-        plain = copy.copy(self.augmented)
-        plain.transform = self.test.transform
-        train, val = split_indices(self.augmented.targets, cfg.val_fraction, cfg.seed)
-        self.train_part, self.val_part = Subset(self.augmented, train), Subset(plain, val)
+        self.raw = copy.copy(plain)
+        self.raw.transform = _chain(plain, cfg.steps, False, "direct")
+        chosen = choose(plain.targets, cfg.train_samples, cfg.seed)
+        train, val = split_indices(plain.targets[chosen], cfg.val_fraction, cfg.seed)
+        self.train_part = Subset(self.augmented, chosen[train])
+        self.val_part = Subset(plain, chosen[val])
+        # An item is a sequence [T, C, ...], or a still image [C, H, W] for all cfg.steps steps.
+        item = plain[0][0]
+        self.in_chans = item.shape[0] if item.dim() == 3 else item.shape[1]
+        self.steps = cfg.steps if item.dim() == 3 else item.shape[0]
 
         torch.manual_seed(_seed_of(cfg.seed, 0))
         self.model = zoo.create(
             cfg.model,
             len(self.augmented.classes),
             # A resumed run has its weights already, even where the model zoo has gone.
-            in_chans=IN_CHANS,
+            in_chans=self.in_chans,
             pretrained=None if state else cfg.pretrained,
             drop_rate=cfg.drop_rate,
             rule=cfg.rule,
@@ -229,7 +291,7 @@ class _Run:
         first_stage = None if cfg.pull_to is None else self._first_stage(cfg.pull_to)
         self.optimizer = _build_optimizer(self.model, cfg)
         if first_stage is not None:
-            share = cfg.steps if cfg.update == "online" else 1  # an update per time step
+            share = self.steps if cfg.update == "online" else 1  # an update per time step
             pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
             self.optimizer.register_step_pre_hook(pull)
         self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
@@ -261,11 +323,8 @@ class _Run:
         return tensors
 
     def _digest_data(self) -> str:
-        """Digest what a resume must find again: the classes and the recordings' names and sizes."""
-        rows = [
-            [(file, (part.root / file).stat().st_size) for file in part.files]
-            for part in (self.augmented, self.test)
-        ]
+        """Digest what a resume must find again: the classes, and what identifies the samples."""
+        rows = [part.identity() for part in (self.augmented, self.test)]
         return hashlib.sha256(json.dumps([self.augmented.classes, rows]).encode()).hexdigest()
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -315,14 +374,17 @@ class _Run:
         about = {
             "model": cfg.model.partition(".")[0],
             "num_classes": len(self.augmented.classes),
-            "in_chans": IN_CHANS,
+            "in_chans": self.in_chans,
             "classes": self.augmented.classes,
             "data": cfg.data,
-            "steps": cfg.steps,
+            "steps": self.steps,
             "size": self.augmented.frame_size,
             "split_by": cfg.split_by,
             "normalize": cfg.normalize,
         }
+        if isinstance(self.augmented, ImageSet):
+            stats = (self.augmented.mean, self.augmented.std)
+            about |= {"encoding": cfg.encoding, "stats": stats}
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
         write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})
@@ -342,6 +404,7 @@ class _Run:
                     self.optimizer,
                     x_seq.to(self.device),
                     target,
+                    steps=static_steps(x_seq, self.steps),
                     loss_fn=self.loss_fn,
                     update=self.cfg.update,
                     backward_steps=self.cfg.backward_steps,
@@ -368,7 +431,7 @@ class _Run:
                 bar.update()
             if len(self.val_part):
                 held = _loader(self.val_part, cfg.batch_size, cfg.workers)
-                val_accuracy, _ = _test(self.model, held, self.device)
+                val_accuracy, _ = _test(self.model, held, self.steps, self.device)
                 bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
         row = {
             "epoch": self.epoch,
@@ -391,12 +454,14 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and, last, ``result.json``."""
         start = time.perf_counter()
+        # An encoding may draw: the same here whether the run was resumed or not.
+        torch.manual_seed(_seed_of(self.cfg.seed, self.cfg.epochs + 1))
         loader = _loader(self.test, self.cfg.batch_size, self.cfg.workers)
-        last_accuracy, _ = _test(self.model, loader, self.device)
+        last_accuracy, _ = _test(self.model, loader, self.steps, self.device)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy, _ = _test(self.model, loader, self.device)
+            test_accuracy, _ = _test(self.model, loader, self.steps, self.device)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,
@@ -422,7 +487,8 @@ class _Run:
         rows = [int(np.flatnonzero(self.raw.targets == k)[0]) for k in range(len(self.raw.classes))]
         samples = [self.raw[index][0].numpy() for index in rows[:10]]
         write_file(self.out / "curves.png", plots.curves(self.history, result))
-        write_file(self.out / "frames.png", plots.frames(samples, self.raw.classes[:10]))
+        draw = plots.images if samples[0].ndim == 3 else plots.frames
+        write_file(self.out / "frames.png", draw(samples, self.raw.classes[:10]))
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         write_file(self.out / "result.json", text.encode())
         return result
@@ -517,6 +583,8 @@ class Trained:
             size=tuple(self.about["size"]),
             split_by=self.about["split_by"],
             normalize=self.about["normalize"],
+            encoding=self.about.get("encoding", "direct"),
+            stats=self.about.get("stats"),
         )
         if list(dataset.classes) != self.about["classes"]:
             raise InputError(
@@ -583,7 +651,9 @@ def evaluate(
     for count in steps:
         dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
-        predict(model, stack([dataset[0]])[0].to(where))
-        accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), where)
+        first, _ = stack([dataset[0]])
+        predict(model, first.to(where), static_steps(first, count))
+        torch.manual_seed(0)  # an encoding may draw
+        accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), count, where)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

@@ -115,6 +115,24 @@ def frames(samples: Sequence[np.ndarray], names: Sequence[str], max_steps: int =
     return _png(figure)
 
 
+def images(samples: Sequence[np.ndarray], names: Sequence[str]) -> bytes:
+    """Draw still images side by side, each under its label.
+
+    Args:
+        samples: Images in [0, 1], each [1, H, W] or [3, H, W].
+        names: The label of each.
+    """
+    figure = Figure(figsize=(1.1 * len(samples), 1.5), layout="constrained")
+    for axes, image, name in zip(
+        figure.subplots(1, len(samples), squeeze=False)[0], samples, names, strict=True
+    ):
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(name, fontsize=8, color=GREY)
+        axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
 Rows = Sequence[Mapping[str, Any]]
 
 

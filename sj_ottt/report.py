@@ -10,7 +10,7 @@ import torch
 
 from sj_ottt import analysis, plots
 from sj_ottt.checkpoint import write_file
-from sj_ottt.engine import load_trained, stack
+from sj_ottt.engine import load_trained, stack, static_steps
 from sj_ottt.errors import InputError, suggest
 
 __all__ = ["INSTRUMENTS", "analyze"]
@@ -81,9 +81,12 @@ def analyze(
         if number is not None and number < 1:
             raise InputError(f"{name} must be a whole number from 1 on, not {number}")
     trained = load_trained(checkpoint, device)
-    dataset = trained.dataset(data, split, steps or trained.about["steps"])
+    steps = steps or trained.about["steps"]
+    dataset = trained.dataset(data, split, steps)
     chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
     x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))
+    if static_steps(x_seq, steps):
+        x_seq = x_seq.expand(steps, *x_seq.shape)
     folder = Path(checkpoint) / "analysis" if out is None else Path(out)
     found = {}
     for name in what:

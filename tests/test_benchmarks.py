@@ -44,8 +44,13 @@ def test_the_floor_has_every_product_once_per_step(monkeypatch):
 
 def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
-    monkeypatch.setattr(rules, "_bytes_per_neuron", lambda row: 1.0)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: test_ottt_vgg\nsteps: 2\nbatch_size: 4\nlr: 0.1\n")
+    fixed = lambda runs, repeats: dict.fromkeys(runs, 0.008)  # noqa: E731
+    monkeypatch.setattr(rules, "interleaved_medians", fixed)
     args = argparse.Namespace(
+        recipe=str(recipe),
+        repeats=1,
         rows=["OTTT-O", "SLTT-K, K = 2"],
         seeds=[0, 1],
         epochs=1,
@@ -54,6 +59,7 @@ def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     )
     table = rules.rules(args)
     assert [row["rule"] for row in table] == args.rows and table[0]["seeds"] == 2
+    assert table[0]["ms/sample"] == "2.00" and float(table[0]["bytes/neuron"]) > 4
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == ["ottt_o-0", "ottt_o-1", "sltt_k__k___2-0", "sltt_k__k___2-1"]
     monkeypatch.setattr(engine, "train", None)

@@ -57,7 +57,7 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
     assert cli.main(["train", "--config", str(recipe)]) == 0
     out, err = capsys.readouterr()
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert f"test accuracy {result['test_accuracy']:.4f} on 6 recordings" in out
+    assert f"test accuracy {result['test_accuracy']:.4f} on 6 samples" in out
     for name in ("result.json", "curves.png", "frames.png", "best.safetensors"):
         path = tmp_path / "run" / name
         assert path.exists() and str(path) in out
@@ -65,7 +65,7 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
 
     assert cli.main(["eval", "--checkpoint", str(tmp_path / "run"), "--steps", "1,2"]) == 0
     table = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert table[0] == ["steps", "accuracy", "recordings", "ms/recording"]
+    assert table[0] == ["steps", "accuracy", "samples", "ms/sample"]
     assert [row[0] for row in table[1:]] == ["1", "2"]
     assert table[2][1:3] == [f"{result['test_accuracy']:.4f}", "6"]
 
@@ -249,12 +249,13 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
         "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
+        "encoding": "rows", "cutout": "3", "train_samples": "9",
     }  # fmt: skip
-    argv = ["train", "--no-normalize"]
+    argv = ["train", "--no-normalize", "--flip"]
     for name, value in values.items():
         argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
     fails(capsys, *argv)
-    assert seen == {**values, "normalize": False}
+    assert seen == {**values, "normalize": False, "flip": True}
     assert set(seen) == set(TrainConfig.__dataclass_fields__)
 
 

@@ -46,6 +46,7 @@ def test_all_names_are_registered():
         "ottt_vgg11_ws",
         "ottt_vgg11f_ws",
         "ottt_vgg5_ws",
+        "ottt_vgg5f_ws",
         "ottt_nf_resnet18",
         "ottt_nf_resnet34",
         "ottt_nf_resnet50",

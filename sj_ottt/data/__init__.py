@@ -1,4 +1,4 @@
-"""Event data: recordings, frames, folders of recordings, and the embedded ``ndigits``.
+"""Data sets: event recordings as frames, the embedded ``ndigits``, and still images.
 
 Sizes are (height, width), times are µs, frames are [T, 2, H, W] with channel 1 for ON events.
 """
@@ -12,17 +12,23 @@ import torch
 from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_events
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import events_to_frames
+from sj_ottt.data.images import ENCODINGS, IMAGE_SETS, ImageSet
+from sj_ottt.data.known import EVENT_SETS, event_set_root
 from sj_ottt.data.ndigits import ndigits_root
 from sj_ottt.data.simulate import saccade_events, write_event_dataset
-from sj_ottt.data.transforms import Compose, NormalizeFrames, RandomShift
-from sj_ottt.errors import InputError
+from sj_ottt.data.transforms import Compose, Cutout, NormalizeFrames, RandomFlip, RandomShift
+from sj_ottt.errors import InputError, suggest
 from sj_ottt.files import cache_root
 
 __all__ = [
+    "ENCODINGS",
     "EVENT_DTYPE",
     "Compose",
+    "Cutout",
     "EventFolder",
+    "ImageSet",
     "NormalizeFrames",
+    "RandomFlip",
     "RandomShift",
     "cache_root",
     "check_events",
@@ -48,28 +54,47 @@ def open_dataset(
     split_by: str = "count",
     cache_dir: str | os.PathLike | None = None,
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
-) -> EventFolder:
-    """Open an embedded data set by its name, or any folder of recordings by its path.
+) -> EventFolder | ImageSet:
+    """Open a data set by its name, any folder of recordings by its path, or packed images.
 
     Args:
-        spec: ``"ndigits"``, or the path of a folder. A folder that happens to be called ndigits is
-            reached by a path with a separator (``./ndigits``) or a `pathlib.Path`.
+        spec: One of
+
+            - ``"ndigits"``, the embedded recordings;
+            - the path of a folder of recordings;
+            - ``"nmnist:DIR"``, ``"dvs128gesture:DIR"``, ``"cifar10dvs:DIR"``,
+              ``"ncaltech101:DIR"``: SpikingJelly's folder of that set;
+            - ``"cifar10:DIR"``, ``"cifar100:DIR"``, ``"mnist:DIR"``, ``"fashionmnist:DIR"``,
+              ``"imagenet:DIR"``, ``"folder:DIR"`` or the path of an ``.npz`` file: still images,
+              see `ImageSet`.
+
+            A folder that happens to have such a name is reached by a path with a separator
+            (``./ndigits``) or a `pathlib.Path`.
         split: See `EventFolder`, as for all the rest.
         steps: T, frames per recording.
-        size: (height, width) of the frames.
+        size: (height, width) of the frames or images.
         split_by: ``"count"`` or ``"duration"``.
         cache_dir: The cache's folder.
-        transform: Applied to each sample's frames.
+        transform: Applied to each sample's frames or image.
 
     Raises:
         InputError: Neither a known name nor a folder, or something in the folder is wrong.
     """
-    if isinstance(spec, str) and spec in EMBEDDED:
+    kind, colon, place = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if (colon and kind in IMAGE_SETS) or _is_packed(spec):
+        return ImageSet(str(spec), split, size=size, transform=transform)
+    kwargs = {}
+    if colon and kind in EVENT_SETS:
+        root, sensor_size = event_set_root(kind, Path(place).expanduser())
+        kwargs = {"sensor_size": sensor_size, "test_fraction": EVENT_SETS[kind].test_fraction}
+    elif isinstance(spec, str) and spec in EMBEDDED:
         root = EMBEDDED[spec](cache_dir)
-    elif isinstance(spec, str) and not Path(spec).exists() and Path(spec).name == spec:
+    elif isinstance(spec, str) and not Path(spec).exists() and (colon or Path(spec).name == spec):
+        names = [*EMBEDDED, *(f"{name}:DIR" for name in (*EVENT_SETS, *IMAGE_SETS))]
+        meant = suggest(f"{kind}:DIR" if colon else spec, names)
         raise InputError(
-            f"data {spec!r}: no such data set or folder; give one of {', '.join(EMBEDDED)} or the "
-            "path of a folder of recordings"
+            f"data {spec!r}: no such data set or folder{meant}; give the path of a "
+            f"folder of recordings, an npz file of images, or one of {', '.join(names)}"
         )
     else:
         root = Path(spec)
@@ -81,4 +106,9 @@ def open_dataset(
         split_by=split_by,
         cache_dir=cache_dir,
         transform=transform,
+        **kwargs,
     )
+
+
+def _is_packed(spec: str | os.PathLike) -> bool:
+    return Path(spec).suffix.lower() == ".npz" and not Path(spec).is_dir()

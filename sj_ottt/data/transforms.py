@@ -1,15 +1,15 @@
-"""Transforms of event frames [T, 2, H, W].
+"""Transforms of event frames [T, 2, H, W] and of images [C, H, W].
 
 Each draws once per sample, the same for all T steps, and only from torch's global generator, so
 that a run resumed with that generator's state repeats the same draws.
 """
 
 import torch
-from torchvision.transforms import Compose
+from torchvision.transforms import Compose, Normalize
 
 from sj_ottt.errors import InputError
 
-__all__ = ["Compose", "NormalizeFrames", "RandomShift"]
+__all__ = ["Compose", "Cutout", "Normalize", "NormalizeFrames", "RandomFlip", "RandomShift"]
 
 
 class RandomShift:
@@ -39,6 +39,44 @@ class RandomShift:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_shift})"
+
+
+class RandomFlip:
+    """Mirror a sample left to right, every second time."""
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return ``frames`` [..., H, W], or a mirrored copy."""
+        return frames.flip(-1) if torch.rand(()) < 0.5 else frames
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Cutout:
+    """Blank a square at a random place; what reaches over the edge is lost.
+
+    Args:
+        side: Length of the square's sides in pixels; 16 in the paper's recipe for CIFAR.
+    """
+
+    def __init__(self, side: int) -> None:
+        if isinstance(side, bool) or not isinstance(side, int) or side < 0:
+            raise InputError(f"side={side!r}: give a whole number of pixels, 0 or more")
+        self.side = side
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """Return ``frames`` [..., H, W] with zeros in the square, as a new tensor."""
+        height, width = frames.shape[-2:]
+        top = int(torch.randint(height, ())) - self.side // 2
+        left = int(torch.randint(width, ())) - self.side // 2
+        blanked = frames.clone()
+        rows = slice(max(top, 0), max(top + self.side, 0))
+        columns = slice(max(left, 0), max(left + self.side, 0))
+        blanked[..., rows, columns] = 0
+        return blanked
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.side})"
 
 
 class NormalizeFrames:

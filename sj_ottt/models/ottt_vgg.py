@@ -119,6 +119,7 @@ _VARIANTS = {
     "ottt_vgg11_ws": VGGCfg(((64, 128), (256, 256), (512, 512), (512, 512))),
     "ottt_vgg11f_ws": VGGCfg(((64, 128), (256, 256), (512, 512), (512, 512)), feedback=True),
     "ottt_vgg5_ws": VGGCfg(((48,), (96,), (128, 128)), fc_std=0.1),
+    "ottt_vgg5f_ws": VGGCfg(((48,), (96,), (128, 128)), fc_std=0.1, feedback=True),
     "test_ottt_vgg": VGGCfg(((8,), (12,), (16,)), fc_std=0.1),
     "test_ottt_vggf": VGGCfg(((8,), (12,), (16,)), fc_std=0.1, feedback=True),
 }
@@ -141,6 +142,7 @@ default_cfgs = generate_default_cfgs(
         "ottt_vgg11_ws.untrained": _cfg(4),
         "ottt_vgg11f_ws.untrained": _cfg(4),
         "ottt_vgg5_ws.untrained": _cfg(8),
+        "ottt_vgg5f_ws.untrained": _cfg(8),
         "test_ottt_vgg.untrained": _cfg(8),
         "test_ottt_vggf.untrained": _cfg(8),
         **{
@@ -167,6 +169,12 @@ def ottt_vgg11f_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
 def ottt_vgg5_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
     """Build a VGG for laptops and small sensors (0.3M parameters)."""
     return create(VGG, _VARIANTS["ottt_vgg5_ws"], "ottt_vgg5_ws", pretrained, **kwargs)
+
+
+@register_model
+def ottt_vgg5f_ws(pretrained: bool = False, **kwargs: Any) -> VGG:
+    """Build the VGG for laptops and small sensors with feedback (0.36M parameters)."""
+    return create(VGG, _VARIANTS["ottt_vgg5f_ws"], "ottt_vgg5f_ws", pretrained, **kwargs)
 
 
 @register_model
