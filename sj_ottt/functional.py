@@ -54,6 +54,7 @@ class LIF:
         v_reset: Membrane after a spike (hard reset); None subtracts V_th instead (soft reset).
         surrogate_function: Θ with a surrogate derivative, applied to u − V_th.
         trace_decay: δ, what is left of the trace after one step; None for λ.
+        ndot: One of `trace.NDOT_VARIANTS` where the trace is NDOT's; else None.
     """
 
     tau: float
@@ -62,6 +63,7 @@ class LIF:
     v_reset: float | None
     surrogate_function: Callable[[Tensor], Tensor]
     trace_decay: float | None = None
+    ndot: str | None = None
 
     @property
     def lam(self) -> float:

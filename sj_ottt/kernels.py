@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from sj_ottt.errors import InputError
 from sj_ottt.functional import LIF
+from sj_ottt.trace import NDOT_VARIANTS, NDOTTrace
 
 __all__ = ["check_available", "check_usable", "fused_lif_step", "usable"]
 
@@ -38,8 +39,8 @@ SURROGATES = {
 }
 
 _LIF = np.dtype(
-    [(name, "f8") for name in ("tau", "trace_decay", "v_threshold", "v_reset", "alpha")]
-    + [(name, "i8") for name in ("hard", "decay_input", "surrogate")]
+    [(name, "f8") for name in ("tau", "trace_decay", "v_threshold", "v_reset", "alpha", "tiny")]
+    + [(name, "i8") for name in ("hard", "decay_input", "surrogate", "ndot")]
 )
 _LAYOUT = np.dtype(
     [("count", "i8"), ("dims", "i8"), ("size", "i8", MAX_DIMS), ("stride", "i8", (4, MAX_DIMS))]
@@ -47,7 +48,7 @@ _LAYOUT = np.dtype(
 _FORWARD, _BACKWARD = (
     np.dtype([("lif", _LIF), ("layout", _LAYOUT), *[(name, "u8") for name in pointers]])
     for pointers in (
-        ("x", "v", "trace", "spike", "v_new", "trace_new", "fired", "u"),
+        ("x", "v", "trace", "memory", "spike", "v_new", "trace_new", "memory_new", "fired", "u"),
         ("grad", "membrane", "fired", "grad_x"),
     )
 )
@@ -117,13 +118,14 @@ def check_usable(x: Tensor, surrogate_function: object) -> None:
         )
 
 
-def fused_lif_step(x: Tensor, state: dict[str, Tensor | None], lif: LIF) -> Tensor:
+def fused_lif_step(x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF) -> Tensor:
     """Do `functional.lean_lif_step` in one kernel, and its backward pass in another.
 
     Args:
         x: Input current I[t], [N, ...], on a GPU, with any strides.
         state: "v": v[t−1], of x's shape and dtype; "trace": â[t−1] in a form of `sj_ottt.trace`,
-            or None. Replaced by those of t, never written in place.
+            or None, or as `trace.advance_ndot` has it. Replaced by those of t, never written in
+            place.
         lif: Constants; of surrogates, those of `SURROGATES`.
 
     Returns:
@@ -163,24 +165,31 @@ class _FusedLIF(torch.autograd.Function):
 
 
 def _forward(
-    x: Tensor, state: dict[str, Tensor | None], lif: LIF, keep: bool
+    x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Advance the state; return the spike and what the backward pass needs: membrane and spike."""
-    x, v, trace = x.detach(), state["v"].detach(), state["trace"]
+    x, v, trace, memory = x.detach(), state["v"].detach(), state["trace"], None
+    if isinstance(trace, NDOTTrace):
+        trace, memory = trace
+        if memory.stride() != trace.stride():  # the kernel walks both at one pace
+            memory = torch.empty_like(trace).copy_(memory)
     packed = trace is not None and trace.dtype == torch.uint8
     hard = lif.v_reset is not None
     new = {
         "spike": torch.empty_like(x),
         "v_new": torch.empty_like(x),
         "trace_new": None if trace is None else torch.empty_like(x, dtype=trace.dtype),
+        "memory_new": None if memory is None else torch.empty_like(x),
         "fired": torch.empty_like(x, dtype=torch.uint8) if keep and not packed else None,
         "u": torch.empty_like(x) if keep and hard else None,
     }
     call = _arguments(_FORWARD, lif, (x, v, v if trace is None else trace), new["spike"])
-    for name, tensor in {"x": x, "v": v, "trace": trace, **new}.items():
+    for name, tensor in {"x": x, "v": v, "trace": trace, "memory": memory, **new}.items():
         call[name] = 0 if tensor is None else tensor.data_ptr()
     _launch("lif_forward", call, x, torch.float32 if trace is None else trace.dtype)
-    state["v"], state["trace"] = new["v_new"], new["trace_new"]
+    trace = new["trace_new"]
+    state["v"] = new["v_new"]
+    state["trace"] = trace if memory is None else NDOTTrace(trace, new["memory_new"])
     return (
         new["spike"],
         new["u"] if keep and hard else new["v_new"],
@@ -191,7 +200,7 @@ def _forward(
 def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tensor) -> np.ndarray:
     """Return a kernel's struct with its constants and its layout; the pointers are still zero."""
     call = np.zeros((), dtype)
-    call["lif"] = _constants(lif)
+    call["lif"] = _constants(lif, out.dtype)
     layout = call["layout"]
     layout["count"] = out.numel()
     # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
@@ -208,12 +217,13 @@ def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tenso
     return call
 
 
-def _constants(lif: LIF) -> np.ndarray:
+def _constants(lif: LIF, dtype: torch.dtype) -> np.ndarray:
     hard = lif.v_reset is not None
     values = (lif.tau, lif.decay, lif.v_threshold, lif.v_reset if hard else 0.0)
     function = lif.surrogate_function
-    flags = (hard, lif.decay_input, SURROGATES[type(function)])
-    return np.array((*values, function.alpha, *flags), _LIF)
+    ndot = 0 if lif.ndot is None else 1 + NDOT_VARIANTS.index(lif.ndot)
+    flags = (hard, lif.decay_input, SURROGATES[type(function)], ndot)
+    return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
 
 
 def _dense(x: Tensor) -> bool:

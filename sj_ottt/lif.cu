@@ -91,7 +91,9 @@ DEVICE void advance(Packed& to, Packed trace, bool fired, double decay) {
 
 struct LIF {
     double tau, trace_decay, v_threshold, v_reset, alpha;
+    double tiny;  // what NDOT takes for a membrane of 0
     Index hard, decay_input, surrogate;
+    Index ndot;  // the variant of its trace: 0 for another rule's trace, 1 paper, 2 code
 };
 
 struct Layout {
@@ -105,9 +107,11 @@ struct Forward {
     LIF lif;
     Layout layout;
     const SCALAR *x, *v;
-    const TRACE* trace;  // null: none is kept
+    const TRACE* trace;    // null: none is kept
+    const SCALAR* memory;  // of NDOT's trace, laid out like it; else null
     SCALAR *spike, *v_new;
     TRACE* trace_new;
+    SCALAR* memory_new;
     unsigned char* fired;  // null: not wanted; else the top bit, as in a packed trace
     SCALAR* u;             // null: not wanted
 };
@@ -165,26 +169,56 @@ DEVICE Real charge(const LIF& lif, Real x, Real v) {
     return lif.decay_input ? v + (x - leak) / Real(lif.tau) : v - leak / Real(lif.tau) + x;
 }
 
+// NDOT's trace. Paper: a[t] = e[t-1] a[t-1] + s[t], e[t] = v[t] / v[t-1], memory e[t] a[t]. Code:
+// a[t] = e[t] a[t-1] + s[t], e[t] = q[t] / q[t-1], memory q = v - v_threshold s.
+
+DEVICE Real clamped(Real e, Real lam) { return e > lam ? lam : e < -lam ? -lam : e; }
+
+template <class T>
+DEVICE void advance(const LIF& lif, T& trace, SCALAR& memory, Real before, Real after, bool fired) {
+    const Real lam = Real(1.0 - 1.0 / lif.tau);
+    Real a, left;
+    if (lif.ndot == 1) {
+        a = read(memory) + Real(fired);
+        left = clamped(after / (before == 0 ? Real(lif.tiny) : before), lam) * a;
+    } else {
+        left = after - Real(lif.v_threshold) * Real(fired);
+        Real e = left / read(memory);
+        const bool number = e - e == 0;
+        a = (number ? clamped(e, lam) : lam) * read(trace) + Real(fired);
+    }
+    write(trace, a);
+    write(memory, left);
+}
+
+DEVICE void advance(const LIF&, Packed&, SCALAR&, Real, Real, bool) {}  // a ratio fits no byte
+
 template <int WIDTH> DEVICE void forward(const Forward& call, Places p) {
     const LIF& lif = call.lif;
     Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, p.at[0]), v = load<WIDTH>(call.v, p.at[1]);
-    Lanes<SCALAR, WIDTH> spike, u;
+    Lanes<SCALAR, WIDTH> spike, u, memory;
     Lanes<TRACE, WIDTH> trace;
     Lanes<unsigned char, WIDTH> fired;
     if (call.trace) trace = load<WIDTH>(call.trace, p.at[2]);
+    if (call.memory) memory = load<WIDTH>(call.memory, p.at[2]);
     for (int k = 0; k < WIDTH; ++k) {
-        Real potential = charge(lif, read(x.item[k]), read(v.item[k]));
+        const Real before = read(v.item[k]);
+        Real potential = charge(lif, read(x.item[k]), before);
         bool fires = potential >= Real(lif.v_threshold);
         Real reset = lif.hard ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
         write(u.item[k], potential);
         write(v.item[k], fires ? reset : potential);
         write(spike.item[k], Real(fires));
         fired.item[k] = fires ? 128 : 0;
-        if (call.trace) advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
+        if (call.memory)
+            advance(lif, trace.item[k], memory.item[k], before, read(v.item[k]), fires);
+        else if (call.trace)
+            advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
     }
     store<WIDTH>(call.spike, p.at[3], spike);
     store<WIDTH>(call.v_new, p.at[3], v);
     if (call.trace) store<WIDTH>(call.trace_new, p.at[3], trace);
+    if (call.memory) store<WIDTH>(call.memory_new, p.at[3], memory);
     if (call.fired) store<WIDTH>(call.fired, p.at[3], fired);
     if (call.u) store<WIDTH>(call.u, p.at[3], u);
 }

@@ -135,8 +135,9 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         if not self.training or self.rule == "bptt":
             return v, None
         if self.rule == "ndot":
-            fits = isinstance(trace, NDOTTrace) and trace.values.shape == v.shape
-            return v, NDOTTrace(*(part.to(v) for part in trace)) if fits else None
+            if not isinstance(trace, NDOTTrace) or trace.values.shape != v.shape:
+                trace = NDOTTrace(torch.zeros_like(v), torch.zeros_like(v))
+            return v, NDOTTrace(*(part.to(v) for part in trace))
         empty = traces.zeros(self.trace_dtype, v)
         if not isinstance(trace, Tensor) or trace.shape != v.shape:
             trace = empty
@@ -172,6 +173,7 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             self.v_reset,
             self.surrogate_function,
             0.0 if self.rule == "sltt" else None,
+            self.variant if self.rule == "ndot" else None,
         )
         if not self.training:
             with torch.no_grad():
@@ -179,28 +181,28 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         if self.rule == "bptt":
             spike, state["v"] = bptt_lif_step(x, state["v"], lif)
             return (spike,)
-        if self.rule == "ndot":
-            before, state["trace"] = state["trace"], None
-            spike = self._spike(x, state, lif)
-            state["trace"] = traces.advance_ndot(
-                before,
-                spike.detach(),
-                state["v"],
-                lam=lif.lam,
-                v_threshold=lif.v_threshold,
-                variant=self.variant,
-            )
-            stored = state["trace"].values
-        else:
-            spike = self._spike(x, state, lif)
-            stored = state["trace"]
+        spike = self._spike(x, state, lif)
+        stored = state["trace"].values if self.rule == "ndot" else state["trace"]
         # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
         return spike, stored if self.trace_dtype == "float32" else Trace(stored)
 
-    def _spike(self, x: Tensor, state: dict[str, Tensor | None], lif: LIF) -> Tensor:
+    def _spike(self, x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF) -> Tensor:
         """Charge, fire, reset and, where there is one, trace."""
         if self._fuses(x):
             return fused_lif_step(x, state, lif)
+        if isinstance(state["trace"], NDOTTrace):
+            parts = {"v": state["v"], "trace": None}
+            spike = self._spike(x, parts, lif)
+            v_before, state["v"] = state["v"], parts["v"]
+            traces.advance_ndot(
+                state,
+                spike.detach(),
+                v_before,
+                lam=lif.lam,
+                v_threshold=lif.v_threshold,
+                variant=lif.ndot,
+            )
+            return spike
         if not self.training or has_lean_gradient(self.surrogate_function):
             return lean_lif_step(x, state, lif)
         spike, state["v"] = lif_step(x, state["v"], lif)
@@ -282,7 +284,7 @@ class NDOTLIFNode(OTTTLIFNode):
     """Leaky integrate-and-fire neuron for neuronal dynamics-based online training (NDOT).
 
     Its trace decays by the ratio of the neuron's own membranes instead of by λ; see
-    `trace.advance_ndot`, where both variants are written out. It keeps three numbers per neuron
+    `trace.advance_ndot`, where both variants are written out. It keeps two numbers per neuron
     beside the membrane.
 
     Args:

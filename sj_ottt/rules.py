@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | `ottt` | ∇W = g_u[t] â[t]ᵀ, â decays by λ | membrane and trace |
 | `sltt` | ∇W = g_u[t] s[t]ᵀ | membrane |
-| `ndot` | ∇W = g_u[t] â[t]ᵀ, â decays by the ratio of membranes | membrane, trace and ratio |
+| `ndot` | ∇W = g_u[t] â[t]ᵀ, â decays by a ratio of membranes | membrane, trace, one more |
 | `bptt` | the exact gradient through time, the reset detached | everything |
 
 g_u[t] is the gradient of the step's own loss in the first three, of all losses in the last.

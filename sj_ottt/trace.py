@@ -220,27 +220,27 @@ NDOT_VARIANTS = ("paper", "code")
 class NDOTTrace(NamedTuple):
     """The trace of NDOT, whose decay follows the membrane, and what its next step needs.
 
+    Both start at zero.
+
     Attributes:
         values: â[t].
-        ratio: e[t], which variant "paper" applies one step later.
-        denominator: What the membrane of step t + 1 is divided by.
+        memory: What is left of it for step t + 1, e[t] â[t], in variant "paper"; q[t] in "code".
     """
 
     values: Tensor
-    ratio: Tensor
-    denominator: Tensor
+    memory: Tensor
 
 
 def advance_ndot(
-    before: NDOTTrace | None,
+    state: dict[str, Tensor | NDOTTrace | None],
     spike: Tensor,
-    v: Tensor,
+    v_before: Tensor,
     *,
     lam: float,
     v_threshold: float,
     variant: str,
-) -> NDOTTrace:
-    """Return NDOT's trace of step t; every ratio is clamped to [−λ, λ].
+) -> None:
+    """Advance NDOT's trace to step t; every ratio is clamped to [−λ, λ].
 
     Variant "paper": â[t] = e[t−1] â[t−1] + s[t], e[t] = v[t] / v[t−1]. A membrane of exactly 0
     counts as an infinitely small one, positive like the u it was left by.
@@ -249,23 +249,25 @@ def advance_ndot(
     q = v − V_th s, so that the threshold is taken off twice; a ratio that is no number is λ.
 
     Args:
-        before: The trace of step t − 1; None before the first step, where â[0] = 0, v[0] = 0.
+        state: "v": v[t], the membrane after the reset; "trace": the trace of step t − 1, which is
+            replaced, part by part, so that what is replaced is free before the next is made.
         spike: s[t].
-        v: v[t], the membrane after the reset.
+        v_before: v[t−1].
         lam: λ.
         v_threshold: V_th.
         variant: One of `NDOT_VARIANTS`.
     """
+    v = state["v"]
+    values, memory = state["trace"]
+    state["trace"] = None
     if variant == "paper":
-        tiny = torch.finfo(v.dtype).tiny
-        denominator = torch.where(v == 0, tiny, v)
-        ratio = (v / tiny if before is None else v / before.denominator).clamp_(-lam, lam)
-        values = spike if before is None else before.ratio * before.values + spike
+        values = memory + spike
+        del memory
+        ratio = torch.where(v_before == 0, torch.finfo(v.dtype).tiny, v_before)
+        memory = torch.div(v, ratio, out=ratio).clamp_(-lam, lam).mul_(values)
     else:
-        denominator = v - v_threshold * spike
-        if before is None:
-            ratio, values = torch.zeros_like(v), spike
-        else:
-            ratio = (denominator / before.denominator).nan_to_num_(nan=lam, posinf=lam, neginf=lam)
-            values = ratio.clamp_(-lam, lam) * before.values + spike
-    return NDOTTrace(values, ratio, denominator)
+        q = torch.sub(v, spike, alpha=v_threshold)
+        ratio = (q / memory).nan_to_num_(nan=lam, posinf=lam, neginf=lam)
+        memory = q
+        values = ratio.clamp_(-lam, lam).mul_(values).add_(spike)
+    state["trace"] = NDOTTrace(values, memory)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -142,6 +143,45 @@ def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_rese
             assert theirs[1].abs().sum() > 0
             fired += ours[0].mean().item() / 4
         assert 0.1 < fired < 0.9
+
+
+def ndot_steps(step, inputs, lif):
+    """Spikes, membranes and traces of NDOT over a sequence."""
+    v = torch.zeros_like(inputs[0])
+    state = {"v": v, "trace": trace.NDOTTrace(torch.zeros_like(v), torch.zeros_like(v))}
+    found = []
+    for x in inputs:
+        spike = step(x, state, lif)
+        found.append((spike, state["v"], *state["trace"]))
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
+
+
+def plain_ndot_step(x, state, lif):
+    parts = {"v": state["v"], "trace": None}
+    spike = lean_lif_step(x, parts, lif)
+    v_before, state["v"] = state["v"], parts["v"]
+    constants = {"lam": lif.lam, "v_threshold": lif.v_threshold, "variant": lif.ndot}
+    trace.advance_ndot(state, spike, v_before, **constants)
+    return spike
+
+
+@pytest.mark.parametrize("variant", trace.NDOT_VARIANTS)
+@pytest.mark.parametrize(("tau", "v_reset"), [(2.0, None), (3.0, -0.3)])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_ndot_trace(device, dtype, tau, v_reset, variant):
+    """Bit for bit over a sequence, with membranes of exactly zero and laid out anyhow."""
+    torch.manual_seed(3)
+    lif = replace(constants(tau=tau, v_reset=v_reset), ndot=variant, v_threshold=1.0)
+    inputs = 2 * torch.randn(6, 5, 143, dtype=dtype, device=device)
+    inputs[:, :, :40] = inputs[:, :, :40].round()  # membranes that hit zero and the threshold
+    for x_seq in (inputs, inputs.transpose(1, 2)):
+        ours, theirs = (ndot_steps(step, x_seq, lif) for step in (fused_lif_step, plain_ndot_step))
+        exact = {"rtol": 0, "atol": 0} if device == "cpu" else {}
+        torch.testing.assert_close(ours, theirs, **exact)
+        spike, v, values, memory = theirs
+        assert 0.1 < spike.mean() < 0.9 and values.isfinite().all()
+        assert (v == 0).any() or v_reset
+        assert (values != spike).any() and (memory < 0).any() and (memory > 0).any()
 
 
 @pytest.mark.parametrize("form", ["packed", "float32", "float16", "bfloat16", None])
