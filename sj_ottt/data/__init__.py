@@ -13,7 +13,8 @@ from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_ev
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import events_to_frames
 from sj_ottt.data.ndigits import ndigits_root
-from sj_ottt.data.simulate import saccade_events, write_event_dataset
+from sj_ottt.data.record import record_images, write_event_dataset
+from sj_ottt.data.simulate import saccade_events, video_events
 from sj_ottt.data.transforms import Compose, NormalizeFrames, RandomShift
 from sj_ottt.errors import InputError
 from sj_ottt.files import cache_root
@@ -30,7 +31,9 @@ __all__ = [
     "ndigits_root",
     "open_dataset",
     "read_events",
+    "record_images",
     "saccade_events",
+    "video_events",
     "write_event_dataset",
     "write_events",
 ]
