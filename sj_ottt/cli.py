@@ -36,6 +36,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
             kwargs["action"] = argparse.BooleanOptionalAction
         elif field.name == "size":
             kwargs |= {"nargs": 2, "metavar": ("H", "W")}
+        elif field.name == "crop":
+            kwargs |= {"nargs": "+", "metavar": "PIXELS"}
         elif field.name == "pretrained":
             kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
         else:

@@ -91,6 +91,18 @@ def _size(value: Any) -> tuple[int, int] | None:
     return height, width
 
 
+def _crop(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    message = "two or four whole numbers: (top, left,) height and width in pixels"
+    if not isinstance(value, list | tuple) or len(value) not in (2, 4):
+        raise ValueError(message)
+    try:
+        return (*map(_integer(0), value[:-2]), *map(_integer(1), value[-2:]))
+    except ValueError:
+        raise ValueError(message) from None
+
+
 def _pretrained(value: Any) -> bool | str | None:
     if value in (None, False):
         return None
@@ -170,6 +182,28 @@ class TrainConfig:
     split_by: str = _option(
         "count", _choice("count", "duration"), "frames of equal event count or equal duration"
     )
+    frames: str = _option(
+        "counts",
+        _choice("counts", "surface"),
+        "what frames show: counts of events, or a time surface (how long ago each pixel fired)",
+    )
+    tau_us: float | None = _option(
+        None,
+        _optional(_number(lambda v: v > 0, "a finite number above 0")),
+        "time constant of the surface in µs, half a frame if not given",
+    )
+    crop: tuple[int, ...] | None = _option(
+        None,
+        _crop,
+        "part of the sensor that is used: height and width of its middle, or top, left, height "
+        "and width; all of it if not given",
+    )
+    hot_pixels: float | None = _option(
+        None,
+        _optional(_number(lambda v: v >= 1, "a finite number from 1 on")),
+        "drop pixels that fire this many times as often as those around them, such as 10; none if "
+        "not given",
+    )
     normalize: bool = _option(True, _flag, "scale the event counts of each recording")
     shift: int = _option(0, _integer(0), "random shift of the training frames, at most, in pixels")
     drop_rate: float = _option(
@@ -200,6 +234,8 @@ class TrainConfig:
             raise InputError(
                 f"backward_steps must be at most steps={self.steps}, not {self.backward_steps}"
             )
+        if self.tau_us is not None and self.frames != "surface":
+            raise InputError('tau_us goes with frames="surface" only: leave one out')
         for name, default in (("update", "accumulate"), ("backward_steps", None)):
             if self.rule == "bptt" and getattr(self, name) != default:
                 raise InputError(

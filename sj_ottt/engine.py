@@ -48,6 +48,8 @@ IN_CHANS = 2
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
 FREE_ON_RESUME = {"out", "device", "data"}
+# How recordings become frames: part of a model, for it must see later ones as those it learned on.
+FRAMING = ("steps", "size", "split_by", "frames", "tau_us", "crop", "hot_pixels")
 PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
 
 
@@ -124,29 +126,14 @@ def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     return np.setdiff1d(np.arange(len(targets)), val), val
 
 
-def _open(
-    spec: str,
-    split: str,
-    *,
-    steps: int,
-    size: tuple[int, int] | None,
-    split_by: str,
-    normalize: bool,
-    shift: int = 0,
-) -> EventFolder:
+def _open(spec: str, split: str, *, normalize: bool, shift: int = 0, **framing: Any) -> EventFolder:
     chain: list[Callable] = []
     if shift:
         chain.append(transforms.RandomShift(shift))
     if normalize:
         chain.append(transforms.NormalizeFrames())
-    return open_dataset(
-        spec,
-        split=split,
-        steps=steps,
-        size=size,
-        split_by=split_by,
-        transform=transforms.Compose(chain) if chain else None,
-    )
+    transform = transforms.Compose(chain) if chain else None
+    return open_dataset(spec, split=split, transform=transform, **framing)
 
 
 def stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -199,7 +186,7 @@ class _Run:
     def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
         self.cfg, self.out = cfg, Path(cfg.out)
         self.device = _resolve_device(cfg.device)
-        options = {name: getattr(cfg, name) for name in ("steps", "size", "split_by", "normalize")}
+        options = {name: getattr(cfg, name) for name in (*FRAMING, "normalize")}
         self.augmented = _open(cfg.data, "train", shift=cfg.shift, **options)
         self.test = _open(cfg.data, "test", **options)
         if self.test.classes != self.augmented.classes:
@@ -318,9 +305,8 @@ class _Run:
             "in_chans": IN_CHANS,
             "classes": self.augmented.classes,
             "data": cfg.data,
-            "steps": cfg.steps,
+            **{name: getattr(cfg, name) for name in FRAMING},
             "size": self.augmented.frame_size,
-            "split_by": cfg.split_by,
             "normalize": cfg.normalize,
         }
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
@@ -494,7 +480,7 @@ class Trained:
     Attributes:
         path: Its file.
         model: In training mode, on `device`.
-        about: What the file says: model, data, classes, steps, size, split_by, normalize.
+        about: What the file says: model, data, classes, `FRAMING`, normalize.
         device: Where it runs.
     """
 
@@ -510,14 +496,9 @@ class Trained:
             InputError: Bad data, or classes other than the model's.
         """
         source = data or self.about["data"]
-        dataset = _open(
-            source,
-            split,
-            steps=steps,
-            size=tuple(self.about["size"]),
-            split_by=self.about["split_by"],
-            normalize=self.about["normalize"],
-        )
+        # A file that lacks an option is older than it: it was trained with the default.
+        options = {k: self.about[k] for k in (*FRAMING, "normalize") if k in self.about}
+        dataset = _open(source, split, **{**options, "steps": steps})
         if list(dataset.classes) != self.about["classes"]:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "

@@ -186,6 +186,21 @@ def test_model_file_loads_in_timm_and_says_what_it_is(finished):
     assert about["size"] == [16, 16] and about["split_by"] == "count" and about["normalize"] is True
 
 
+def test_a_model_sees_recordings_as_it_learned_on_them(options):
+    """Also after a resume, and by its file alone."""
+    framing = {"frames": "surface", "tau_us": 9e3, "crop": (12, 14), "hot_pixels": 30.0}
+    result = train(options, **framing)
+    again = train(options, resume=True, **framing)
+    assert again == json.loads(json.dumps(result))
+    assert result["data"]["frame_size"] == [12, 14] and result["data"]["tau_us"] == 9e3
+    trained = engine.load_trained(options["out"], "cpu")
+    data = trained.dataset(None, "test", 3)
+    assert data.framing.frames == "surface" and data.frame_size == (12, 14)
+    assert (data.framing.tau_us, data.framing.hot_pixels) == (9e3, 30.0)
+    row = engine.evaluate(options["out"], device="cpu")[0]
+    assert row["accuracy"] == result["test_accuracy"]
+
+
 # The same bits
 
 

@@ -4,14 +4,14 @@ Sizes are (height, width), times are µs, frames are [T, 2, H, W] with channel 1
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_events
 from sj_ottt.data.folder import EventFolder
-from sj_ottt.data.frames import events_to_frames
+from sj_ottt.data.frames import crop_events, events_to_frames, time_surface
+from sj_ottt.data.framing import Framing
+from sj_ottt.data.hotpixels import hot_pixels
 from sj_ottt.data.ndigits import ndigits_root
 from sj_ottt.data.record import record_images, write_event_dataset
 from sj_ottt.data.simulate import saccade_events, video_events
@@ -23,16 +23,20 @@ __all__ = [
     "EVENT_DTYPE",
     "Compose",
     "EventFolder",
+    "Framing",
     "NormalizeFrames",
     "RandomShift",
     "cache_root",
     "check_events",
+    "crop_events",
     "events_to_frames",
+    "hot_pixels",
     "ndigits_root",
     "open_dataset",
     "read_events",
     "record_images",
     "saccade_events",
+    "time_surface",
     "video_events",
     "write_event_dataset",
     "write_events",
@@ -48,9 +52,8 @@ def open_dataset(
     split: str | None,
     steps: int,
     size: tuple[int, int] | None = None,
-    split_by: str = "count",
     cache_dir: str | os.PathLike | None = None,
-    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    **options: Any,
 ) -> EventFolder:
     """Open an embedded data set by its name, or any folder of recordings by its path.
 
@@ -60,9 +63,8 @@ def open_dataset(
         split: See `EventFolder`, as for all the rest.
         steps: T, frames per recording.
         size: (height, width) of the frames.
-        split_by: ``"count"`` or ``"duration"``.
         cache_dir: The cache's folder.
-        transform: Applied to each sample's frames.
+        **options: Its other arguments: ``split_by``, ``transform`` and so on.
 
     Raises:
         InputError: Neither a known name nor a folder, or something in the folder is wrong.
@@ -76,12 +78,4 @@ def open_dataset(
         )
     else:
         root = Path(spec)
-    return EventFolder(
-        root,
-        steps,
-        size,
-        split=split,
-        split_by=split_by,
-        cache_dir=cache_dir,
-        transform=transform,
-    )
+    return EventFolder(root, steps, size, split=split, cache_dir=cache_dir, **options)
