@@ -74,6 +74,9 @@ def _number(accepts: Callable[[float], bool], message: str) -> Callable[[Any], f
     return check
 
 
+_share = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
+
+
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
@@ -206,12 +209,29 @@ class TrainConfig:
     )
     normalize: bool = _option(True, _flag, "scale the event counts of each recording")
     shift: int = _option(0, _integer(0), "random shift of the training frames, at most, in pixels")
+    flip: float = _option(0.0, _share, "probability of flipping training frames left to right")
+    rotate: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v <= 180, "a number from 0 to 180"),
+        "random rotation of the training frames, at most, in degrees",
+    )
+    drop_events: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "share of the events of a training recording that is dropped, at most",
+    )
+    time_jitter: float = _option(
+        0.0, _share, "random move of each training event in time, at most, in frames (up to 1)"
+    )
+    cutmix: float = _option(
+        0.0, _share, "probability that a training batch has boxes of its recordings exchanged"
+    )
     drop_rate: float = _option(
         0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
     )
     mse_weight: float = _option(
         0.05,
-        _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        _share,
         "share of the mean squared error in the loss, the rest is cross entropy",
     )
     val_fraction: float = _option(
@@ -236,6 +256,9 @@ class TrainConfig:
             )
         if self.tau_us is not None and self.frames != "surface":
             raise InputError('tau_us goes with frames="surface" only: leave one out')
+        for name in ("drop_events", "time_jitter"):
+            if getattr(self, name) and self.frames != "counts":
+                raise InputError(f'{name} goes with frames="counts" only: leave one out')
         for name, default in (("update", "accumulate"), ("backward_steps", None)):
             if self.rule == "bptt" and getattr(self, name) != default:
                 raise InputError(

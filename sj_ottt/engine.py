@@ -50,6 +50,14 @@ IN_CHANS = 2
 FREE_ON_RESUME = {"out", "device", "data"}
 # How recordings become frames: part of a model, for it must see later ones as those it learned on.
 FRAMING = ("steps", "size", "split_by", "frames", "tau_us", "crop", "hot_pixels")
+# What is done to training recordings where an option is not 0, in this order.
+AUGMENTATIONS = {
+    "drop_events": transforms.DropEvents,
+    "time_jitter": transforms.JitterTime,
+    "flip": transforms.RandomFlip,
+    "rotate": transforms.RandomRotation,
+    "shift": transforms.RandomShift,
+}
 PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
 
 
@@ -126,10 +134,13 @@ def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.n
     return np.setdiff1d(np.arange(len(targets)), val), val
 
 
-def _open(spec: str, split: str, *, normalize: bool, shift: int = 0, **framing: Any) -> EventFolder:
+def _open(
+    spec: str, split: str, *, normalize: bool, augment: TrainConfig | None = None, **framing: Any
+) -> EventFolder:
     chain: list[Callable] = []
-    if shift:
-        chain.append(transforms.RandomShift(shift))
+    if augment:
+        options = ((kind, getattr(augment, name)) for name, kind in AUGMENTATIONS.items())
+        chain += [kind(value) for kind, value in options if value]
     if normalize:
         chain.append(transforms.NormalizeFrames())
     transform = transforms.Compose(chain) if chain else None
@@ -157,7 +168,9 @@ def _loader(
 
 
 def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
-    return int((logits.argmax(1) == target).sum())
+    """Count the right answers; of mixed recordings, the one that shows more is right."""
+    classes = target if target.dim() == 1 else target.argmax(1)
+    return int((logits.argmax(1) == classes).sum())
 
 
 def _test(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[float, float]:
@@ -187,7 +200,7 @@ class _Run:
         self.cfg, self.out = cfg, Path(cfg.out)
         self.device = _resolve_device(cfg.device)
         options = {name: getattr(cfg, name) for name in (*FRAMING, "normalize")}
-        self.augmented = _open(cfg.data, "train", shift=cfg.shift, **options)
+        self.augmented = _open(cfg.data, "train", augment=cfg, **options)
         self.test = _open(cfg.data, "test", **options)
         if self.test.classes != self.augmented.classes:
             raise InputError(
@@ -319,14 +332,16 @@ class _Run:
         total = self.cfg.epochs * len(loader)
         done = (self.epoch - 1) * len(loader)
         for index, (x_seq, target) in enumerate(loader):
-            target = target.to(self.device)
+            x_seq, target = x_seq.to(self.device), target.to(self.device)
+            if self.cfg.cutmix and torch.rand(()) < self.cfg.cutmix:
+                x_seq, target = transforms.cutmix(x_seq, target, len(self.augmented.classes))
             for group in self.optimizer.param_groups:
                 group["lr"] = _lr_at(self.cfg, done + index, total)
             with self.autocast():
                 loss, logits = train_step(
                     self.model,
                     self.optimizer,
-                    x_seq.to(self.device),
+                    x_seq,
                     target,
                     loss_fn=self.loss_fn,
                     update=self.cfg.update,

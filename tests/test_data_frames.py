@@ -2,15 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sj_ottt import InputError
 from sj_ottt.data import (
     EVENT_DTYPE,
-    Compose,
     Framing,
-    NormalizeFrames,
-    RandomShift,
     crop_events,
     events_to_frames,
     time_surface,
@@ -191,43 +187,3 @@ def test_framing_puts_it_together():
 def test_bad_arguments(args, words):
     with pytest.raises(InputError, match=words):
         events_to_frames(recording(), *args)
-
-
-def test_random_shift_is_one_draw_for_all_steps():
-    torch.manual_seed(0)
-    frames = torch.zeros(4, 2, 11, 11)
-    frames[:, :, 5, 5] = 1
-    seen = set()
-    for _ in range(200):
-        where = RandomShift(2)(frames).nonzero()[:, 2:]
-        assert (where == where[0]).all() and len(where) == 8
-        seen.add(tuple(where[0].tolist()))
-    assert seen == {(y, x) for y in range(3, 8) for x in range(3, 8)}
-    corner = torch.ones(1, 1, 3, 3)
-    assert {RandomShift(1)(corner).sum().item() for _ in range(50)} == {4, 6, 9}
-    assert torch.equal(RandomShift(0)(frames), frames)
-    RandomShift(20)(frames)  # further than the frame is wide: nothing left, no error
-
-
-def test_normalize_frames():
-    torch.manual_seed(0)
-    frames = torch.rand(5, 2, 6, 6) * torch.arange(1, 6).view(5, 1, 1, 1)
-    frames[2] = 0
-    scaled = NormalizeFrames(rms=3.0)(frames)
-    rms = scaled.square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(rms, torch.tensor([3.0, 3.0, 0.0, 3.0, 3.0]))
-    faint = torch.zeros(1, 2, 50, 50)
-    faint[0, 0, 0, 0] = 1  # RMS 0.014, below the floor: scaled as if it were 0.1
-    assert NormalizeFrames(rms=2.0, floor=0.1)(faint).max() == pytest.approx(20)
-    alone = torch.cat([NormalizeFrames()(frame[None]) for frame in frames])
-    torch.testing.assert_close(alone, NormalizeFrames()(frames))  # causal: frame by frame
-    assert repr(Compose([RandomShift(1), NormalizeFrames()]))
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: RandomShift(-1), lambda: RandomShift(1.5), lambda: NormalizeFrames(floor=0),
-             lambda: NormalizeFrames(rms=float("nan"))],
-)  # fmt: skip
-def test_bad_transforms(make):
-    with pytest.raises(InputError):
-        make()

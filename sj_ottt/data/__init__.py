@@ -15,20 +15,34 @@ from sj_ottt.data.hotpixels import hot_pixels
 from sj_ottt.data.ndigits import ndigits_root
 from sj_ottt.data.record import record_images, write_event_dataset
 from sj_ottt.data.simulate import saccade_events, video_events
-from sj_ottt.data.transforms import Compose, NormalizeFrames, RandomShift
+from sj_ottt.data.transforms import (
+    Compose,
+    DropEvents,
+    JitterTime,
+    NormalizeFrames,
+    RandomFlip,
+    RandomRotation,
+    RandomShift,
+    cutmix,
+)
 from sj_ottt.errors import InputError
 from sj_ottt.files import cache_root
 
 __all__ = [
     "EVENT_DTYPE",
     "Compose",
+    "DropEvents",
     "EventFolder",
     "Framing",
+    "JitterTime",
     "NormalizeFrames",
+    "RandomFlip",
+    "RandomRotation",
     "RandomShift",
     "cache_root",
     "check_events",
     "crop_events",
+    "cutmix",
     "events_to_frames",
     "hot_pixels",
     "ndigits_root",
