@@ -74,6 +74,9 @@ def _number(accepts: Callable[[float], bool], message: str) -> Callable[[Any], f
     return check
 
 
+_share = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
+
+
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else check(value)
 
@@ -89,6 +92,18 @@ def _size(value: Any) -> tuple[int, int] | None:
     except ValueError:
         raise ValueError(message) from None
     return height, width
+
+
+def _crop(value: Any) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    message = "two or four whole numbers: (top, left,) height and width in pixels"
+    if not isinstance(value, list | tuple) or len(value) not in (2, 4):
+        raise ValueError(message)
+    try:
+        return (*map(_integer(0), value[:-2]), *map(_integer(1), value[-2:]))
+    except ValueError:
+        raise ValueError(message) from None
 
 
 def _pretrained(value: Any) -> bool | str | None:
@@ -176,6 +191,28 @@ class TrainConfig:
     split_by: str = _option(
         "count", _choice("count", "duration"), "frames of equal event count or equal duration"
     )
+    frames: str = _option(
+        "counts",
+        _choice("counts", "surface"),
+        "what frames show: counts of events, or a time surface (how long ago each pixel fired)",
+    )
+    tau_us: float | None = _option(
+        None,
+        _optional(_number(lambda v: v > 0, "a finite number above 0")),
+        "time constant of the surface in µs, half a frame if not given",
+    )
+    crop: tuple[int, ...] | None = _option(
+        None,
+        _crop,
+        "part of the sensor that is used: height and width of its middle, or top, left, height "
+        "and width; all of it if not given",
+    )
+    hot_pixels: float | None = _option(
+        None,
+        _optional(_number(lambda v: v >= 1, "a finite number from 1 on")),
+        "drop pixels that fire this many times as often as those around them, such as 10; none if "
+        "not given",
+    )
     normalize: bool = _option(
         True, _flag, "scale the event counts of each recording, standardize images"
     )
@@ -186,14 +223,30 @@ class TrainConfig:
         "permuted",
     )
     shift: int = _option(0, _integer(0), "random shift of the training frames, at most, in pixels")
-    flip: bool = _option(False, _flag, "mirror training frames left to right at random")
+    flip: float = _option(0.0, _share, "probability of flipping training frames left to right")
+    rotate: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v <= 180, "a number from 0 to 180"),
+        "random rotation of the training frames, at most, in degrees",
+    )
+    drop_events: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "share of the events of a training recording that is dropped, at most",
+    )
+    time_jitter: float = _option(
+        0.0, _share, "random move of each training event in time, at most, in frames (up to 1)"
+    )
     cutout: int = _option(0, _integer(0), "blank a random square of the training frames, in pixels")
+    cutmix: float = _option(
+        0.0, _share, "probability that a training batch has boxes of its recordings exchanged"
+    )
     drop_rate: float = _option(
         0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
     )
     mse_weight: float = _option(
         0.05,
-        _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        _share,
         "share of the mean squared error in the loss, the rest is cross entropy",
     )
     train_samples: int | None = _option(
@@ -221,6 +274,11 @@ class TrainConfig:
             raise InputError(
                 f"backward_steps must be at most steps={self.steps}, not {self.backward_steps}"
             )
+        if self.tau_us is not None and self.frames != "surface":
+            raise InputError('tau_us goes with frames="surface" only: leave one out')
+        for name in ("drop_events", "time_jitter"):
+            if getattr(self, name) and self.frames != "counts":
+                raise InputError(f'{name} goes with frames="counts" only: leave one out')
         for name, default in (("update", "accumulate"), ("backward_steps", None)):
             if self.rule == "bptt" and getattr(self, name) != default:
                 raise InputError(

@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,20 @@ from sj_ottt.checkpoint import (
     write_model,
 )
 from sj_ottt.config import TrainConfig
-from sj_ottt.data import ENCODINGS, EventFolder, ImageSet, open_dataset, transforms
+from sj_ottt.data import ImageSet, transforms
 from sj_ottt.errors import InputError
 from sj_ottt.eventlog import EventLog
 from sj_ottt.learning import CrossEntropyMSE, Pull, predict, train_step
+from sj_ottt.samples import (
+    FRAMING,
+    augmented,
+    choose,
+    open_part,
+    raw,
+    split_indices,
+    stack,
+    static_steps,
+)
 
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
@@ -102,112 +112,6 @@ def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * batch / total))
 
 
-def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split recordings into train and validation, the same share of each class.
-
-    Args:
-        targets: Class of each recording [n].
-        fraction: Share for validation; above 0, each class with two recordings gives at least one.
-        seed: The split depends on nothing else.
-
-    Returns:
-        Sorted indices of both parts.
-    """
-    rng = np.random.default_rng(seed)
-    held = []
-    for label in np.unique(targets):
-        members = rng.permutation(np.flatnonzero(targets == label))
-        wanted = max(1, round(fraction * len(members))) if fraction else 0
-        held.append(members[: min(wanted, len(members) - 1)])
-    val = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(targets)), val), val
-
-
-def choose(targets: np.ndarray, n: int | None, seed: int) -> np.ndarray:
-    """Choose n samples, as many of each class as of any other while they last; None: all.
-
-    A larger n adds to the choice of a smaller one.
-
-    Returns:
-        Sorted indices.
-    """
-    if n is None:
-        return np.arange(len(targets))
-    order = np.random.default_rng(seed).permutation(len(targets))
-    rank = np.empty(len(targets), np.int64)
-    for label in np.unique(targets):
-        members = order[targets[order] == label]
-        rank[members] = np.arange(len(members))
-    return np.sort(np.lexsort((targets, rank))[:n])
-
-
-def _open(
-    spec: str,
-    split: str,
-    *,
-    steps: int,
-    size: tuple[int, int] | None,
-    split_by: str,
-    normalize: bool,
-    encoding: str,
-    stats: tuple[Sequence[float], Sequence[float]] | None = None,
-) -> EventFolder | ImageSet:
-    """Open a part of a data set as a network gets to see it, without augmentation.
-
-    The arguments are those of `TrainConfig`; `stats` are the mean and standard deviation of each
-    channel for `normalize`, by default those of the data set (recordings need none).
-    """
-    dataset = open_dataset(spec, split=split, steps=steps, size=size, split_by=split_by)
-    if isinstance(dataset, ImageSet):
-        dataset.mean, dataset.std = stats or (dataset.mean, dataset.std)
-    elif encoding != "direct":
-        raise InputError(
-            f"encoding={encoding} makes sequences of still images, but {spec} holds recordings: "
-            "leave it out"
-        )
-    dataset.transform = _chain(dataset, steps, normalize, encoding)
-    return dataset
-
-
-def _chain(
-    dataset: EventFolder | ImageSet,
-    steps: int,
-    normalize: bool,
-    encoding: str,
-    augment: TrainConfig | None = None,
-) -> Callable | None:
-    """Return what turns an item of a data set into what the network sees."""
-    images = isinstance(dataset, ImageSet)
-    chain: list[Callable | None] = dataset.fit(augment is not None) if images else []
-    if augment and augment.shift:
-        chain.append(transforms.RandomShift(augment.shift))
-    if augment and augment.flip:
-        chain.append(transforms.RandomFlip())
-    if normalize and images and encoding != "poisson":  # there, an intensity is a probability
-        chain.append(transforms.Normalize(dataset.mean, dataset.std))
-    elif normalize and not images:
-        chain.append(transforms.NormalizeFrames())
-    if augment and augment.cutout:
-        chain.append(transforms.Cutout(augment.cutout))
-    if encode := ENCODINGS[encoding](steps):
-        chain.append(encode)
-    return transforms.Compose(chain) if chain else None
-
-
-def stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack sequences [T, ...] to a batch [T, N, ...], time first, as the models run.
-
-    Still images [C, H, W] become a batch [N, C, H, W], which is shown at every time step.
-    """
-    samples, labels = zip(*items, strict=True)
-    return torch.stack(samples, dim=int(samples[0].dim() != 3)), torch.tensor(labels)
-
-
-def static_steps(batch: torch.Tensor, steps: int) -> int | None:
-    """Return T for a batch of still images [N, C, H, W], None for one of sequences."""
-    return steps if batch.dim() == 4 else None
-
-
 def _loader(
     dataset: Dataset, batch_size: int, workers: int, generator: torch.Generator | None = None
 ) -> DataLoader:
@@ -223,7 +127,9 @@ def _loader(
 
 
 def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
-    return int((logits.argmax(1) == target).sum())
+    """Count the right answers; of mixed recordings, the one that shows more is right."""
+    classes = target if target.dim() == 1 else target.argmax(1)
+    return int((logits.argmax(1) == classes).sum())
 
 
 def _test(
@@ -254,19 +160,18 @@ class _Run:
     def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
         self.cfg, self.out = cfg, Path(cfg.out)
         self.device = _resolve_device(cfg.device)
-        names = ("steps", "size", "split_by", "normalize", "encoding")
-        options = {name: getattr(cfg, name) for name in names}
-        plain = _open(cfg.data, "train", **options)
-        self.test = _open(cfg.data, "test", **options)
+        options = {name: getattr(cfg, name) for name in FRAMING}
+        plain = open_part(cfg.data, "train", **options)
+        self.test = open_part(cfg.data, "test", **options)
         self.augmented = copy.copy(plain)
-        self.augmented.transform = _chain(plain, cfg.steps, cfg.normalize, cfg.encoding, cfg)
+        self.augmented.transform = augmented(cfg, plain)
         if self.test.classes != self.augmented.classes:
             raise InputError(
                 f"{cfg.data}: train and test have different classes: "
                 f"{', '.join(self.augmented.classes)} and {', '.join(self.test.classes)}"
             )
         self.raw = copy.copy(plain)
-        self.raw.transform = _chain(plain, cfg.steps, False, "direct")
+        self.raw.transform = raw(plain)
         chosen = choose(plain.targets, cfg.train_samples, cfg.seed)
         train, val = split_indices(plain.targets[chosen], cfg.val_fraction, cfg.seed)
         self.train_part = Subset(self.augmented, chosen[train])
@@ -377,14 +282,12 @@ class _Run:
             "in_chans": self.in_chans,
             "classes": self.augmented.classes,
             "data": cfg.data,
+            **{name: getattr(cfg, name) for name in FRAMING},
             "steps": self.steps,
             "size": self.augmented.frame_size,
-            "split_by": cfg.split_by,
-            "normalize": cfg.normalize,
         }
         if isinstance(self.augmented, ImageSet):
-            stats = (self.augmented.mean, self.augmented.std)
-            about |= {"encoding": cfg.encoding, "stats": stats}
+            about["stats"] = (self.augmented.mean, self.augmented.std)
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
         write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})
@@ -395,14 +298,16 @@ class _Run:
         total = self.cfg.epochs * len(loader)
         done = (self.epoch - 1) * len(loader)
         for index, (x_seq, target) in enumerate(loader):
-            target = target.to(self.device)
+            x_seq, target = x_seq.to(self.device), target.to(self.device)
+            if self.cfg.cutmix and torch.rand(()) < self.cfg.cutmix:
+                x_seq, target = transforms.cutmix(x_seq, target, len(self.augmented.classes))
             for group in self.optimizer.param_groups:
                 group["lr"] = _lr_at(self.cfg, done + index, total)
             with self.autocast():
                 loss, logits = train_step(
                     self.model,
                     self.optimizer,
-                    x_seq.to(self.device),
+                    x_seq,
                     target,
                     steps=static_steps(x_seq, self.steps),
                     loss_fn=self.loss_fn,
@@ -560,7 +465,7 @@ class Trained:
     Attributes:
         path: Its file.
         model: In training mode, on `device`.
-        about: What the file says: model, data, classes, steps, size, split_by, normalize.
+        about: What the file says: model, data, classes, and how samples become frames (`FRAMING`).
         device: Where it runs.
     """
 
@@ -576,16 +481,9 @@ class Trained:
             InputError: Bad data, or classes other than the model's.
         """
         source = data or self.about["data"]
-        dataset = _open(
-            source,
-            split,
-            steps=steps,
-            size=tuple(self.about["size"]),
-            split_by=self.about["split_by"],
-            normalize=self.about["normalize"],
-            encoding=self.about.get("encoding", "direct"),
-            stats=self.about.get("stats"),
-        )
+        # A file that lacks an option is older than it: it was trained with the default.
+        options = {k: self.about[k] for k in (*FRAMING, "stats") if k in self.about}
+        dataset = open_part(source, split, **{**options, "steps": steps})
         if list(dataset.classes) != self.about["classes"]:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "

@@ -34,11 +34,18 @@ class CrossEntropyMSE:
     mse_weight: float = 0.05
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the scalar loss of logits [N, classes] against class indices [N]."""
+        """Return the scalar loss of logits [N, classes].
+
+        The target is class indices [N], or probabilities of the classes [N, classes], which then
+        take the place of one-hot.
+        """
+        if target.is_floating_point():
+            target = target.to(logits)
         loss = F.cross_entropy(logits, target)
         if self.mse_weight == 0:
             return loss
-        one_hot = F.one_hot(target, logits.shape[1]).to(logits)
+        soft = target.dim() == 2
+        one_hot = target if soft else F.one_hot(target, logits.shape[1]).to(logits)
         return (1 - self.mse_weight) * loss + self.mse_weight * F.mse_loss(logits, one_hot)
 
 
@@ -284,7 +291,7 @@ def train_step(
         optimizer: Updates the model's parameters.
         x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
             every step.
-        target: Class indices [N].
+        target: Class indices [N], or probabilities of the classes [N, classes].
         loss_fn: Loss of one step before the division by T; None takes `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
             "online" updates after every step (OTTT_O).
@@ -315,10 +322,11 @@ def train_step(
     if not model.training:
         raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
     x_seq, n_steps = _sequence(x_seq, steps)
-    if target.dim() != 1 or len(target) != x_seq.shape[1]:
+    if target.dim() != 1 + target.is_floating_point() or len(target) != x_seq.shape[1]:
         raise InputError(
-            f"target of shape {list(target.shape)} does not fit x_seq of shape "
-            f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N]"
+            f"target {target.dtype} of shape {list(target.shape)} does not fit x_seq of shape "
+            f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N], or its "
+            "classes' probabilities, [N, classes]"
         )
     if backward_steps is not None and not 1 <= backward_steps <= n_steps:
         raise InputError(
@@ -333,6 +341,11 @@ def train_step(
             raise InputError(
                 f"the model gave an output of shape {list(logits.shape)} for one time step; "
                 'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
+            )
+        if target.dim() == 2 and target.shape != logits.shape:
+            raise InputError(
+                f"target of shape {list(target.shape)} does not fit the logits of shape "
+                f"{list(logits.shape)}: give a probability of each class"
             )
         return loss_fn(logits, target) / n_steps
 

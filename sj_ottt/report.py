@@ -10,8 +10,9 @@ import torch
 
 from sj_ottt import analysis, plots
 from sj_ottt.checkpoint import write_file
-from sj_ottt.engine import load_trained, stack, static_steps
+from sj_ottt.engine import load_trained
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.samples import stack, static_steps
 
 __all__ = ["INSTRUMENTS", "analyze"]
 

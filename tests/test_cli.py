@@ -186,6 +186,15 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("normalize: 1", "normalize must be true or false, not 1"),
         ("model: 5", "model must be a text"),
         ("size: 16", "size must be two whole numbers"),
+        ("crop: [1, 2, 3]", "crop must be two or four whole numbers"),
+        ("crop: [0, 4]", "crop must be two or four whole numbers"),
+        ("frames: voxels", "frames must be one of counts, surface"),
+        ("tau_us: 100", 'tau_us goes with frames="surface" only'),
+        ("flip: 1.5", "flip must be a number from 0 to 1"),
+        ("rotate: -1", "rotate must be a number from 0 to 180"),
+        ("drop_events: 1", "drop_events must be a number from 0 to below 1"),
+        ("drop_events: 0.1\nframes: surface", 'drop_events goes with frames="counts" only'),
+        ("hot_pixels: 0.5", "hot_pixels must be a finite number from 1 on"),
         ("size: [16, a]", "size must be two whole numbers"),
         ("optimizer: lion", "optimizer must be one of sgd, adam, adamw"),
         ("pull_norm: l3", "pull_norm must be one of l2, l1"),
@@ -250,12 +259,14 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
         "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
         "encoding": "rows", "cutout": "3", "train_samples": "9",
+        "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
+        "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip
-    argv = ["train", "--no-normalize", "--flip"]
+    argv = ["train", "--no-normalize"]
     for name, value in values.items():
         argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
     fails(capsys, *argv)
-    assert seen == {**values, "normalize": False, "flip": True}
+    assert seen == {**values, "normalize": False}
     assert set(seen) == set(TrainConfig.__dataclass_fields__)
 
 

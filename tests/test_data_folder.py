@@ -160,6 +160,23 @@ def test_two_processes_at_once(parts, tmp_path):
     assert not list((tmp_path / "own_cache" / "frames").glob(".*"))
 
 
+def test_surfaces_and_crops_are_cached_apart(parts, tmp_path):
+    counts = open_(parts, tmp_path, split="train")
+    surface = open_(parts, tmp_path, split="train", frames="surface", tau_us=300.0)
+    assert surface.counts.dtype == np.uint8 and surface.info()["frames"] == "surface"
+    frames, _ = surface[0]
+    assert frames.dtype == torch.float32 and 0.5 < frames.max() <= 1
+    assert torch.equal((frames * 255).round().byte(), torch.from_numpy(np.array(surface.counts[0])))
+    other = open_(parts, tmp_path, split="train", frames="surface", tau_us=30.0)
+    assert frames.sum() > other[0][0].sum() > 0
+    cropped = open_(parts, tmp_path, split="train", crop=[6, 5])
+    assert cropped.frame_size == (6, 5) and len(cache_files(tmp_path)) == 4
+    assert cropped[0][0].sum() == counts[0][0][:, :, 3:9, 2:7].sum()
+    # A size that says what is so anyway shares the file.
+    open_(parts, tmp_path, split="train", size=(12, 10))
+    assert len(cache_files(tmp_path)) == 4
+
+
 def test_workers_and_pickle(parts, tmp_path):
     data = open_(parts, tmp_path, split="train")
     assert torch.equal(pickle.loads(pickle.dumps(data))[1][0], data[1][0])
@@ -209,6 +226,8 @@ def test_wrong_arguments(flat, tmp_path):
         ({"split_by": "time"}, "split_by='time'"),
         ({"test_fraction": 1.0, "split": "train"}, "test_fraction=1.0"),
         ({"size": (0, 3)}, "size="),
+        ({"crop": (13, 3)}, "crop="),
+        ({"frames": "voxels"}, "frames='voxels'"),
         ({"sensor_size": (3, 3)}, "outside the sensor"),
     ):
         with pytest.raises(InputError, match=words):

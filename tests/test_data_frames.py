@@ -2,10 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
 
 from sj_ottt import InputError
-from sj_ottt.data import EVENT_DTYPE, Compose, NormalizeFrames, RandomShift, events_to_frames
+from sj_ottt.data import (
+    EVENT_DTYPE,
+    Framing,
+    crop_events,
+    events_to_frames,
+    time_surface,
+)
 
 
 def recording(n=1000, size=(9, 7), seed=0, duration=100_000):
@@ -71,6 +76,101 @@ def test_equals_spikingjellys_integration_where_it_is_right():
     assert np.array_equal(events_to_frames(table, 8, (9, 7)), theirs)
 
 
+def test_sizes_beyond_a_byte():
+    table = recording(500, (300, 200))
+    frames = events_to_frames(table, 1, (300, 200))
+    assert frames[0, table["p"][3], table["y"][3], table["x"][3]] > 0 and frames.sum() == 500
+
+
+def test_a_time_surface_by_hand():
+    table = np.zeros(4, EVENT_DTYPE)
+    table["t"], table["x"], table["p"] = [0, 100, 300, 400], [0, 0, 1, 0], [1, 1, 0, 1]
+    by_duration = time_surface(table, 2, (1, 2), None, "duration", tau_us=50)
+    # Frames end at 200 and 400 µs; where nothing fired the surface decays, or is still 0.
+    expected = [
+        [[[0, 0]], [[np.exp(-100 / 50), 0]]],
+        [[[0, np.exp(-100 / 50)]], [[1, 0]]],
+    ]
+    np.testing.assert_allclose(by_duration, expected, rtol=1e-6)
+    # Frames end with their last events, at 100 and 400 µs; tau is half of 400 / 2 µs.
+    by_count = time_surface(table, 2, (1, 2))
+    expected = [[[[0, 0]], [[1, 0]]], [[[0, np.exp(-100 / 100)]], [[1, 0]]]]
+    np.testing.assert_allclose(by_count, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("split_by", ["count", "duration"])
+@pytest.mark.parametrize("out", [None, (4, 5)])
+def test_a_time_surface_against_the_obvious_loop(split_by, out):
+    table, steps, tau = recording(211), 5, 9_000.0
+    surface = time_surface(table, steps, (9, 7), out, split_by, tau)
+    height, width = out or (9, 7)
+    n, t0, t1 = len(table), int(table["t"][0]), int(table["t"][-1])
+    for step in range(steps):
+        if split_by == "count":
+            seen = table[: (step + 1) * n // steps]
+            end = seen["t"][-1]
+        else:
+            end = t0 + (step + 1) * (t1 - t0) // steps
+            seen = table[table["t"] < end] if step < steps - 1 else table
+        expected = np.zeros((2, height, width))
+        for t, x, y, p in seen.tolist():
+            expected[p, y * height // 9, x * width // 7] = np.exp(-(end - t) / tau)
+        np.testing.assert_allclose(surface[step], expected, rtol=1e-5)
+    assert surface.dtype == np.float32 and surface.max() <= 1 and surface.min() == 0
+    still = recording(5)
+    still["t"] = 42
+    assert time_surface(still, 3, (9, 7), split_by="duration").max() == 1
+
+
+def test_a_crop_only_drops_events():
+    table = recording(1000)
+    whole = events_to_frames(table, 1, (9, 7))
+    for crop, box in (((5, 3), np.s_[2:7, 2:5]), ((1, 2, 4, 5), np.s_[1:5, 2:7])):
+        inside, size = crop_events(table, (9, 7), crop)
+        assert size == tuple(crop[-2:]) and whole[..., *box].sum() == len(inside)
+        assert np.array_equal(events_to_frames(inside, 1, size), whole[..., *box])
+    assert np.array_equal(table, recording(1000))  # its argument is left alone
+    everything, size = crop_events(table, (9, 7), (9, 7))
+    assert np.array_equal(everything, table) and size == (9, 7)
+    for crop in ((10, 7), (0, 0, 9, 8), (3, 3, 7, 1), (-1, 0, 2, 2), (0, 3), (1, 2, 3), 4):
+        with pytest.raises(InputError, match="crop="):
+            crop_events(table, (9, 7), crop)
+
+
+def test_framing_puts_it_together():
+    table = recording(1000)
+    noisy = np.concatenate([table, np.repeat(table[:1], 900)])
+    noisy["t"] = np.arange(len(noisy))
+    hot = (int(table["y"][0]), int(table["x"][0]))
+    counts = Framing(4)(noisy, (9, 7), "noisy")
+    assert counts.sum() == 1900 and counts[..., *hot].sum() >= 900
+    clean = Framing(4, hot_pixels=5)(noisy, (9, 7), "noisy")
+    assert clean[..., *hot].sum() == 0 and clean.sum() == 1900 - counts[..., *hot].sum()
+    cropped = Framing(4, crop=(5, 3), size=(2, 2))
+    assert cropped.frame_size((9, 7)) == (2, 2)
+    assert Framing(4, crop=(5, 3)).frame_size((9, 7)) == (5, 3)
+    inside, _ = crop_events(table, (9, 7), (5, 3))
+    assert cropped(table, (9, 7), "some").sum() == len(inside)
+    framing = Framing(4, frames="surface", tau_us=2e4)
+    surface = time_surface(table, 4, (9, 7), tau_us=2e4)
+    kept = framing(table, (9, 7), "some")
+    assert kept.dtype == np.uint8
+    np.testing.assert_allclose(kept * framing.unit, surface, atol=0.5 / 255 + 1e-6)
+    table["y"] = 8
+    with pytest.raises(InputError, match="some: has no events but those"):
+        Framing(4, crop=(0, 0, 3, 3))(table, (9, 7), "some")
+    for wrong, words in (
+        ({"frames": "voxels"}, "frames='voxels'"),
+        ({"tau_us": 0}, "tau_us=0"),
+        ({"crop": (1,)}, "crop="),
+        ({"hot_pixels": 0.5}, "hot_pixels=0.5"),
+        ({"size": (1, 2, 3)}, "size="),
+        ({"steps": None}, "steps=None"),
+    ):
+        with pytest.raises(InputError, match=words):
+            Framing(**{"steps": 4, **wrong})
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
@@ -87,43 +187,3 @@ def test_equals_spikingjellys_integration_where_it_is_right():
 def test_bad_arguments(args, words):
     with pytest.raises(InputError, match=words):
         events_to_frames(recording(), *args)
-
-
-def test_random_shift_is_one_draw_for_all_steps():
-    torch.manual_seed(0)
-    frames = torch.zeros(4, 2, 11, 11)
-    frames[:, :, 5, 5] = 1
-    seen = set()
-    for _ in range(200):
-        where = RandomShift(2)(frames).nonzero()[:, 2:]
-        assert (where == where[0]).all() and len(where) == 8
-        seen.add(tuple(where[0].tolist()))
-    assert seen == {(y, x) for y in range(3, 8) for x in range(3, 8)}
-    corner = torch.ones(1, 1, 3, 3)
-    assert {RandomShift(1)(corner).sum().item() for _ in range(50)} == {4, 6, 9}
-    assert torch.equal(RandomShift(0)(frames), frames)
-    RandomShift(20)(frames)  # further than the frame is wide: nothing left, no error
-
-
-def test_normalize_frames():
-    torch.manual_seed(0)
-    frames = torch.rand(5, 2, 6, 6) * torch.arange(1, 6).view(5, 1, 1, 1)
-    frames[2] = 0
-    scaled = NormalizeFrames(rms=3.0)(frames)
-    rms = scaled.square().mean((1, 2, 3)).sqrt()
-    torch.testing.assert_close(rms, torch.tensor([3.0, 3.0, 0.0, 3.0, 3.0]))
-    faint = torch.zeros(1, 2, 50, 50)
-    faint[0, 0, 0, 0] = 1  # RMS 0.014, below the floor: scaled as if it were 0.1
-    assert NormalizeFrames(rms=2.0, floor=0.1)(faint).max() == pytest.approx(20)
-    alone = torch.cat([NormalizeFrames()(frame[None]) for frame in frames])
-    torch.testing.assert_close(alone, NormalizeFrames()(frames))  # causal: frame by frame
-    assert repr(Compose([RandomShift(1), NormalizeFrames()]))
-
-
-@pytest.mark.parametrize(
-    "make", [lambda: RandomShift(-1), lambda: RandomShift(1.5), lambda: NormalizeFrames(floor=0),
-             lambda: NormalizeFrames(rms=float("nan"))],
-)  # fmt: skip
-def test_bad_transforms(make):
-    with pytest.raises(InputError):
-        make()

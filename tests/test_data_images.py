@@ -15,6 +15,7 @@ from sj_ottt import InputError, engine
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
 from sj_ottt.learning import predict
+from sj_ottt.samples import choose
 from tests.conftest import SHARED
 
 NAMES = ("left", "right")
@@ -205,14 +206,14 @@ def options(tmp_path, **changes):
         pack(data, parts=(("train", 40), ("test", 10)))
     base = {
         "model": "test_ottt_vgg", "data": str(data), "out": str(tmp_path / "run"), "steps": 3,
-        "epochs": 2, "batch_size": 10, "lr": 0.1, "device": "cpu", "flip": False, "shift": 1,
+        "epochs": 2, "batch_size": 10, "lr": 0.1, "device": "cpu", "flip": 0.5, "shift": 1,
         "cutout": 2,
     }  # fmt: skip
     return TrainConfig(**{**base, **changes})
 
 
 def test_a_run_on_images(tmp_path):
-    result = engine.train(options(tmp_path, epochs=6, shift=0, cutout=0))
+    result = engine.train(options(tmp_path, epochs=6, shift=0, cutout=0, flip=0))
     assert result["test_accuracy"] == 1.0 and result["n_test"] == 10
     rows = engine.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
     assert rows[1]["accuracy"] == 1.0
@@ -254,12 +255,12 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
 
 def test_train_samples_are_balanced_and_nested():
     targets = np.repeat([0, 1, 2], [50, 30, 5])
-    few, more = (engine.choose(targets, n, seed=3) for n in (9, 30))
+    few, more = (choose(targets, n, seed=3) for n in (9, 30))
     assert np.bincount(targets[few]).tolist() == [3, 3, 3] and set(few) < set(more)
     assert np.bincount(targets[more]).tolist() == [13, 12, 5]
-    assert np.array_equal(engine.choose(targets, None, 3), np.arange(85))
-    assert len(engine.choose(targets, 1000, 3)) == 85
-    assert not np.array_equal(engine.choose(targets, 9, seed=4), few)
+    assert np.array_equal(choose(targets, None, 3), np.arange(85))
+    assert len(choose(targets, 1000, 3)) == 85
+    assert not np.array_equal(choose(targets, 9, seed=4), few)
 
 
 def test_train_samples_limit_a_run(tmp_path):
@@ -328,6 +329,8 @@ def test_other_bad_input(tmp_path, folder):
         open_dataset(path, split=None, steps=2)
     with pytest.raises(InputError, match=r"encoding=rows .* ndigits holds recordings"):
         engine.train(options(tmp_path, data="ndigits", encoding="rows"))
+    with pytest.raises(InputError, match=r"crop=\(4, 4\) is for recordings"):
+        engine.train(options(tmp_path, crop=(4, 4)))
     (folder / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         open_dataset(f"folder:{folder}", split="train", steps=1)

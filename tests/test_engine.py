@@ -186,6 +186,66 @@ def test_model_file_loads_in_timm_and_says_what_it_is(finished):
     assert about["size"] == [16, 16] and about["split_by"] == "count" and about["normalize"] is True
 
 
+def test_a_model_sees_recordings_as_it_learned_on_them(options):
+    """Also after a resume, and by its file alone."""
+    framing = {"frames": "surface", "tau_us": 9e3, "crop": (12, 14), "hot_pixels": 30.0}
+    result = train(options, **framing)
+    again = train(options, resume=True, **framing)
+    assert again == json.loads(json.dumps(result))
+    assert result["data"]["frame_size"] == [12, 14] and result["data"]["tau_us"] == 9e3
+    trained = engine.load_trained(options["out"], "cpu")
+    data = trained.dataset(None, "test", 3)
+    assert data.framing.frames == "surface" and data.frame_size == (12, 14)
+    assert (data.framing.tau_us, data.framing.hot_pixels) == (9e3, 30.0)
+    row = engine.evaluate(options["out"], device="cpu")[0]
+    assert row["accuracy"] == result["test_accuracy"]
+
+
+AUGMENTED = {"flip": 0.5, "rotate": 8.0, "drop_events": 0.3, "time_jitter": 0.8, "cutmix": 0.6}
+
+
+def test_augmentations_are_of_the_training_part_only(options, monkeypatch):
+    run = engine._Run(TrainConfig(**{**options, **AUGMENTED}), None)
+    names = [type(step).__name__ for step in run.augmented.transform.transforms]
+    assert names == [
+        "DropEvents", "JitterTime", "RandomFlip", "RandomRotation", "RandomShift",
+        "NormalizeFrames",
+    ]  # fmt: skip
+    for part in (run.test, run.val_part.dataset):
+        assert [type(step).__name__ for step in part.transform.transforms] == ["NormalizeFrames"]
+    assert run.raw.transform is None
+    assert run.train_part.dataset is run.augmented
+
+    seen = []
+    real = engine.train_step
+
+    def spy(model, optimizer, x_seq, target, **kwargs):
+        seen.append(target)
+        return real(model, optimizer, x_seq, target, **kwargs)
+
+    monkeypatch.setattr(engine, "train_step", spy)
+    run.run_epoch()
+    run.run_epoch()
+    assert {target.dim() for target in seen} == {1, 2}
+    torch.testing.assert_close(
+        torch.cat([t.sum(1) for t in seen if t.dim() == 2]),
+        torch.ones(sum(len(t) for t in seen if t.dim() == 2)),
+    )
+
+
+def test_an_augmented_run_repeats_its_draws(options, tmp_path, monkeypatch):
+    """A resume continues with the bits of a run that nothing disturbed."""
+    options = {**options, **AUGMENTED}
+    train(options)
+    other = {**options, "out": str(tmp_path / "other")}
+    monkeypatch.setattr(engine._Run, "run_epoch", _interrupt_after(engine._Run.run_epoch, calls=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(other)
+    monkeypatch.undo()
+    train(other, resume=True)
+    assert_same_run(options["out"], other["out"])
+
+
 # The same bits
 
 

@@ -37,6 +37,41 @@ def test_default_loss_is_the_papers():
     assert learning.CrossEntropyMSE().mse_weight == 0.05
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.05])
+def test_the_loss_of_probabilities_is_the_mean_over_them(weight):
+    """Cross entropy is linear in the target; the error's square has its own closed form."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(5, 3, dtype=torch.float64).softmax(1)
+    loss_fn = learning.CrossEntropyMSE(weight)
+    per_class = torch.stack(
+        [F.cross_entropy(logits, torch.full((5,), k), reduction="none") for k in range(3)], 1
+    )
+    expected = (1 - weight) * (target * per_class).sum(1).mean()
+    expected = expected + weight * ((logits - target) ** 2).mean()
+    loss = loss_fn(logits, target)
+    torch.testing.assert_close(loss, expected)
+    (grad,) = torch.autograd.grad(loss, logits)
+    closed = (1 - weight) * (logits.softmax(1) - target) / 5 + weight * 2 * (logits - target) / 15
+    torch.testing.assert_close(grad, closed)
+    classes = torch.tensor([0, 2, 1, 1, 0])
+    torch.testing.assert_close(
+        loss_fn(logits, F.one_hot(classes).double()), loss_fn(logits, classes)
+    )
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_a_step_on_sure_probabilities_is_one_on_classes(update):
+    x_seq, target = batch()
+    nets = [network(), network(), network()]
+    even = torch.full((4, 3), 1 / 3)
+    for net, y in zip(nets, (target, F.one_hot(target).float(), even), strict=True):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        learning.train_step(net, optimizer, x_seq, y, update=update)
+    torch.testing.assert_close(parameters(nets[0]), parameters(nets[1]))
+    assert not torch.allclose(parameters(nets[0]), parameters(nets[2]), atol=1e-4)
+
+
 @pytest.mark.parametrize("update", ["accumulate", "online"])
 def test_train_step_is_ottt_online_training_of_a_class_target(update):
     x_seq, target = batch()
@@ -125,8 +160,10 @@ def test_bad_input_is_named():
     nan = x_seq.clone()
     nan[2, 1, 3] = float("nan")
     refuses("not finite", x=nan)
-    refuses("target of shape", y=target[:2])
-    refuses("target of shape", y=F.one_hot(target))
+    refuses("of shape", y=target[:2])
+    refuses("target torch.int64 of shape", y=F.one_hot(target))
+    refuses("target torch.float32 of shape", y=target.float())
+    refuses("does not fit the logits", y=torch.full((4, 5), 0.2))
     refuses("steps=T", x=x_seq[0])
     refuses("steps=0", x=x_seq[0], steps=0)
     refuses("update=", update="bptt")

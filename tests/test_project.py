@@ -31,6 +31,7 @@ LEVELS = {
     "learning": 6,
     "models": 6,
     "plots": 6,
+    "samples": 6,
     "analysis": 7,
     "engine": 7,
     "report": 8,

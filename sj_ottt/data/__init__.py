@@ -4,19 +4,30 @@ Sizes are (height, width), times are µs, frames are [T, 2, H, W] with channel 1
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_events
 from sj_ottt.data.folder import EventFolder
-from sj_ottt.data.frames import events_to_frames
+from sj_ottt.data.frames import crop_events, events_to_frames, time_surface
+from sj_ottt.data.framing import Framing
+from sj_ottt.data.hotpixels import hot_pixels
 from sj_ottt.data.images import ENCODINGS, IMAGE_SETS, ImageSet
 from sj_ottt.data.known import EVENT_SETS, event_set_root
 from sj_ottt.data.ndigits import ndigits_root
-from sj_ottt.data.simulate import saccade_events, write_event_dataset
-from sj_ottt.data.transforms import Compose, Cutout, NormalizeFrames, RandomFlip, RandomShift
+from sj_ottt.data.record import record_images, write_event_dataset
+from sj_ottt.data.simulate import saccade_events, video_events
+from sj_ottt.data.transforms import (
+    Compose,
+    Cutout,
+    DropEvents,
+    JitterTime,
+    NormalizeFrames,
+    RandomFlip,
+    RandomRotation,
+    RandomShift,
+    cutmix,
+)
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.files import cache_root
 
@@ -25,18 +36,28 @@ __all__ = [
     "EVENT_DTYPE",
     "Compose",
     "Cutout",
+    "DropEvents",
     "EventFolder",
+    "Framing",
     "ImageSet",
+    "JitterTime",
     "NormalizeFrames",
     "RandomFlip",
+    "RandomRotation",
     "RandomShift",
     "cache_root",
     "check_events",
+    "crop_events",
+    "cutmix",
     "events_to_frames",
+    "hot_pixels",
     "ndigits_root",
     "open_dataset",
     "read_events",
+    "record_images",
     "saccade_events",
+    "time_surface",
+    "video_events",
     "write_event_dataset",
     "write_events",
 ]
@@ -51,9 +72,8 @@ def open_dataset(
     split: str | None,
     steps: int,
     size: tuple[int, int] | None = None,
-    split_by: str = "count",
     cache_dir: str | os.PathLike | None = None,
-    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    **options: Any,
 ) -> EventFolder | ImageSet:
     """Open a data set by its name, any folder of recordings by its path, or packed images.
 
@@ -73,16 +93,16 @@ def open_dataset(
         split: See `EventFolder`, as for all the rest.
         steps: T, frames per recording.
         size: (height, width) of the frames or images.
-        split_by: ``"count"`` or ``"duration"``.
         cache_dir: The cache's folder.
-        transform: Applied to each sample's frames or image.
+        **options: Further arguments of `EventFolder`: ``split_by``, ``transform`` and so on. Of
+            them an `ImageSet` takes ``transform``; the rest is about recordings.
 
     Raises:
         InputError: Neither a known name nor a folder, or something in the folder is wrong.
     """
     kind, colon, place = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if (colon and kind in IMAGE_SETS) or _is_packed(spec):
-        return ImageSet(str(spec), split, size=size, transform=transform)
+        return ImageSet(str(spec), split, size=size, transform=options.get("transform"))
     kwargs = {}
     if colon and kind in EVENT_SETS:
         root, sensor_size = event_set_root(kind, Path(place).expanduser())
@@ -98,16 +118,7 @@ def open_dataset(
         )
     else:
         root = Path(spec)
-    return EventFolder(
-        root,
-        steps,
-        size,
-        split=split,
-        split_by=split_by,
-        cache_dir=cache_dir,
-        transform=transform,
-        **kwargs,
-    )
+    return EventFolder(root, steps, size, split=split, cache_dir=cache_dir, **kwargs, **options)
 
 
 def _is_packed(spec: str | os.PathLike) -> bool:

@@ -1,40 +1,42 @@
 """A folder of classes of event recordings as a PyTorch data set."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from sj_ottt.data.cache import cached_counts, open_counts
 from sj_ottt.data.events import READERS, read_events
-from sj_ottt.data.frames import check_size, check_split_by, check_steps, events_to_frames
+from sj_ottt.data.frames import Crop, check_size
+from sj_ottt.data.framing import Framing
 from sj_ottt.data.layout import PARTS, Classes, digest, part_by_split, scan
+from sj_ottt.data.parallel import ordered_map
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write, cache_root
 
 # Part of every cache key: raise it when the same recordings would give other frames.
 _FRAMES_VERSION = 1
-_PROGRESS_ABOVE = 200
 # One damaged coordinate must not make frames of gigabytes. No event camera comes near this.
 _LARGEST_SENSOR = 4096
 
 
 class EventFolder(Dataset):
-    """Recordings in ``root/<class>/`` or ``root/{train,test}/<class>/`` as frames of counts.
+    """Recordings in ``root/<class>/`` or ``root/{train,test}/<class>/`` as frames.
 
     Recordings may be SpikingJelly npz (t, x, y, p) and N-MNIST ``.bin``; see `READERS`. The first
-    use reads them all and keeps the counts in a cache file; later ones map that file into memory,
+    use reads them all and keeps the frames in a cache file; later ones map that file into memory,
     unless a recording was changed, added or removed.
 
     Args:
         root: The folder.
         steps: T, frames per recording.
-        size: (height, width) of the frames; None keeps the sensor's.
+        size: (height, width) of the frames; None keeps the sensor's, or the crop's.
         split: ``"train"``, ``"test"``, or None for everything. Where the folder has no train and
             test of its own, a stratified split by recording is made once and saved as
             ``root/split.json`` (in the cache where the folder is read-only). A saved split stays
@@ -42,6 +44,10 @@ class EventFolder(Dataset):
             training.
         split_by: How a recording is cut into frames: ``"count"`` or ``"duration"``, see
             `events_to_frames`.
+        frames: ``"counts"`` or ``"surface"``, see `Framing`, as for the next three.
+        tau_us: Time constant of the surface in µs.
+        crop: (height, width) in the sensor's middle, or (top, left, height, width).
+        hot_pixels: Drop pixels that fire this many times as often as those around them.
         sensor_size: (height, width) of the sensor. None takes it from ``root/dataset.json``
             (``{"sensor_size": [H, W]}``), else 34 x 34 where all recordings are N-MNIST ``.bin``,
             else the smallest that holds every event of every recording, train and test together;
@@ -50,16 +56,20 @@ class EventFolder(Dataset):
         cache_dir: The cache's folder, see `cache_root`.
         test_fraction: The share of test recordings in a new split.
         seed: Of a new split.
+        workers: Processes that read recordings for the cache; None takes one per core where there
+            are many.
 
     Attributes:
         classes: Names of the classes in all parts, sorted as strings.
         class_to_idx: The label of each class.
         files: Each sample's recording, a posix path relative to ``root``.
         targets: Labels, int64 [n].
-        counts: Event counts, memory-mapped, read-only [n, T, 2, H, W].
+        counts: Event counts, or a time surface in units of 1/255; memory-mapped, read-only
+            [n, T, 2, H, W].
         sensor_size: (height, width) of the sensor.
         frame_size: (height, width) of the frames.
         steps: T.
+        framing: How recordings become frames.
         split_file: The saved split in use, or None.
 
     Raises:
@@ -74,23 +84,26 @@ class EventFolder(Dataset):
         *,
         split: str | None = None,
         split_by: str = "count",
+        frames: str = "counts",
+        tau_us: float | None = None,
+        crop: Crop | None = None,
+        hot_pixels: float | None = None,
         sensor_size: tuple[int, int] | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
         cache_dir: str | os.PathLike | None = None,
         test_fraction: float = 0.2,
         seed: int = 0,
+        workers: int | None = None,
     ) -> None:
         self.root = Path(root).expanduser()
-        self.steps = check_steps(steps)
+        self.framing = Framing(steps, size, split_by, frames, tau_us, crop, hot_pixels)
+        self.steps = self.framing.steps
         self.split = split
-        self.split_by = split_by
         self.transform = transform
-        check_split_by(split_by)
         if split is not None and split not in PARTS:
             raise InputError(f"split={split!r}: choose 'train', 'test' or None for everything")
         if not 0 < test_fraction < 1:
             raise InputError(f"test_fraction={test_fraction!r}: give a number between 0 and 1")
-        frame_size = None if size is None else check_size("size", size)
         cache = cache_root(cache_dir)
 
         parts = scan(self.root)
@@ -118,30 +131,35 @@ class EventFolder(Dataset):
         )
         if sensor_size is None:
             all_files = [file for files in everything.values() for file in files]
-            self.sensor_size = _infer_sensor_size(self.root, all_files, cache)
+            self.sensor_size = _infer_sensor_size(self.root, all_files, cache, workers)
         else:
             self.sensor_size = check_size("sensor_size", sensor_size)
-        self.frame_size = frame_size or self.sensor_size
+        self.frame_size = self.framing.frame_size(self.sensor_size)
 
         place = digest(
             _FRAMES_VERSION,
             str(self.root.resolve()),
             split,
-            self.steps,
-            self.frame_size,
             self.sensor_size,
-            split_by,
+            dataclasses.astuple(dataclasses.replace(self.framing, size=self.frame_size)),
         )
+        read = partial(_frames, self.root, self.framing, self.sensor_size)
         self._cache_file, self.counts = cached_counts(
-            cache / "frames", place, _fingerprint(self.root, self.files), self._shape, self._read
+            cache / "frames",
+            place,
+            _fingerprint(self.root, self.files),
+            self._shape,
+            lambda: ordered_map(read, self.files, what="event frames", workers=workers),
         )
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return a sample's frames, float32 [T, 2, H, W] of counts, transformed, and its label."""
+        """Return a sample's frames, float32 [T, 2, H, W], transformed, and its label."""
         frames = torch.from_numpy(np.array(self.counts[index], dtype=np.float32))
+        if self.framing.unit is not None:
+            frames *= self.framing.unit
         if self.transform is not None:
             frames = self.transform(frames)
         return frames, int(self.targets[index])
@@ -174,24 +192,16 @@ class EventFolder(Dataset):
             "split_file": None if self.split_file is None else str(self.split_file),
             "sensor_size": list(self.sensor_size),
             "frame_size": list(self.frame_size),
-            "steps": self.steps,
-            "split_by": self.split_by,
+            **{k: v for k, v in dataclasses.asdict(self.framing).items() if k != "size"},
         }
 
     @property
     def _shape(self) -> tuple[int, ...]:
         return (len(self.files), self.steps, 2, *self.frame_size)
 
-    def _read(self) -> Iterator[np.ndarray]:
-        for path in _with_progress(self.root, self.files, "event frames"):
-            yield events_to_frames(
-                read_events(path),
-                self.steps,
-                self.sensor_size,
-                self.frame_size,
-                self.split_by,
-                source=path,
-            )
+
+def _frames(root: Path, framing: Framing, sensor_size: tuple[int, int], file: str) -> np.ndarray:
+    return framing(read_events(root / file), sensor_size, root / file)
 
 
 def _merge(parts: Iterable[Classes]) -> Classes:
@@ -209,14 +219,9 @@ def _fingerprint(root: Path, files: Iterable[str]) -> str:
     return digest([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
-def _with_progress(root: Path, files: Iterable[str], what: str) -> Iterator[Path]:
-    # disable=None shows the bar on a terminal only.
-    disable = None if len(files) > _PROGRESS_ABOVE else True
-    for file in tqdm(files, desc=what, leave=False, disable=disable):
-        yield root / file
-
-
-def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, int]:
+def _infer_sensor_size(
+    root: Path, files: list[str], cache: Path, workers: int | None
+) -> tuple[int, int]:
     """Find the sensor's size where nobody gave it; see `EventFolder`."""
     description = root / "dataset.json"
     if description.is_file():
@@ -238,24 +243,28 @@ def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, 
     try:
         height, width = json.loads(memo.read_text())
     except (OSError, ValueError, TypeError):
-        height, width = _extent(root, files)
+        height, width = _extent(root, files, workers)
         with atomic_write(memo) as file:
             file.write(json.dumps([height, width]).encode())
     return height, width
 
 
-def _extent(root: Path, files: list[str]) -> tuple[int, int]:
+def _extent(root: Path, files: list[str], workers: int | None) -> tuple[int, int]:
     """Return (height, width) of the smallest sensor that holds every event."""
-    height = width = 1
-    for path in _with_progress(root, files, "sensor size"):
-        events = read_events(path)
-        if len(events):
-            height = max(height, int(events["y"].max()) + 1)
-            width = max(width, int(events["x"].max()) + 1)
-        if max(height, width) > _LARGEST_SENSOR:
-            raise InputError(
-                f"{path}: has events out to x={width - 1}, y={height - 1}, beyond "
-                f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor "
-                "is that large"
-            )
+    extents = ordered_map(partial(_extent_of, root), files, what="sensor size", workers=workers)
+    height, width = np.max(list(extents), axis=0).tolist()
     return height, width
+
+
+def _extent_of(root: Path, file: str) -> tuple[int, int]:
+    events = read_events(root / file)
+    if not len(events):
+        return 1, 1
+    height, width = int(events["y"].max()) + 1, int(events["x"].max()) + 1
+    if max(height, width) > _LARGEST_SENSOR:
+        raise InputError(
+            f"{root / file}: has events out to x={width - 1}, y={height - 1}, beyond "
+            f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor is "
+            "that large"
+        )
+    return max(height, 1), max(width, 1)

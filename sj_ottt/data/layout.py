@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sj_ottt.data.events import recording_suffixes
@@ -24,13 +24,17 @@ def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def scan(root: Path) -> dict[str, Classes]:
+def scan(
+    root: Path, *, what: str = "recordings", suffixes: Sequence[str] | None = None
+) -> dict[str, Classes]:
     """List the recordings of a data set by part and class.
 
-    Files with an ending that no reader knows, and hidden files and folders, are passed over.
+    Files with other endings, and hidden files and folders, are passed over.
 
     Args:
         root: A folder of classes, or one with ``train`` and/or ``test`` folders of classes.
+        what: What messages call the files.
+        suffixes: Their lower-case endings; None takes those of which some reader knows.
 
     Returns:
         ``{"train": ..., "test": ...}`` with those parts that exist, or ``{"": ...}`` where the
@@ -45,7 +49,8 @@ def scan(root: Path) -> dict[str, Classes]:
     if not root.is_dir():
         raise InputError(f"{root}: not a folder; give the folder that holds the class folders")
     parts = [part for part in PARTS if (root / part).is_dir() and _folders(root / part)]
-    found = {part: _scan_classes(root, root / part) for part in parts or [""]}
+    suffixes = recording_suffixes() if suffixes is None else suffixes
+    found = {part: _scan_classes(root, root / part, what, suffixes) for part in parts or [""]}
     if found.keys() == set(PARTS):
         _check_classes_of_tests(root, found["train"], found["test"])
     return found
@@ -84,7 +89,7 @@ def part_by_split(
     places = (root / "split.json", cache_dir / f"split-{digest(str(root))}.json")
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        tests = _choose_tests(root, classes, test_fraction, seed)
+        tests = choose_tests(root, classes, test_fraction, seed)
         path = _save_split(places, classes, tests, test_fraction, seed)
     else:
         tests = _load_tests(path, test_fraction, seed)
@@ -101,13 +106,12 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _scan_classes(root: Path, folder: Path) -> Classes:
+def _scan_classes(root: Path, folder: Path, what: str, suffixes: Sequence[str]) -> Classes:
     if not (folders := _folders(folder)):
         raise InputError(
             f"{folder}: holds no class folders ({_inventory(folder.iterdir())}); put the "
-            "recordings of each class into a folder named after the class"
+            f"{what} of each class into a folder named after the class"
         )
-    suffixes = recording_suffixes()
     classes, others = {}, []
     for class_folder in folders:
         with os.scandir(class_folder) as entries:
@@ -121,14 +125,13 @@ def _scan_classes(root: Path, folder: Path) -> Classes:
     readable = f"readable are {', '.join(suffixes)}"
     if not any(classes.values()):
         raise InputError(
-            f"{folder}: no recordings in its {len(folders)} class folders ({_inventory(others)}); "
-            f"{readable}: convert the recordings to one of these"
+            f"{folder}: no {what} in its {len(folders)} class folders ({_inventory(others)}); "
+            f"{readable}: convert the {what} to one of these"
         )
     if empty := [class_folder for class_folder in folders if not classes[class_folder.name]]:
         found = _inventory(path for path in others if path.parent == empty[0])
         raise InputError(
-            f"{empty[0]}: class without recordings ({found}; {readable}); add some or remove "
-            "the folder"
+            f"{empty[0]}: class without {what} ({found}; {readable}); add some or remove the folder"
         )
     return classes
 
@@ -148,7 +151,12 @@ def _check_classes_of_tests(source: Path, train: Classes, test: Classes) -> None
         )
 
 
-def _choose_tests(root: Path, classes: Classes, test_fraction: float, seed: int) -> set[str]:
+def choose_tests(root: Path, classes: Classes, test_fraction: float, seed: int) -> set[str]:
+    """Choose a share of each class for testing, by a hash of the seed and the paths alone.
+
+    Raises:
+        InputError: A class has a single recording.
+    """
     tests: set[str] = set()
     for name, files in classes.items():
         if len(files) < 2:

@@ -4,16 +4,14 @@ The 1,797 images of 8 x 8 pixels that come with scikit-learn, recorded by a sens
 (`sj_ottt.data.simulate`). No network is needed.
 """
 
-import contextlib
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from sj_ottt.data.simulate import write_event_dataset
+from sj_ottt.data.record import write_event_dataset
 from sj_ottt.errors import InputError
-from sj_ottt.files import abandoned_siblings, cache_root, temporary_sibling
+from sj_ottt.files import atomic_folder, cache_root
 
 # Part of the folder's name: raise it when the recordings would come out differently.
 _VERSION = 1
@@ -35,13 +33,9 @@ def ndigits_root(cache_dir: str | os.PathLike | None = None) -> Path:
     root = cache_root(cache_dir) / f"ndigits-v{_VERSION}"
     if root.is_dir():
         return root
-    for leftover in abandoned_siblings(root):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = temporary_sibling(root)
     try:
-        temporary.mkdir(parents=True)
-        _record(temporary)
-        os.rename(temporary, root)
+        with atomic_folder(root) as folder:
+            _record(folder)
     except OSError as error:
         # A folder cannot be renamed onto a full one: another process was faster, with equal bytes.
         if not root.is_dir():
@@ -49,9 +43,6 @@ def ndigits_root(cache_dir: str | os.PathLike | None = None) -> Path:
                 f"{root}: cannot be made ({error.strerror or error}); free some space, or choose "
                 "another folder with SJ_OTTT_CACHE"
             ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary)
     return root
 
 

@@ -1,15 +1,128 @@
-"""Transforms of event frames [T, 2, H, W] and of images [C, H, W].
+"""Transforms of event frames [T, 2, H, W] and of images [C, H, W], and one of batches.
 
-Each draws once per sample, the same for all T steps, and only from torch's global generator, so
-that a run resumed with that generator's state repeats the same draws.
+Each draws its strength once per sample, the same for all T steps, and only from torch's global
+generator, so that a run resumed with that generator's state repeats the same draws. `DropEvents`
+and `JitterTime` deal with single events: they take whole counts, and go first.
 """
 
 import torch
-from torchvision.transforms import Compose, Normalize
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import Compose, InterpolationMode, Normalize
+from torchvision.transforms.functional import rotate
 
 from sj_ottt.errors import InputError
 
-__all__ = ["Compose", "Cutout", "Normalize", "NormalizeFrames", "RandomFlip", "RandomShift"]
+__all__ = [
+    "Compose",
+    "Cutout",
+    "DropEvents",
+    "JitterTime",
+    "Normalize",
+    "NormalizeFrames",
+    "RandomFlip",
+    "RandomRotation",
+    "RandomShift",
+    "cutmix",
+]
+
+
+class DropEvents:
+    """Drop a share of a recording's events, each on its own: binomial thinning of its counts.
+
+    Args:
+        max_share: The share is drawn uniformly from 0 to this, below 1.
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self.max_share = _share("max_share", max_share, below_one=True)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return counts of any shape thinned, whole numbers again.
+
+        Raises:
+            InputError: The values are not counts.
+        """
+        return _thinned(frames, 1 - self.max_share * float(torch.rand(())))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.max_share})"
+
+
+class JitterTime:
+    """Move each event in time, so that some change to the frame before or after theirs.
+
+    An event moves by a uniform draw from -jitter to jitter frames. Frames do not say when in them
+    an event was, so all times in a frame count as equally likely; it then changes to either
+    neighbour with probability jitter / 4. Those that would leave the recording stay.
+
+    Args:
+        jitter: In frames, from 0 to 1.
+    """
+
+    def __init__(self, jitter: float) -> None:
+        self.jitter = _share("jitter", jitter)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return counts [T, ...] with as many events in each pixel.
+
+        Raises:
+            InputError: The values are not counts.
+        """
+        move = self.jitter / 4
+        later = _thinned(frames, move)
+        earlier = _thinned(frames - later, move / (1 - move))
+        moved = frames - later - earlier
+        moved[1:] += later[:-1]
+        moved[-1] += later[-1]
+        moved[:-1] += earlier[1:]
+        moved[0] += earlier[0]
+        return moved
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.jitter})"
+
+
+class RandomFlip:
+    """Flip a whole recording, or an image, from left to right.
+
+    Args:
+        probability: Of doing so, from 0 to 1.
+    """
+
+    def __init__(self, probability: float = 0.5) -> None:
+        self.probability = _share("probability", probability)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return ``frames`` [..., W], flipped or as they are."""
+        return frames.flip(-1) if torch.rand(()) < self.probability else frames
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.probability})"
+
+
+class RandomRotation:
+    """Turn a whole recording about its middle, filling with zeros.
+
+    Values between pixels are interpolated linearly, so that counts are whole no longer.
+
+    Args:
+        degrees: Largest angle; the angle is drawn uniformly from ``-degrees .. degrees``.
+    """
+
+    def __init__(self, degrees: float) -> None:
+        if isinstance(degrees, bool) or not 0 <= degrees <= 180:
+            raise InputError(f"degrees={degrees!r}: give an angle from 0 to 180")
+        self.degrees = degrees
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return ``frames`` [..., C, H, W] turned, as a new tensor of the same shape."""
+        angle = self.degrees * (2 * float(torch.rand(())) - 1)
+        flat = frames.flatten(0, -3)
+        return rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.degrees})"
 
 
 class RandomShift:
@@ -25,7 +138,7 @@ class RandomShift:
             raise InputError(f"max_shift={max_shift!r}: give a whole number of pixels, 0 or more")
         self.max_shift = max_shift
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., H, W] shifted, as a new tensor of the same shape."""
         limit = self.max_shift
         dy, dx = torch.randint(-limit, limit + 1, (2,)).tolist()
@@ -39,17 +152,6 @@ class RandomShift:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_shift})"
-
-
-class RandomFlip:
-    """Mirror a sample left to right, every second time."""
-
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
-        """Return ``frames`` [..., H, W], or a mirrored copy."""
-        return frames.flip(-1) if torch.rand(()) < 0.5 else frames
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
 
 
 class Cutout:
@@ -99,13 +201,69 @@ class NormalizeFrames:
         self.rms = rms
         self.floor = floor
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., C, H, W] scaled, as a new tensor of the same shape."""
         rms = frames.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt()
         return frames * (self.rms / rms.clamp(min=self.floor))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rms={self.rms}, floor={self.floor})"
+
+
+def cutmix(x_seq: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Put a box of one recording into another, for each recording of a batch (CutMix).
+
+    One box is drawn for the batch, with an area uniform between nothing and everything and a centre
+    uniform on the frame, cut off at its edges; and a permutation that says from which recording
+    each takes it. As events lie unevenly, labels are mixed by what can be seen, not by area: a
+    recording's own label has the share of its own values in the sum of all, over all T steps.
+
+    Args:
+        x_seq: [T, N, C, H, W], from 0 on.
+        target: Class indices [N].
+        num_classes: How many classes there are.
+
+    Returns:
+        The mixed sequence, as a new tensor, and the probabilities of the classes [N, classes].
+    """
+    height, width = x_seq.shape[-2:]
+    area, y, x = torch.rand(3).tolist()
+    box = (..., _side(y, area**0.5, height), _side(x, area**0.5, width))
+    other = torch.randperm(x_seq.shape[1]).to(x_seq.device)
+    mixed = x_seq.clone()
+    mixed[box] = x_seq[box][:, other]
+
+    everywhere = mixed.sum((0, 2, 3, 4))
+    inside = mixed[box].sum((0, 2, 3, 4))
+    share = (inside / everywhere.clamp(min=torch.finfo(inside.dtype).tiny))[:, None]
+    labels = F.one_hot(target, num_classes).to(share.dtype)
+    return mixed, (1 - share) * labels + share * labels[other]
+
+
+def _side(centre: float, share: float, length: int) -> slice:
+    """Return the part of an axis that a box covers; centre and share are relative to its length."""
+    low, high = ((centre + sign * share / 2) * length for sign in (-1, 1))
+    return slice(max(round(low), 0), min(round(high), length))
+
+
+def _share(name: str, value: float, below_one: bool = False) -> float:
+    if isinstance(value, bool) or not (0 <= value < 1 or (value == 1 and not below_one)):
+        raise InputError(f"{name}={value!r}: give a number from 0 to {'below ' * below_one}1")
+    return value
+
+
+def _thinned(counts: Tensor, probability: float) -> Tensor:
+    """Keep each of the counted events with a probability."""
+    thinned = torch.zeros_like(counts)
+    some = counts != 0  # most pixels are silent, and draws are dear
+    values = counts[some]
+    if (values < 0).any() or (values != values.round()).any():
+        raise InputError(
+            "frames: single events can be dropped and moved in counts only; put DropEvents and "
+            "JitterTime before other transforms, and use frames='counts'"
+        )
+    thinned[some] = torch.binomial(values, torch.full_like(values, probability))
+    return thinned
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:

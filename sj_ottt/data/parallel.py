@@ -1,0 +1,78 @@
+"""Work on many files: in order, in several processes where that pays, behind a progress bar."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Below this many items, starting processes takes longer than the work, and nobody needs a bar.
+_MANY = 200
+# Results that wait for their turn, per process: enough to keep all busy, few enough for memory.
+_AHEAD = 4
+
+
+def ordered_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    what: str,
+    workers: int | None = None,
+) -> Iterator[Result]:
+    """Yield ``function(item)`` for each item, in order.
+
+    Closing the iterator early cancels what has not begun. Processes whose parent was killed end by
+    themselves.
+
+    Args:
+        function: Can be pickled, where there are several processes.
+        items: What to work on.
+        what: The name of the work beside its progress bar, which a terminal shows for many items.
+        workers: Processes; 0 or 1 works in this one. None takes a process per core for many items.
+
+    Raises:
+        Exception: Whatever ``function`` raises for the first item at which it does.
+    """
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if len(items) > _MANY else 0
+    # Workers of a DataLoader must not have children of their own.
+    alone = min(workers, len(items)) < 2 or multiprocessing.current_process().daemon
+    results = map(function, items) if alone else _in_processes(function, items, workers)
+    # disable=None shows the bar on a terminal only.
+    disable = None if len(items) > _MANY else True
+    yield from tqdm(results, desc=what, total=len(items), leave=False, disable=disable)
+
+
+def _in_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int
+) -> Iterator[Result]:
+    executor = ProcessPoolExecutor(workers, initializer=_begin)
+    waiting = deque()
+    try:
+        for item in items:
+            waiting.append(executor.submit(function, item))
+            if len(waiting) > _AHEAD * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """Set up a worker: Ctrl-C is the parent's to answer, and no worker outlives the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def leave() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
