@@ -259,7 +259,7 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
         "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
         "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
-        "flip": "0.5", "rotate": "10", "drop_events": "0.3", "time_jitter": "0.9", "cutmix": "1",
+        "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip
     argv = ["train", "--no-normalize"]
     for name, value in values.items():
