@@ -225,13 +225,12 @@ def _share(name: str, value: float, below_one: bool = False) -> float:
 def _cells(frames: Tensor) -> Tensor:
     """Return the place of each of the counted events in the flat frames [n]."""
     counts = frames.flatten()
-    whole = counts.int()
-    if (counts != whole).any() or (whole < 0).any():
+    if counts.min() < 0 or not torch.equal(counts, counts.floor()):
         raise InputError(
             "frames: single events can be dropped and moved in counts only; put DropEvents and "
             "JitterTime before other transforms, and use frames='counts'"
         )
-    return torch.repeat_interleave(whole)
+    return torch.repeat_interleave(counts.int())
 
 
 def _counts(cells: Tensor, frames: Tensor) -> Tensor:
