@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import kernel, networks, rules, sides
+from benchmarks import kernel, loading, networks, rules, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,9 +89,15 @@ def print_table(rows: list[dict]) -> None:
 
 def main() -> None:
     """Run the benchmarks that were asked for."""
-    what = {"step": step, "memory": memory, "kernel": kernel.kernel, "rules": rules.rules}
+    what = {
+        "step": step,
+        "memory": memory,
+        "kernel": kernel.kernel,
+        "rules": rules.rules,
+        "loading": loading.loading,
+    }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel,rules}")
+    parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")
     parser.add_argument("--device", default="cpu", help="for step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
     parser.add_argument(
@@ -106,6 +112,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules")
     parser.add_argument("--rows", nargs="+", choices=rules.ROWS, help="rules: some of them")
     parser.add_argument("--runs", default="runs/rules", help="rules (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=2000, help="loading (default: %(default)s)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="loading (default: 0 1 2)"
+    )
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if "rules" in args.what and not (args.recipe and args.data):

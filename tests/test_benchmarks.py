@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import networks, rules, sides
+from benchmarks import loading, networks, rules, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import engine
 from tests.helpers import write_recordings
@@ -66,3 +66,20 @@ def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     assert rules.rules(args) == table
     print_table(table)
     assert "±" in capsys.readouterr().out
+
+
+def test_loading_visits_every_sample(monkeypatch):
+    opened = []
+    real = loading._open
+
+    def spy(*args, **kwargs):
+        opened.append((kwargs.get("workers"), real(*args, **kwargs)))
+        return opened[-1][1]
+
+    monkeypatch.setattr(loading, "_open", spy)
+    table = loading.loading(argparse.Namespace(samples=5, workers=[0, 2], repeats=1))
+    assert [row["workers"] for row in table] == [0, 2] * 5
+    assert all(float(row["samples/s"]) > 0 for row in table)
+    assert all(len(data) == 5 and data[0][0].shape == (10, 2, 48, 48) for _, data in opened[:1])
+    # The cache is built anew each time, once to warm up.
+    assert [workers for workers, _ in opened if workers is not None] == [0, 2, 0, 2]

@@ -1,10 +1,14 @@
 """Folders of recordings: layout, split, cache, and everything that can be wrong with them."""
 
+import functools
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
+import signal
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from sj_ottt import InputError
-from sj_ottt.data import EVENT_DTYPE, EventFolder, open_dataset, write_events
+from sj_ottt.data import EVENT_DTYPE, EventFolder, folder, open_dataset, read_events, write_events
+from sj_ottt.data.parallel import ordered_map
 
 
 def record(file, n=40, seed=0, size=(12, 10)):
@@ -103,8 +108,6 @@ def test_split_depends_on_names_and_seed_only(flat, tmp_path):
 
 
 def test_cache_is_used_and_notices_changes(parts, tmp_path, monkeypatch):
-    from sj_ottt.data import folder
-
     reads = []
     real = folder.read_events
     monkeypatch.setattr(folder, "read_events", lambda path: reads.append(path) or real(path))
@@ -175,6 +178,96 @@ def test_surfaces_and_crops_are_cached_apart(parts, tmp_path):
     # A size that says what is so anyway shares the file.
     open_(parts, tmp_path, split="train", size=(12, 10))
     assert len(cache_files(tmp_path)) == 4
+
+
+def test_the_cache_has_the_same_bytes_from_any_number_of_processes(parts, tmp_path):
+    table = np.zeros(1000, EVENT_DTYPE)
+    table["x"], table["y"] = 9, 11
+    write_events(parts / "train" / "c1" / "5.npz", table)  # above a byte, near the end
+    for workers in (0, 2, 3):
+        cache = tmp_path / str(workers)
+        data = EventFolder(parts, 4, split="train", cache_dir=cache, workers=workers)
+        assert data.counts.dtype == np.uint8 and data.counts.max() == 250
+        data = EventFolder(parts, 1, split="train", cache_dir=cache, workers=workers)
+        assert data.counts.dtype == np.dtype("<u2") and data.counts.max() == 1000
+        assert not list((cache / "frames").glob(".*"))
+    files = [sorted((tmp_path / str(n) / "frames").iterdir()) for n in (0, 2, 3)]
+    assert len(files[0]) == 3  # two of counts and the sensor's size
+    for others in files[1:]:
+        assert [p.name for p in others] == [p.name for p in files[0]]
+        assert [p.read_bytes() for p in others] == [p.read_bytes() for p in files[0]]
+
+
+def test_an_error_in_a_process_is_the_users_line(parts, tmp_path):
+    backwards = np.zeros(9, EVENT_DTYPE)
+    backwards["t"][:3] = 7
+    write_events(parts / "train" / "c0" / "2.npz", backwards)
+    messages = []
+    for workers in (0, 2):
+        with pytest.raises(InputError, match=r"train/c0/2\.npz: time runs backwards") as error:
+            open_(parts, tmp_path, split="train", workers=workers, sensor_size=(12, 10))
+        messages.append(str(error.value))
+        assert not list((tmp_path / "own_cache" / "frames").iterdir())
+    assert messages[0] == messages[1]
+
+
+def _slow_frames(root, framing, sensor_size, file):
+    time.sleep(0.2)
+    (root.parent / f"worker-{os.getpid()}").touch()
+    return framing(read_events(root / file), sensor_size, root / file)
+
+
+def _build_slowly(root, cache):
+    folder._frames = _slow_frames
+    EventFolder(root, 4, split="train", sensor_size=(12, 10), cache_dir=cache, workers=2)
+
+
+def test_a_killed_build_leaves_nothing_half_written_and_no_process(parts, tmp_path):
+    for i in range(20):
+        record(parts / "train" / "c0" / f"more{i}.npz", seed=i)
+    cache = tmp_path / "own_cache"
+    build = multiprocessing.get_context("fork").Process(target=_build_slowly, args=(parts, cache))
+    build.start()
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.glob("worker-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(build.pid, signal.SIGKILL)
+    build.join()
+    workers = [int(p.name.rpartition("-")[2]) for p in tmp_path.glob("worker-*")]
+    assert len(workers) == 2
+    assert not cache_files(tmp_path)
+    (leftover,) = (cache / "frames").glob(".*")
+    while any(map(_alive, workers)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(map(_alive, workers))
+    os.utime(leftover, (1, 1))  # abandoned, an hour later
+    data = EventFolder(parts, 4, split="train", sensor_size=(12, 10), cache_dir=cache, workers=2)
+    assert data.counts.sum() == 24 * 40 and not list((cache / "frames").glob(".*"))
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _leave(item):
+    os._exit(1)
+
+
+def test_ordered_map():
+    square = functools.partial(pow, 2)
+    for workers in (None, 0, 1, 2, 5):
+        found = ordered_map(square, range(30), what="squares", workers=workers)
+        assert list(found) == [2**i for i in range(30)]
+    assert list(ordered_map(square, [], what="nothing", workers=2)) == []
+    with pytest.raises(InputError, match="workers=2: one of these processes was killed"):
+        list(ordered_map(_leave, range(9), what="nothing", workers=2))
+    started = ordered_map(square, range(1000), what="squares", workers=2)
+    assert next(started) == 1
+    started.close()
+    assert not multiprocessing.active_children()
 
 
 def test_workers_and_pickle(parts, tmp_path):

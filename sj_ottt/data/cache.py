@@ -1,7 +1,7 @@
 """The cache of event counts: one memory-mapped ``.npy`` for the recordings of one data set."""
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ def cached_counts(
     place: str,
     content: str,
     shape: tuple[int, ...],
-    samples: Callable[[], Iterable[np.ndarray]],
+    samples: Callable[[], Generator[np.ndarray]],
 ) -> tuple[Path, np.memmap]:
     """Return the path of the counts and the counts, building the file where that is needed.
 
@@ -62,14 +62,14 @@ def cached_counts(
 
 
 def _build(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, samples: Iterable[np.ndarray]
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, samples: Generator[np.ndarray]
 ) -> bool:
     """Write the counts as ``dtype``; False, and no file, where a count does not fit."""
     largest = np.iinfo(dtype).max
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     try:
         # Plain writes: on a full disk they raise, where writes through a memory map kill us.
-        with atomic_write(path) as file:
+        with contextlib.closing(samples), atomic_write(path) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for counts in samples:
                 if counts.max() > largest:

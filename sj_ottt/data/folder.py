@@ -201,7 +201,8 @@ class EventFolder(Dataset):
 
 
 def _frames(root: Path, framing: Framing, sensor_size: tuple[int, int], file: str) -> np.ndarray:
-    return framing(read_events(root / file), sensor_size, root / file)
+    frames = framing(read_events(root / file), sensor_size, root / file)
+    return frames.astype(np.min_scalar_type(frames.max()))  # less to send between processes
 
 
 def _merge(parts: Iterable[Classes]) -> Classes:

@@ -7,9 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from sj_ottt.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,10 +42,11 @@ def ordered_map(
         workers: Processes; 0 or 1 works in this one. None takes a process per core for many items.
 
     Raises:
+        InputError: A process was killed from outside.
         Exception: Whatever ``function`` raises for the first item at which it does.
     """
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if len(items) > _MANY else 0
+        workers = _cores() if len(items) > _MANY else 0
     # Workers of a DataLoader must not have children of their own.
     alone = min(workers, len(items)) < 2 or multiprocessing.current_process().daemon
     results = map(function, items) if alone else _in_processes(function, items, workers)
@@ -63,8 +67,20 @@ def _in_processes(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise InputError(
+            f"workers={workers}: one of these processes was killed, perhaps for want of memory; "
+            "try again with fewer"
+        ) from None
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _begin() -> None:

@@ -43,7 +43,9 @@ class DropEvents:
         Raises:
             InputError: The values are not counts.
         """
-        return _thinned(frames, 1 - self.max_share * float(torch.rand(())))
+        share = self.max_share * float(torch.rand(()))
+        cells = _cells(frames)
+        return _counts(cells[torch.rand(len(cells)) >= share], frames)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_share})"
@@ -69,15 +71,12 @@ class JitterTime:
         Raises:
             InputError: The values are not counts.
         """
-        move = self.jitter / 4
-        later = _thinned(frames, move)
-        earlier = _thinned(frames - later, move / (1 - move))
-        moved = frames - later - earlier
-        moved[1:] += later[:-1]
-        moved[-1] += later[-1]
-        moved[:-1] += earlier[1:]
-        moved[0] += earlier[0]
-        return moved
+        cells = _cells(frames)
+        draw = torch.rand(len(cells))
+        later, earlier = draw < self.jitter / 4, draw > 1 - self.jitter / 4
+        moved = cells + frames[0].numel() * (later.long() - earlier.long())
+        inside = (moved >= 0) & (moved < frames.numel())
+        return _counts(torch.where(inside, moved, cells), frames)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jitter})"
@@ -252,18 +251,20 @@ def _share(name: str, value: float, below_one: bool = False) -> float:
     return value
 
 
-def _thinned(counts: Tensor, probability: float) -> Tensor:
-    """Keep each of the counted events with a probability."""
-    thinned = torch.zeros_like(counts)
-    some = counts != 0  # most pixels are silent, and draws are dear
-    values = counts[some]
-    if (values < 0).any() or (values != values.round()).any():
+def _cells(frames: Tensor) -> Tensor:
+    """Return the place of each of the counted events in the flat frames [n]."""
+    counts = frames.flatten()
+    if counts.min() < 0 or not torch.equal(counts, counts.floor()):
         raise InputError(
             "frames: single events can be dropped and moved in counts only; put DropEvents and "
             "JitterTime before other transforms, and use frames='counts'"
         )
-    thinned[some] = torch.binomial(values, torch.full_like(values, probability))
-    return thinned
+    return torch.repeat_interleave(counts.int())
+
+
+def _counts(cells: Tensor, frames: Tensor) -> Tensor:
+    """Count events at places in the flat frames, as a tensor like ``frames``."""
+    return torch.bincount(cells, minlength=frames.numel()).to(frames.dtype).view_as(frames)
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:

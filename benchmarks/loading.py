@@ -1,0 +1,87 @@
+"""How fast recordings come out of the cache, and how fast the cache is built."""
+
+import argparse
+import itertools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader
+
+from benchmarks.measure import interleaved_medians
+from sj_ottt import engine
+from sj_ottt.data import (
+    EVENT_DTYPE,
+    Compose,
+    DropEvents,
+    EventFolder,
+    JitterTime,
+    NormalizeFrames,
+    RandomFlip,
+    RandomRotation,
+    RandomShift,
+    write_events,
+)
+
+SIZE, STEPS = (48, 48), 10
+EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have
+TRANSFORMS = {
+    "counts": [],
+    "normalized": [NormalizeFrames()],
+    "flip, rotation, shift": [RandomFlip(), RandomRotation(10), RandomShift(3), NormalizeFrames()],
+    "all augmentations": [
+        DropEvents(0.3),
+        JitterTime(0.5),
+        RandomFlip(),
+        RandomRotation(10),
+        RandomShift(3),
+        NormalizeFrames(),
+    ],
+}
+
+
+def loading(args: argparse.Namespace) -> list[dict]:
+    """Samples per second, T = 10, 48 x 48 pixels: batches of 32 from the cache, and into it.
+
+    An epoch over recordings of random events, the start of the loader's processes included.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        _record(root / "data", args.samples)
+        data = _open(root, "kept")
+        runs = {}
+        for (name, chain), workers in itertools.product(TRANSFORMS.items(), args.workers):
+            dataset = _open(root, "kept", transform=Compose(chain))
+            loader = DataLoader(dataset, 32, num_workers=workers, collate_fn=engine.stack)
+            runs[name, workers] = lambda loader=loader: sum(len(y) for _, y in loader)
+        for workers in args.workers:
+            runs["building the cache", workers] = lambda workers=workers: _build(root, workers)
+        seconds = interleaved_medians(runs, args.repeats)
+        return [
+            {"what": what, "workers": workers, "samples/s": f"{len(data) / s:.0f}"}
+            for (what, workers), s in seconds.items()
+        ]
+
+
+def _record(root: Path, n: int) -> None:
+    rng = np.random.default_rng(0)
+    events = np.empty(EVENTS, EVENT_DTYPE)
+    for i in range(n):
+        events["t"] = np.sort(rng.integers(0, 300_000, EVENTS))
+        events["y"], events["x"] = (
+            rng.integers(0, SIZE[0], EVENTS),
+            rng.integers(0, SIZE[1], EVENTS),
+        )
+        events["p"] = rng.integers(0, 2, EVENTS)
+        (root / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        write_events(root / str(i % 2) / f"{i}.npz", events)
+
+
+def _open(root: Path, cache: str, **kwargs) -> EventFolder:
+    return EventFolder(root / "data", STEPS, sensor_size=SIZE, cache_dir=root / cache, **kwargs)
+
+
+def _build(root: Path, workers: int) -> None:
+    _open(root, "fresh", workers=workers)
+    shutil.rmtree(root / "fresh")
