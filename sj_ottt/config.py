@@ -106,6 +106,15 @@ def _crop(value: Any) -> tuple[int, ...] | None:
         raise ValueError(message) from None
 
 
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) and n for n in names):
+        raise ValueError("names with commas between them")
+    return tuple(names)
+
+
 def _pretrained(value: Any) -> bool | str | None:
     if value in (None, False):
         return None
@@ -137,6 +146,17 @@ class TrainConfig:
     pretrained: bool | str | None = _option(
         None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
     )
+    freeze: tuple[str, ...] | None = _option(
+        None, _names, "parts of the model that do not learn, such as stem,layer1"
+    )
+    head_epochs: int = _option(
+        0, _integer(0), "epochs at the start in which the classifier alone learns"
+    )
+    layer_decay: float = _option(
+        1.0,
+        _number(lambda v: 0 < v <= 1, "a number above 0, up to 1"),
+        "factor on the learning rate for each layer further from the classifier",
+    )
     pull_to: str | None = _option(
         None,
         _optional(_text),
@@ -147,6 +167,11 @@ class TrainConfig:
     )
     pull_norm: str = _option("l2", _choice("l2", "l1"), "its norm: l2 or l1")
     epochs: int = _option(10, _integer(1), "passes over the training recordings")
+    early_stop: int | None = _option(
+        None,
+        _optional(_integer(1)),
+        "stop after so many epochs without a better validation; never if not given",
+    )
     batch_size: int = _option(32, _integer(1), "recordings per batch")
     lr: float = _option(
         0.05, _number(lambda v: v > 0, "a finite number above 0"), "highest learning rate"
@@ -249,6 +274,9 @@ class TrainConfig:
         _share,
         "share of the mean squared error in the loss, the rest is cross entropy",
     )
+    class_weights: bool = _option(
+        False, _flag, "weigh the loss of each class by the inverse of its frequency"
+    )
     train_samples: int | None = _option(
         None,
         _optional(_integer(1)),
@@ -274,6 +302,8 @@ class TrainConfig:
             raise InputError(
                 f"backward_steps must be at most steps={self.steps}, not {self.backward_steps}"
             )
+        if self.early_stop is not None and not self.val_fraction:
+            raise InputError("early_stop needs recordings to validate on: set val_fraction above 0")
         if self.tau_us is not None and self.frames != "surface":
             raise InputError('tau_us goes with frames="surface" only: leave one out')
         for name in ("drop_events", "time_jitter"):

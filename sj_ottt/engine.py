@@ -29,7 +29,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from sj_ottt import zoo
+from sj_ottt import finetune, zoo
 from sj_ottt.checkpoint import (
     load_checkpoint,
     read_model,
@@ -100,10 +100,11 @@ def _resolve_device(name: str) -> torch.device:
 
 def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
+    groups = finetune.parameter_groups(model, cfg.layer_decay)
     if cfg.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
+        return torch.optim.SGD(groups, momentum=0.9, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
-    return kind(model.parameters(), **options)
+    return kind(groups, **options)
 
 
 def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
@@ -194,12 +195,18 @@ class _Run:
             readout=cfg.readout,
         ).to(self.device)
         first_stage = None if cfg.pull_to is None else self._first_stage(cfg.pull_to)
+        if cfg.freeze:
+            finetune.freeze(self.model, cfg.freeze)
         self.optimizer = _build_optimizer(self.model, cfg)
         if first_stage is not None:
             share = self.steps if cfg.update == "online" else 1  # an update per time step
             pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
             self.optimizer.register_step_pre_hook(pull)
-        self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
+        weights = None
+        if cfg.class_weights:
+            targets = plain.targets[self.train_part.indices]
+            weights = finetune.class_weights(targets, len(plain.classes)).to(self.device)
+        self.loss_fn = CrossEntropyMSE(cfg.mse_weight, weights)
         kind, half = self.device.type, getattr(torch, cfg.amp, None)
         self.autocast = partial(torch.autocast, kind, half, enabled=half is not None)
         # bfloat16 has the range of float32 and needs no scale.
@@ -302,7 +309,9 @@ class _Run:
             if self.cfg.cutmix and torch.rand(()) < self.cfg.cutmix:
                 x_seq, target = transforms.cutmix(x_seq, target, len(self.augmented.classes))
             for group in self.optimizer.param_groups:
-                group["lr"] = _lr_at(self.cfg, done + index, total)
+                # A checkpoint from before there were scales has none.
+                scale = group.get("lr_scale", 1.0)
+                group["lr"] = scale * _lr_at(self.cfg, done + index, total)
             with self.autocast():
                 loss, logits = train_step(
                     self.model,
@@ -329,11 +338,13 @@ class _Run:
         val_accuracy = None
         title = f"epoch {self.epoch}/{cfg.epochs}"
         with tqdm(total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
-            for loss, right, count in self._train_batches(loader):
-                loss_sum, correct, seen = loss_sum + loss * count, correct + right, seen + count
-                shown = {"loss": f"{loss_sum / seen:.3f}", "acc": f"{correct / seen:.3f}"}
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
+            head_only = self.epoch <= cfg.head_epochs
+            with finetune.only_classifier(self.model) if head_only else contextlib.nullcontext():
+                for loss, right, count in self._train_batches(loader):
+                    loss_sum, correct, seen = loss_sum + loss * count, correct + right, seen + count
+                    shown = {"loss": f"{loss_sum / seen:.3f}", "acc": f"{correct / seen:.3f}"}
+                    bar.set_postfix(shown, refresh=False)
+                    bar.update()
             if len(self.val_part):
                 held = _loader(self.val_part, cfg.batch_size, cfg.workers)
                 val_accuracy, _ = _test(self.model, held, self.steps, self.device)
@@ -355,6 +366,12 @@ class _Run:
             }
         self.seconds += time.perf_counter() - start
         return row
+
+    @property
+    def done(self) -> bool:
+        """Whether the last epoch is behind, or an earlier one that is to be the last."""
+        stopped = finetune.stopped_early(self.history, self.cfg.early_stop)
+        return self.epoch >= self.cfg.epochs or stopped
 
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and, last, ``result.json``."""
@@ -435,7 +452,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         raise InputError(f"{out} holds a run already; continue it with --resume, or choose --out")
     run = _Run(cfg, state)
     result_file = out / "result.json"
-    if state and state["epoch"] == cfg.epochs and result_file.exists():
+    if state and run.done and result_file.exists():
         return json.loads(result_file.read_text())
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -446,9 +463,9 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         run.export()
     else:
         run.save()
-    if run.epoch < cfg.epochs:
+    if not run.done:
         with contextlib.closing(EventLog(out / "tb", purge_step=run.epoch + 1)) as log:
-            while run.epoch < cfg.epochs:
+            while not run.done:
                 row = run.run_epoch()
                 log.scalars(row["epoch"], {k: v for k, v in row.items() if k != "epoch"})
                 run.save()

@@ -29,9 +29,12 @@ class CrossEntropyMSE:
 
     Attributes:
         mse_weight: a. The authors take 0.05 on images, 0.001 on event recordings.
+        class_weights: Factor on the loss of a sample of each class [classes]; None for 1. The mean
+            is taken over the samples, not over the weights, so that it counts with one sample too.
     """
 
     mse_weight: float = 0.05
+    class_weights: Tensor | None = None
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of logits [N, classes].
@@ -41,12 +44,18 @@ class CrossEntropyMSE:
         """
         if target.is_floating_point():
             target = target.to(logits)
-        loss = F.cross_entropy(logits, target)
-        if self.mse_weight == 0:
-            return loss
-        soft = target.dim() == 2
-        one_hot = target if soft else F.one_hot(target, logits.shape[1]).to(logits)
-        return (1 - self.mse_weight) * loss + self.mse_weight * F.mse_loss(logits, one_hot)
+        weights, reduction = None, "mean"
+        if self.class_weights is not None:
+            weights, reduction = self.class_weights.to(logits), "none"
+            weights = target @ weights if target.dim() == 2 else weights[target]
+        loss = F.cross_entropy(logits, target, reduction=reduction)
+        if self.mse_weight:
+            soft = target.dim() == 2
+            one_hot = target if soft else F.one_hot(target, logits.shape[1]).to(logits)
+            error = F.mse_loss(logits, one_hot, reduction=reduction)
+            error = error if weights is None else error.mean(1)
+            loss = (1 - self.mse_weight) * loss + self.mse_weight * error
+        return loss if weights is None else (weights * loss).mean()
 
 
 class Pull:

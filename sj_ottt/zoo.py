@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from timm.models import load_state_dict
+from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError, suggest
 
-__all__ = ["create", "load_weights", "model_rows", "pretrained_cfgs"]
+__all__ = ["create", "layer_depths", "load_weights", "model_rows", "pretrained_cfgs"]
 
 _PACKAGE = Path(__file__).parent
 
@@ -92,6 +92,11 @@ def create(
         in_chans=in_chans,
         **kwargs,
     )
+
+
+def layer_depths(model: nn.Module) -> dict[str, int]:
+    """Return the depth of each parameter, by timm's grouping: 0 next to the input."""
+    return group_parameters(model, model.group_matcher(), reverse=True)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:

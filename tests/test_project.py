@@ -30,6 +30,7 @@ LEVELS = {
     "conversion": 6,
     "learning": 6,
     "models": 6,
+    "finetune": 6,
     "plots": 6,
     "samples": 6,
     "analysis": 7,

@@ -1,0 +1,104 @@
+"""What of a pretrained network learns and how fast: frozen parts, rates by depth, rare classes."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sj_ottt import zoo
+from sj_ottt.errors import InputError, suggest
+
+__all__ = ["class_weights", "freeze", "only_classifier", "parameter_groups", "stopped_early"]
+
+
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
+    """Keep parts of a model from learning, in place.
+
+    Args:
+        model: A model of this package.
+        names: Names of its modules, such as ``layer1`` or ``layer2.0``; ``stem`` is the first
+            convolution where no module is called so.
+
+    Raises:
+        InputError: There is no such module, it has no weights, or nothing is left to learn.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        place = model.first_conv if name == "stem" and name not in modules else name
+        parameters = list(modules[place].parameters()) if place in modules else []
+        if not parameters or not place:
+            known = [child for child, m in model.named_children() if list(m.parameters())]
+            raise InputError(
+                f"freeze: {type(model).__name__} has no part {name!r} with weights"
+                f"{suggest(name, known)}; it has {', '.join(known)} and their parts"
+            )
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise InputError(f"freeze={','.join(names)} leaves nothing to learn: freeze less")
+
+
+@contextlib.contextmanager
+def only_classifier(model: nn.Module) -> Iterator[None]:
+    """Let nothing but the classifier learn inside the context."""
+    head = set(model.get_classifier().parameters())
+    body = [p for p in model.parameters() if p.requires_grad and p not in head]
+    for parameter in body:
+        parameter.requires_grad_(False)
+        parameter.grad = None  # or an optimizer would go on with it
+    try:
+        yield
+    finally:
+        for parameter in body:
+            parameter.requires_grad_(True)
+
+
+def parameter_groups(model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:
+    """Group the parameters by depth: a learning rate smaller by a factor for each layer down.
+
+    Args:
+        model: A model of this package.
+        layer_decay: The factor; at 1 there is one group.
+
+    Returns:
+        An optimizer's groups, each with the ``lr_scale`` that its learning rate is to be
+        multiplied by: 1 for the classifier, ``layer_decay`` for the layer below it, and so on.
+    """
+    if layer_decay == 1:
+        return [{"params": list(model.parameters()), "lr_scale": 1.0}]
+    depths = zoo.layer_depths(model)
+    top = max(depths.values())
+    groups: dict[int, list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(depths[name], []).append(parameter)
+    return [
+        {"params": groups[depth], "lr_scale": layer_decay ** (top - depth)}
+        for depth in sorted(groups, reverse=True)
+    ]
+
+
+def class_weights(targets: np.ndarray, n_classes: int) -> Tensor:
+    """Return weights inverse to the classes' frequencies, 1 on the average sample [n_classes].
+
+    A class without samples gets 0.
+    """
+    counts = np.bincount(targets, minlength=n_classes)
+    present = np.count_nonzero(counts)
+    weights = np.divide(len(targets), present * counts, where=counts > 0, out=np.zeros(n_classes))
+    return torch.from_numpy(weights).float()
+
+
+def stopped_early(history: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether ``patience`` epochs have passed since the best validation accuracy was first reached.
+
+    Args:
+        history: One row per epoch with ``val_accuracy``.
+        patience: Epochs; None never stops.
+    """
+    if patience is None or not history:
+        return False
+    accuracies = [row["val_accuracy"] for row in history]
+    return len(history) - 1 - int(np.argmax(accuracies)) >= patience
