@@ -211,6 +211,7 @@ def test_a_video_by_frame_rate_in_bytes_and_in_blocks(monkeypatch):
     assert np.array_equal(video_events(video / 255, times, **kwargs), events)
     monkeypatch.setattr(simulate, "_BLOCK", 20 * 7)
     assert np.array_equal(video_events(video, times, **kwargs), events)
+    assert len(video_events(video[:1], fps=1000, **kwargs)) == 0
     late = video_events(video, times + 10**9, **kwargs)
     assert np.array_equal(late["t"] - 10**9, events["t"])
 
@@ -229,6 +230,7 @@ def test_a_video_by_frame_rate_in_bytes_and_in_blocks(monkeypatch):
         ({"fps": None, "times": np.array([0, 5, 5])}, "do not rise"),
         ({"threshold": 0}, "threshold=0"),
         ({"noise_hz": -1}, "noise_hz=-1"),
+        ({"noise_hz": 1e9}, "noise_hz=1000000000.0: give a number from 0 to 10000"),
         ({"leak_hz": float("nan")}, "leak_hz=nan"),
         ({"refractory_us": -1}, "refractory_us=-1"),
     ],
