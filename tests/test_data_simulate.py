@@ -186,6 +186,12 @@ def test_refractory_time():
     events = video_events(video, times, refractory_us=2_500, **kwargs)
     assert events["x"].tolist() == [0, 1] * 4
     assert events["t"][::2].tolist() == pytest.approx([6_000, 9_000, 12_000, 15_000], abs=3)
+    # An event just when the time is over is seen; a pixel does not deafen another.
+    t, pixel = np.array([0, 3, 10, 20, 30, 40]), np.array([0, 1, 0, 0, 0, 0])
+    kept = simulate._outside_refractory(t, pixel, 10)
+    assert kept.all()
+    kept = simulate._outside_refractory(t, pixel, 11)
+    assert kept.tolist() == [True, True, False, True, False, True]
 
 
 def test_refractory_time_against_the_obvious_loop():
