@@ -95,6 +95,7 @@ def main() -> None:
         "kernel": kernel.kernel,
         "rules": rules.rules,
         "loading": loading.loading,
+        "simulating": loading.simulating,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")

@@ -68,6 +68,14 @@ def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     assert "±" in capsys.readouterr().out
 
 
+def test_simulating_has_each_effect():
+    rows = loading.simulating(argparse.Namespace(repeats=1))
+    events = {row["effects"]: row["events"] for row in rows}
+    assert events["and a refractory time"] < events["contrast and mismatch"]
+    assert events["contrast and mismatch"] < events["and shot noise"]
+    assert len(events) == 5 and all(float(row["ms"]) > 0 for row in rows)
+
+
 def test_loading_visits_every_sample(monkeypatch):
     opened = []
     real = loading._open

@@ -88,6 +88,7 @@ def test_what_can_be_wrong_leaves_nothing(images, tmp_path, monkeypatch):
 
     refuses("no such folder", tmp_path / "none")
     refuses("test_fraction=1", test_fraction=1)
+    refuses("seed=-1", seed=-1)
     refuses("threshold=0", threshold=0)
     refuses("threshold=0", threshold=0, workers=2)
     blank = images / "dog" / "blank.png"

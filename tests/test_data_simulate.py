@@ -186,6 +186,12 @@ def test_refractory_time():
     events = video_events(video, times, refractory_us=2_500, **kwargs)
     assert events["x"].tolist() == [0, 1] * 4
     assert events["t"][::2].tolist() == pytest.approx([6_000, 9_000, 12_000, 15_000], abs=3)
+    # An event just when the time is over is seen; a pixel does not deafen another.
+    t, pixel = np.array([0, 3, 10, 20, 30, 40]), np.array([0, 1, 0, 0, 0, 0])
+    kept = simulate._outside_refractory(t, pixel, 10)
+    assert kept.all()
+    kept = simulate._outside_refractory(t, pixel, 11)
+    assert kept.tolist() == [True, True, False, True, False, True]
 
 
 def test_refractory_time_against_the_obvious_loop():
@@ -211,6 +217,7 @@ def test_a_video_by_frame_rate_in_bytes_and_in_blocks(monkeypatch):
     assert np.array_equal(video_events(video / 255, times, **kwargs), events)
     monkeypatch.setattr(simulate, "_BLOCK", 20 * 7)
     assert np.array_equal(video_events(video, times, **kwargs), events)
+    assert len(video_events(video[:1], fps=1000, **kwargs)) == 0
     late = video_events(video, times + 10**9, **kwargs)
     assert np.array_equal(late["t"] - 10**9, events["t"])
 
@@ -229,6 +236,7 @@ def test_a_video_by_frame_rate_in_bytes_and_in_blocks(monkeypatch):
         ({"fps": None, "times": np.array([0, 5, 5])}, "do not rise"),
         ({"threshold": 0}, "threshold=0"),
         ({"noise_hz": -1}, "noise_hz=-1"),
+        ({"noise_hz": 1e9}, "noise_hz=1000000000.0: give a number from 0 to 10000"),
         ({"leak_hz": float("nan")}, "leak_hz=nan"),
         ({"refractory_us": -1}, "refractory_us=-1"),
     ],

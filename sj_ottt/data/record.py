@@ -1,5 +1,6 @@
 """Images into a data set of recordings, by the simulated sensor: arrays, or a folder of files."""
 
+import contextlib
 import json
 import os
 import zlib
@@ -116,6 +117,8 @@ def record_images(
     sensor_size = check_size("sensor_size", sensor_size)
     if not 0 <= test_fraction < 1:
         raise InputError(f"test_fraction={test_fraction!r}: give a number from 0 to below 1")
+    if seed < 0:
+        raise InputError(f"seed={seed!r}: give a whole number from 0 on")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError(f"{out}: holds something already; remove it or choose another folder")
     parts = _parts(images, test_fraction, seed)
@@ -133,8 +136,10 @@ def record_images(
             record = partial(
                 _record_file, images, folder, sensor_size=sensor_size, seed=seed, **camera
             )
-            for _ in ordered_map(record, jobs, what="recording", workers=workers):
-                os.utime(folder)  # still at work
+            made = ordered_map(record, jobs, what="recording", workers=workers)
+            with contextlib.closing(made):
+                for _ in made:
+                    os.utime(folder)  # still at work
     except OSError as error:
         raise InputError(
             f"{out}: cannot be made ({error.strerror or error}); free some space, or choose "

@@ -11,8 +11,8 @@ The model, pixel by pixel, with L = log(I + eps) for an intensity I in [0, 1]:
 - *Leak.* The reference sinks by ``leak_hz`` times ``threshold`` a second, so that a pixel in front
   of a still scene emits that many ON events a second; pixels begin at a random point of that cycle.
 - *Shot noise.* Events of random polarity at random times (a Poisson process) that leave the
-  reference alone, ``noise_hz`` a second in a dark pixel, falling linearly with I to a quarter of
-  that in a white one.
+  reference alone, ``noise_hz`` a second in a dark pixel, falling linearly with I (of the image
+  before) to a quarter of that in a white one.
 - *Refractory time.* For ``refractory_us`` after an event a pixel is deaf: its events in that time,
   of whatever origin, are lost, while its reference moves on.
 
@@ -21,7 +21,6 @@ Leak, noise and refractory time are off unless asked for.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -78,11 +77,10 @@ def saccade_events(
     """
     image = _check_image(image)
     height, width = check_size("sensor_size", sensor_size)
-    _check_at_least(1, duration_us=duration_us, step_us=step_us)
-    _check_at_least(0, travel=travel, rounds=rounds)
-    _check_at_least(0.01, zoom=zoom)
-    if travel >= 1:
-        raise InputError(f"travel={travel!r}: give a fraction of the sensor, below 1")
+    _check_within(1, math.inf, duration_us=duration_us, step_us=step_us)
+    _check_within(0, math.inf, rounds=rounds)
+    _check_within(0, 0.9, travel=travel)
+    _check_within(0.01, math.inf, zoom=zoom)
     if len(position) != 2 or not np.isfinite(position).all():
         raise InputError(f"position={position!r}: give (down, right), two numbers of pixels")
     steps = math.ceil(duration_us / step_us)
@@ -134,9 +132,11 @@ def video_events(
     """
     video = _check_video(video)
     times = _check_times(times, fps, len(video))
-    _check_at_least(0, mismatch=mismatch, refractory_us=refractory_us)
-    _check_at_least(0, leak_hz=leak_hz, noise_hz=noise_hz)
-    _check_at_least(1e-6, threshold=threshold, eps=eps)
+    _check_within(0, math.inf, mismatch=mismatch, refractory_us=refractory_us)
+    # Beyond what any pixel does, a slip of the hand would fill the memory with events.
+    _check_within(0, 10_000, leak_hz=leak_hz, noise_hz=noise_hz)
+    _check_within(0.01, math.inf, threshold=threshold)
+    _check_within(1e-6, math.inf, eps=eps)
     width = video.shape[2]
     video = video.reshape(len(video), -1)
     n_pixels = video.shape[1]
@@ -214,10 +214,11 @@ def _check_times(times: np.ndarray | None, fps: float | None, n_images: int) -> 
     return times
 
 
-def _check_at_least(low: float, **values: Any) -> None:
+def _check_within(low: float, high: float, **values: float) -> None:
     for name, value in values.items():
-        if not low <= value < math.inf:
-            raise InputError(f"{name}={value!r}: give a number from {low} on")
+        if not (low <= value <= high and value < math.inf):
+            to = "on" if high == math.inf else f"to {high}"
+            raise InputError(f"{name}={value!r}: give a number from {low} {to}")
 
 
 def _contrast_events(
