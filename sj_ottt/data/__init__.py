@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_events
+from sj_ottt.data.events import EVENT_DTYPE, Recording, check_events, write_events
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import events_to_frames
 from sj_ottt.data.ndigits import ndigits_root
+from sj_ottt.data.readers import read_events, read_recording
 from sj_ottt.data.simulate import saccade_events, write_event_dataset
 from sj_ottt.data.transforms import Compose, NormalizeFrames, RandomShift
 from sj_ottt.errors import InputError
@@ -24,12 +25,14 @@ __all__ = [
     "EventFolder",
     "NormalizeFrames",
     "RandomShift",
+    "Recording",
     "cache_root",
     "check_events",
     "events_to_frames",
     "ndigits_root",
     "open_dataset",
     "read_events",
+    "read_recording",
     "saccade_events",
     "write_event_dataset",
     "write_events",

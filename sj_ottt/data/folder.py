@@ -11,9 +11,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from sj_ottt.data.cache import cached_counts, open_counts
-from sj_ottt.data.events import READERS, read_events
+from sj_ottt.data.events import extent
 from sj_ottt.data.frames import check_size, check_split_by, check_steps, events_to_frames
 from sj_ottt.data.layout import PARTS, Classes, digest, part_by_split, scan
+from sj_ottt.data.readers import READERS, read_events, read_recording
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write, cache_root
 
@@ -27,9 +28,9 @@ _LARGEST_SENSOR = 4096
 class EventFolder(Dataset):
     """Recordings in ``root/<class>/`` or ``root/{train,test}/<class>/`` as frames of counts.
 
-    Recordings may be SpikingJelly npz (t, x, y, p) and N-MNIST ``.bin``; see `READERS`. The first
-    use reads them all and keeps the counts in a cache file; later ones map that file into memory,
-    unless a recording was changed, added or removed.
+    Recordings may be in any format of `READERS`. The first use reads them all and keeps the counts
+    in a cache file; later ones map that file into memory, unless a recording was changed, added or
+    removed.
 
     Args:
         root: The folder.
@@ -44,8 +45,9 @@ class EventFolder(Dataset):
             `events_to_frames`.
         sensor_size: (height, width) of the sensor. None takes it from ``root/dataset.json``
             (``{"sensor_size": [H, W]}``), else 34 x 34 where all recordings are N-MNIST ``.bin``,
-            else the smallest that holds every event of every recording, train and test together;
-            give it where the sensor's outermost pixels may never have fired.
+            else the smallest that holds every recording, train and test together: the size that
+            the recording's file states, or where it states none, every event. Give it where
+            neither file nor events tell, since the sensor's outermost pixels may never have fired.
         transform: Applied to each sample's frames.
         cache_dir: The cache's folder, see `cache_root`.
         test_fraction: The share of test recordings in a new split.
@@ -241,16 +243,15 @@ def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, 
 
 
 def _extent(root: Path, files: list[str]) -> tuple[int, int]:
-    """Return (height, width) of the smallest sensor that holds every event."""
+    """Return (height, width) of the smallest sensor that holds every recording."""
     height = width = 1
     for path in _with_progress(root, files, "sensor size"):
-        events = read_events(path)
-        if len(events):
-            height = max(height, int(events["y"].max()) + 1)
-            width = max(width, int(events["x"].max()) + 1)
+        recording = read_recording(path)
+        rows, columns = recording.sensor_size or extent(recording.events)
+        height, width = max(height, rows), max(width, columns)
         if max(height, width) > _LARGEST_SENSOR:
             raise InputError(
-                f"{path}: has events out to x={width - 1}, y={height - 1}, beyond "
+                f"{path}: reaches out to x={width - 1}, y={height - 1}, beyond "
                 f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor "
                 "is that large"
             )

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sj_ottt.data.events import recording_suffixes
+from sj_ottt.data.readers import recording_suffixes
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write
 
