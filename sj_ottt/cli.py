@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sj_ottt import __version__
+from sj_ottt import __version__, data_cli
 from sj_ottt.config import TrainConfig
 from sj_ottt.errors import InputError
 
@@ -165,6 +165,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_analyze,
             _analyze,
         ),
+        ("data", "look at recordings, and cut them into samples", data_cli.add, None),
         ("models", "list the models, their size and their weights", None, _models),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -34,6 +34,7 @@ LEVELS = {
     "analysis": 7,
     "engine": 7,
     "report": 8,
+    "data_cli": 8,
     "cli": 9,
     "__main__": 10,
 }

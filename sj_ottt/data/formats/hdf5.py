@@ -6,7 +6,9 @@
   Prophesee's plugin.
 """
 
+import mmap
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,7 +53,8 @@ def _read(file: "h5py.File", path: Path) -> Recording:
         group = file["events"]
         columns = _load({name: group[name] for name in EVENT_DTYPE.names if name in group}, path)
         if "t" in columns and "t_offset" in file:
-            columns["t"] = columns["t"].astype(np.int64) + int(file["t_offset"][()])
+            (offset,) = _load({"t_offset": file["t_offset"]}, path).values()
+            columns["t"] = columns["t"].astype(np.int64) + np.int64(offset)
     else:
         columns = {}
     if missing := [name for name in EVENT_DTYPE.names if name not in columns]:
@@ -59,8 +62,7 @@ def _read(file: "h5py.File", path: Path) -> Recording:
             f"{path}: HDF5 without events/{missing[0]} (DSEC) or CD/events (Prophesee); it holds "
             f"{', '.join(file) or 'nothing'}: save t (µs), x, y and p under events"
         )
-    size = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", _text(file.attrs.get("geometry", "")))
-    return Recording(pack_events(columns, path), (int(size[2]), int(size[1])) if size else None)
+    return Recording(pack_events(columns, path), _sensor_size(file, path))
 
 
 def _load(datasets: "Mapping[str, h5py.Dataset]", path: Path) -> dict[str, np.ndarray]:
@@ -68,6 +70,8 @@ def _load(datasets: "Mapping[str, h5py.Dataset]", path: Path) -> dict[str, np.nd
     check_claim(path, sum(data.size * data.dtype.itemsize for data in datasets.values()))
     for data in datasets.values():
         _check_filters(data, path)
+        if data.dtype.hasobject:
+            raise ValueError(f"{data.name} holds no numbers")
     return {name: data[()] for name, data in datasets.items()}
 
 
@@ -88,5 +92,29 @@ def _check_filters(data: "h5py.Dataset", path: Path) -> None:
             raise InputError(f"{path}: compressed with HDF5's {name}, which is not there; {remedy}")
 
 
-def _text(value: object) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+def _sensor_size(file: "h5py.File", path: Path) -> tuple[int, int] | None:
+    if "geometry" not in file.attrs:
+        return None
+    _check_heaps(path)
+    geometry = file.attrs["geometry"]
+    geometry = geometry.decode("latin-1") if isinstance(geometry, bytes) else str(geometry)
+    sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", geometry)
+    return (int(sides[2]), int(sides[1])) if sides else None
+
+
+def _check_heaps(path: Path) -> None:
+    """Raise `ValueError` at a damaged heap of texts, in which the HDF5 library would loop forever.
+
+    A heap is ``GCOL``, version 1, three zeros and its length; then objects: number, references,
+    four zeros and length, and behind it the object, in steps of 8 bytes. The object of number 0 is
+    what is free, with its head.
+    """
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = -1
+        while (start := data.find(b"GCOL\1\0\0\0", start + 1)) >= 0:
+            at, end = start + 16, start + struct.unpack_from("<Q", data, start + 8)[0]
+            while at + 16 <= end <= len(data):
+                number, length = struct.unpack_from("<H6xQ", data, at)
+                if number == 0 and length == 0:
+                    raise ValueError(f"an empty object at byte {at}")
+                at += 16 + -(-length // 8) * 8 if number else length
