@@ -2,8 +2,14 @@
 
 import argparse
 import shlex
+import statistics
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sj_ottt.data.survey import RecordingInfo
 
 # The data modules are imported by the subcommand that needs them: torch takes seconds.
 
@@ -48,7 +54,7 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
 
 
 def _slice(args: argparse.Namespace) -> None:
-    from sj_ottt.data import labels, slicing
+    from sj_ottt.data import labels, layout, slice_files, slicing
 
     config = slicing.SliceConfig(
         window=labels.parse_duration(args.window),
@@ -58,12 +64,12 @@ def _slice(args: argparse.Namespace) -> None:
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
-    recordings = slicing.find_recordings(args.recordings)
+    recordings = layout.find_recordings(args.recordings)
     if args.labels:
         labelled = labels.read_labels(args.labels, recordings)
     else:
         labelled = labels.labels_from_folders(recordings)
-    result = slicing.slice_recordings(labelled, args.out, config)
+    result = slice_files.slice_recordings(labelled, args.out, config)
 
     parts = {name: Counter(w.label for w in windows) for name, windows in result.parts.items()}
     names = sorted(parts["train"] | parts["test"])
@@ -81,15 +87,79 @@ def _slice(args: argparse.Namespace) -> None:
     else:
         tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
-        print(f"test: {len(tests)} {args.split_by}{'s' * (len(tests) > 1)}: {listed}")
+        print(f"test: {_count(len(tests), args.split_by)}: {listed}")
     print(f"split     {Path(args.out) / 'slices.csv'}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
+
+
+def _add_info(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", metavar="DIR|FILE", help="a recording, or a folder of them")
+    parser.add_argument(
+        "--out", default="data_info", metavar="DIR", help="for the pictures (default: %(default)s)"
+    )
+
+
+def _info(args: argparse.Namespace) -> None:
+    from sj_ottt import gallery
+    from sj_ottt.data.survey import survey
+
+    found = survey(args.place)
+    recordings, (height, width) = found.recordings, found.sensor_size
+    labels = sorted({one.label for one in recordings})
+    summary = _count(len(recordings), "recording")
+    if classes := len(labels) if labels != [""] else 0:
+        summary += f", {_count(classes, 'class', 'classes')}"
+    print(f"{args.place}: {summary}, sensor {height} x {width} pixels (height x width)")
+    print(f"{'':14}{'smallest':>12}{'median':>12}{'largest':>12}{'sum':>14}")
+    for name, values, form in (
+        ("events", [one.events for one in recordings], ",.0f"),
+        ("duration, s", [one.duration / 1e6 for one in recordings], ",.3f"),
+        ("events per s", [one.rate for one in recordings], ",.0f"),
+    ):
+        total = f"{sum(values):14{form}}" if name != "events per s" else ""
+        cells = (min(values), statistics.median(values), max(values))
+        print(f"{name:14}{''.join(f'{value:12{form}}' for value in cells)}{total}")
+    n_events = sum(one.events for one in recordings)
+    print(f"ON events     {sum(one.on_events for one in recordings) / n_events:12.1%}")
+    if classes > 1:
+        _print_classes(recordings, labels)
+    hot = found.hot()
+    share = found.pixel_counts[tuple(hot.T)].sum() / n_events
+    print(f"hot pixels: {len(hot)} of {height * width}, with {share:.1%} of the events")
+    for y, x in hot[:8]:
+        often = found.times_hot[y, x] / len(recordings)
+        print(f"  x = {x}, y = {y}, hot in {often:.0%} of the recordings")
+    for problem in found.problems[:5]:
+        print(f"cannot be used: {problem}")
+    if len(found.problems) > 5:
+        print(f"cannot be used: {len(found.problems) - 5} more")
+    for path in gallery.draw(found, Path(args.out)):
+        print(f"picture   {path}")
+
+
+def _count(n: int, one: str, many: str | None = None) -> str:
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
+def _print_classes(recordings: "Sequence[RecordingInfo]", labels: Sequence[str]) -> None:
+    parts = [part for part in ("train", "test", "") if any(one.part == part for one in recordings)]
+    width = max(len(label) for label in (*labels, "class"))
+    head = "".join(f"{part or 'recordings':>12}" for part in parts)
+    print(f"{'class':{width}}{head}{'events, median':>16}")
+    for label in labels:
+        members = [one for one in recordings if one.label == label]
+        counts = "".join(f"{sum(one.part == part for one in members):12}" for part in parts)
+        median = statistics.median(one.events for one in members)
+        print(f"{label:{width}}{counts}{median:16,.0f}")
+    (most, n_most), *_, (fewest, n_fewest) = Counter(one.label for one in recordings).most_common()
+    print(f"balance: {n_fewest} ({fewest}) to {n_most} ({most}) recordings a class")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``sj-ottt data``."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, fill, run in (
+        ("info", "say and draw what recordings hold", _add_info, _info),
         ("slice", "cut labelled recordings into samples for training", _add_slice, _slice),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -80,6 +81,27 @@ def atomic_write(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden folder to fill, which appears at ``path`` complete, or not at all.
+
+    Filling takes long: change something at the folder's top now and then (``os.utime``), or after
+    an hour another process takes it for one that a killed process has left, and removes it.
+
+    Raises:
+        OSError: The folder cannot be made, or ``path`` is a file or a folder that is not empty.
+    """
+    for leftover in abandoned_siblings(path):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = temporary_sibling(path)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 from sj_ottt import InputError, cli
 from sj_ottt.data import EVENT_DTYPE, EventFolder, read_events, write_events
 from sj_ottt.data.labels import labels_from_folders, parse_duration, read_labels
+from sj_ottt.data.layout import find_recordings
+from sj_ottt.data.slice_files import slice_recordings
 from sj_ottt.data.slicing import (
     SliceConfig,
     Window,
-    find_recordings,
-    slice_recordings,
     split_by_group,
     split_by_time,
     window_starts,

@@ -33,6 +33,7 @@ LEVELS = {
     "plots": 6,
     "analysis": 7,
     "engine": 7,
+    "gallery": 7,
     "report": 8,
     "data_cli": 8,
     "cli": 9,

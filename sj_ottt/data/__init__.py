@@ -12,6 +12,7 @@ import torch
 from sj_ottt.data.events import EVENT_DTYPE, Recording, check_events, write_events
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import events_to_frames
+from sj_ottt.data.hotpixels import hot_pixels
 from sj_ottt.data.ndigits import ndigits_root
 from sj_ottt.data.readers import read_events, read_recording
 from sj_ottt.data.simulate import saccade_events, write_event_dataset
@@ -29,6 +30,7 @@ __all__ = [
     "cache_root",
     "check_events",
     "events_to_frames",
+    "hot_pixels",
     "ndigits_root",
     "open_dataset",
     "read_events",

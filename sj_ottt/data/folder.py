@@ -214,17 +214,24 @@ def _with_progress(root: Path, files: Iterable[str], what: str) -> Iterator[Path
         yield root / file
 
 
+def described_size(root: Path) -> tuple[int, int] | None:
+    """Return the (height, width) that ``root/dataset.json`` states; None without such a file."""
+    description = root / "dataset.json"
+    if not description.is_file():
+        return None
+    try:
+        stated = json.loads(description.read_text())["sensor_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
+        ) from error
+    return check_size(f"{description}: sensor_size", stated)
+
+
 def _infer_sensor_size(root: Path, files: list[str], cache: Path) -> tuple[int, int]:
     """Find the sensor's size where nobody gave it; see `EventFolder`."""
-    description = root / "dataset.json"
-    if description.is_file():
-        try:
-            stated = json.loads(description.read_text())["sensor_size"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
-            ) from error
-        return check_size(f"{description}: sensor_size", stated)
+    if (described := described_size(root)) is not None:
+        return described
 
     suffixes = {PurePosixPath(file).suffix.lower() for file in files}
     for reader in READERS:

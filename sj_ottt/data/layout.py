@@ -5,7 +5,7 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sj_ottt.data.readers import recording_suffixes
@@ -22,6 +22,39 @@ Classes = Mapping[str, tuple[str, ...]]
 def digest(*values: object) -> str:
     """Return a short, stable key of JSON-able values."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
+    """List recordings: files as given, folders searched to any depth, each file once.
+
+    Hidden files and folders, and in folders files with an ending that no reader knows, are passed
+    over.
+
+    Raises:
+        InputError: A place is missing, or a folder holds no recordings.
+    """
+    suffixes = recording_suffixes()
+    found: dict[Path, Path] = {}
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(
+                path
+                for path in place.rglob("*")
+                if path.suffix.lower() in suffixes
+                and path.is_file()
+                and not any(part.startswith(".") for part in path.relative_to(place).parts)
+            )
+            if not inside:
+                raise InputError(
+                    f"{place}: holds no recordings; readable are {', '.join(suffixes)}"
+                )
+        elif place.exists():
+            inside = [place]
+        else:
+            raise InputError(f"{place}: no such recording or folder; check the path")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def scan(root: Path) -> dict[str, Classes]:
