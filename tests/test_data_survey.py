@@ -20,7 +20,7 @@ def write(path, n=400, seed=0, hot=()):
     events["t"][[0, -1]] = 0, n * 1000
     events["y"], events["x"] = rng.integers(0, 12, len(events)), rng.integers(0, 10, len(events))
     events["p"][::4] = 1
-    places = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), -1)
+    places = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), 300)
     for place, (x, y) in zip(places, hot, strict=True):
         events["x"][place], events["y"][place] = x, y
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,11 +83,8 @@ def test_evenly():
 def test_busiest_frames(tmp_path):
     events = np.zeros(6, EVENT_DTYPE)
     events["t"] = [100, 5_100, 5_200, 5_400, 6_150, 9_000]
-    events["x"], events["y"], events["p"] = (
-        [0, 1, 2, 3, 7, 0],
-        [0, 0, 1, 1, 5, 0],
-        [0, 1, 1, 0, 1, 0],
-    )
+    events["x"], events["y"] = [0, 1, 2, 3, 7, 0], [0, 0, 1, 1, 5, 0]
+    events["p"] = [0, 1, 1, 0, 1, 0]
     write_events(tmp_path / "a.npz", events)
     counts = busiest_frames(tmp_path / "a.npz", (6, 8), 2, 1000, 8)
     # From 5,100 µs: three events in the first ms, one in the second.
@@ -104,7 +101,7 @@ def test_pictures():
     counts[0, 1, 2, 3], counts[1, 0, 4, 5] = 1, 1
     image = Image.open(io.BytesIO(plots.animation(counts, 10.0, "a")))
     assert image.n_frames == 3 and image.size == (360, 240 + 22)
-    red, blue = image.convert("RGB").getpixel((3 * 12 + 5, 2 * 12 + 5)), None
+    red = image.convert("RGB").getpixel((3 * 12 + 5, 2 * 12 + 5))
     image.seek(1)
     blue = image.convert("RGB").getpixel((5 * 12 + 5, 4 * 12 + 5))
     assert red[0] > 180 > red[2] and blue[2] > 150 > blue[0]
@@ -118,9 +115,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert cli.main(["data", "info", str(folder), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert lines[0].endswith(
-        "data: 12 recordings, 2 classes, sensor 12 x 10 pixels (height x width)"
-    )
+    assert "data: 12 recordings, 2 classes, sensor 12 x 10 pixels (height x width)" in lines[0]
     assert lines[2].split() == ["events", "400", "1,250", "2,100", "15,000"]
     assert ["class", "train", "test", "events,", "median"] in [line.split() for line in lines]
     assert ["rare", "2", "1", "800"] in [line.split() for line in lines]
