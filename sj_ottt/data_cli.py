@@ -101,9 +101,9 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 def _info(args: argparse.Namespace) -> None:
     from sj_ottt import gallery
-    from sj_ottt.data.survey import survey
+    from sj_ottt.data.survey import survey_recordings
 
-    found = survey(args.place)
+    found = survey_recordings(args.place)
     recordings, (height, width) = found.recordings, found.sensor_size
     labels = sorted({one.label for one in recordings})
     summary = _count(len(recordings), "recording")

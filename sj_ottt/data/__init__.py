@@ -13,9 +13,14 @@ from sj_ottt.data.events import EVENT_DTYPE, Recording, check_events, write_even
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import events_to_frames
 from sj_ottt.data.hotpixels import hot_pixels
+from sj_ottt.data.labels import labels_from_folders, read_labels
+from sj_ottt.data.layout import find_recordings
 from sj_ottt.data.ndigits import ndigits_root
 from sj_ottt.data.readers import read_events, read_recording
 from sj_ottt.data.simulate import saccade_events, write_event_dataset
+from sj_ottt.data.slice_files import slice_recordings
+from sj_ottt.data.slicing import SliceConfig
+from sj_ottt.data.survey import survey_recordings
 from sj_ottt.data.transforms import Compose, NormalizeFrames, RandomShift
 from sj_ottt.errors import InputError
 from sj_ottt.files import cache_root
@@ -27,15 +32,21 @@ __all__ = [
     "NormalizeFrames",
     "RandomShift",
     "Recording",
+    "SliceConfig",
     "cache_root",
     "check_events",
     "events_to_frames",
+    "find_recordings",
     "hot_pixels",
+    "labels_from_folders",
     "ndigits_root",
     "open_dataset",
     "read_events",
+    "read_labels",
     "read_recording",
     "saccade_events",
+    "slice_recordings",
+    "survey_recordings",
     "write_event_dataset",
     "write_events",
 ]

@@ -70,7 +70,7 @@ class Survey:
         return found[np.argsort(-self.times_hot[tuple(found.T)], kind="stable")]
 
 
-def survey(place: str | os.PathLike) -> Survey:
+def survey_recordings(place: str | os.PathLike) -> Survey:
     """Read one recording, a folder of classes (see `EventFolder`), or a folder of recordings.
 
     Raises:
