@@ -88,7 +88,7 @@ def _slice(args: argparse.Namespace) -> None:
         tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
         print(f"test: {_count(len(tests), args.split_by)}: {listed}")
-    print(f"split     {Path(args.out) / 'slices.csv'}")
+    print(f"split     {Path(args.out) / layout.SLICES}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from sj_ottt.data.events import check_events, extent, write_events
 from sj_ottt.data.labels import Labelled, Stretch
-from sj_ottt.data.layout import PARTS
+from sj_ottt.data.layout import PARTS, SLICES
 from sj_ottt.data.readers import read_recording
 from sj_ottt.data.slicing import SliceConfig, Window, split_by_group, split_by_time, window_starts
 from sj_ottt.errors import InputError
@@ -87,7 +87,7 @@ def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> Sli
             kept = np.flatnonzero(lasts - firsts >= config.min_events)
             sparse = f"windows with fewer than {config.min_events} events"
             left_out[sparse] += len(starts) - len(kept)
-            left_out["labels shorter than a window"] += not starts
+            left_out["stretches shorter than a window"] += not starts
             for i in kept:
                 sample = events[firsts[i] : lasts[i]].copy()
                 sample["t"] = t[firsts[i] : lasts[i]] - starts[i]
@@ -162,7 +162,7 @@ def _place(folder: Path, windows: Sequence[Window], part: np.ndarray) -> None:
         end = w.start + w.length
         writer.writerow((name, PARTS[p], w.label, w.recording, w.session, w.start, end, w.events))
     shutil.rmtree(folder / "samples")
-    with atomic_write(folder / "slices.csv") as file:
+    with atomic_write(folder / SLICES) as file:
         file.write(table.getvalue().encode())
 
 
