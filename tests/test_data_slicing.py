@@ -264,10 +264,10 @@ def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
 
 
 def test_finding_recordings(raw, tmp_path):
+    sliced(raw, raw / "made")
     (raw / ".hidden").mkdir()
     record(raw / ".hidden" / "9.npz", 1)
     (raw / "notes.md").write_text("x")
-    sliced(raw, raw / "made")
     assert len(find_recordings([raw])) == 6 < len(find_recordings([raw / "made"]))
     with pytest.raises(InputError, match="none: no such recording or folder"):
         find_recordings([tmp_path / "none"])

@@ -29,8 +29,8 @@ def digest(*values: object) -> str:
 def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
     """List recordings: files as given, folders searched to any depth, each file once.
 
-    Within folders, what is hidden, has an ending that no reader knows, or belongs to a data set that
-    was itself sliced from recordings is passed over.
+    Within folders, what is hidden, has an ending that no reader knows, or belongs to a data set
+    that was itself sliced from recordings is passed over.
 
     Raises:
         InputError: A place is missing, or a folder holds no recordings.
