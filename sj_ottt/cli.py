@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sj_ottt import __version__
+from sj_ottt import __version__, data_cli
 from sj_ottt.config import TrainConfig
 from sj_ottt.errors import InputError
 
@@ -141,45 +141,6 @@ def _analyze(args: argparse.Namespace) -> None:
                 print("  " + "  ".join(cells))
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    text = "record a folder of images, one folder a class, with a simulated event camera"
-    simulate = commands.add_parser("simulate", help=text, description=text, allow_abbrev=False)
-    simulate.set_defaults(run=_simulate)
-    simulate.add_argument("images", metavar="IMAGES", help="folder of image folders")
-    simulate.add_argument("--out", required=True, metavar="DATASET", help="folder to make")
-    # The defaults are those of the function: only what was typed reaches it.
-    for flag, kind, names, text in (
-        ("sensor-size", int, ("H", "W"), "pixels of the sensor (default: 34 34)"),
-        ("duration-us", int, "US", "length of a recording in µs (default: 300000)"),
-        ("test-fraction", float, "SHARE", "test images of each class (default: 0.2)"),
-        ("seed", int, "N", "of the split and of the pixels (default: 0)"),
-        ("workers", int, "N", "processes (default: one per core for many images)"),
-        ("travel", float, "SHARE", "extent of the path, of the sensor's side (default: 0.15)"),
-        ("rounds", float, "N", "how often the image goes round it (default: 1)"),
-        ("position", float, ("DOWN", "RIGHT"), "of its centre, in pixels (default: 0 0)"),
-        ("zoom", float, "X", "size of the image, 1: as large as fits (default: 1)"),
-        ("threshold", float, "X", "contrast threshold in log intensity (default: 0.3)"),
-        ("mismatch", float, "SHARE", "its relative deviation between pixels (default: 0.03)"),
-        ("refractory-us", int, "US", "time in which a pixel fires once (default: 0)"),
-        ("leak-hz", float, "HZ", "leak events per pixel and second (default: 0)"),
-        ("noise-hz", float, "HZ", "noise events per dark pixel and second (default: 0)"),
-    ):
-        several = {"nargs": 2} if isinstance(names, tuple) else {}
-        simulate.add_argument(
-            f"--{flag}", type=kind, metavar=names, help=text, default=argparse.SUPPRESS, **several
-        )
-
-
-def _simulate(args: argparse.Namespace) -> None:
-    from sj_ottt.data import record_images
-
-    kwargs = {name: value for name, value in vars(args).items() if name != "run"}
-    counts = record_images(**kwargs)
-    listed = ", ".join(f"{count} for {part}" for part, count in counts.items())
-    print(f"{args.out}: {listed}\ntrain on it with: sj-ottt train --data {shlex.quote(args.out)}")
-
-
 def _models(args: argparse.Namespace) -> None:
     from sj_ottt import zoo
 
@@ -206,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_analyze,
             _analyze,
         ),
-        ("data", "make data sets of recordings", _add_data, None),
+        ("data", "make and look at recordings, cut them into samples", data_cli.add, None),
         ("models", "list the models, their size and their weights", None, _models),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -1,18 +1,21 @@
-"""Pictures of a run, of its data and of what the instruments say of its model, as PNG bytes."""
+"""Pictures of a run, of its data and of what the instruments say of its model: PNG, GIF."""
 
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1495b", "#5a5a5a"
 COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b")
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
+FRAME_MS = 80  # of an animation
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
 
 
@@ -90,29 +93,100 @@ def frames(samples: Sequence[np.ndarray], names: Sequence[str], max_steps: int =
     grid = figure.subplots(len(samples), shown, squeeze=False)
     for row, sample, name in zip(grid, samples, names, strict=True):
         counts = sample[:shown]
-        # One bright pixel must not hide the rest: the 98th percentile of the active pixels is full.
-        active = counts[counts > 0]
-        full = float(np.percentile(active, 98)) if active.size else 1.0
-        for axes, frame in zip(row, np.clip(counts / full, 0, 1), strict=True):
-            off, on = frame[..., None]
-            ink = on * (1 - ON_COLOUR) + off * (1 - OFF_COLOUR)
-            axes.imshow(np.clip(1 - ink, 0, 1), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set(color="#c8c8c8", linewidth=0.6)
+        for axes, frame in zip(row, _event_colours(counts), strict=True):
+            _show_events(axes, frame)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
     for step, axes in enumerate(grid[0], start=1):
         axes.set_title(f"t = {step}", fontsize=9, color=GREY)
+    _polarity_legend(figure, f"first {shown} of {total} steps" if shown < total else None)
+    return _png(figure)
+
+
+def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]], title: str) -> bytes:
+    """Draw samples side by side, a row for each class.
+
+    Args:
+        rows: For each class, event counts [2, H, W]; channel 0 OFF, channel 1 ON.
+        title: What the pictures show.
+    """
+    columns = max(map(len, rows.values()))
+    height, width = next(iter(rows.values()))[0].shape[1:]
+    cell = 0.95
+    wide = cell * width / height
+    figure = Figure(
+        figsize=(1.2 + 0.08 * max(map(len, rows)) + wide * columns, 0.9 + cell * len(rows)),
+        layout="constrained",
+    )
+    figure.suptitle(title, fontsize=10, color=GREY)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, (name, samples) in zip(grid, rows.items(), strict=True):
+        for axes, counts in zip(row, samples, strict=False):
+            _show_events(axes, _event_colours(counts))
+        for axes in row[len(samples) :]:
+            axes.set_axis_off()
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+    _polarity_legend(figure)
+    return _png(figure)
+
+
+def animation(counts: np.ndarray, step_ms: float, title: str, shortest_side: int = 240) -> bytes:
+    """Draw a recording as an animated GIF, with the time below it.
+
+    Args:
+        counts: Event counts [T, 2, H, W]; channel 0 OFF, channel 1 ON.
+        step_ms: What a frame covers, in ms.
+        title: Stands before the time.
+        shortest_side: The picture's height and width are at least so many pixels.
+    """
+    height, width = counts.shape[2:]
+    scale = max(1, -(-shortest_side // min(height, width)))
+    size, bar = (width * scale, height * scale), 22
+    font = ImageFont.load_default(12)
+    images = []
+    for i, colours in enumerate(_event_colours(counts)):
+        image = Image.new("RGB", (size[0], size[1] + bar), "white")
+        frame = Image.fromarray((255 * colours).astype(np.uint8))
+        image.paste(frame.resize(size, Image.Resampling.NEAREST))
+        draw = ImageDraw.Draw(image)
+        draw.rectangle((0, size[1], size[0], size[1] + 2), fill="#e4e4e4")
+        draw.rectangle((0, size[1], size[0] * (i + 1) // len(counts), size[1] + 2), fill=GREY)
+        text = f"{title}   {round((i + 1) * step_ms)} ms"
+        draw.text((4, size[1] + 5), text, fill=GREY, font=font)
+        images.append(image)
+    buffer = io.BytesIO()
+    images[0].save(
+        buffer, "GIF", save_all=True, append_images=images[1:], duration=FRAME_MS, loop=0
+    )
+    return buffer.getvalue()
+
+
+def _event_colours(counts: np.ndarray) -> np.ndarray:
+    """Return colours in [0, 1], [..., H, W, 3], of event counts [..., 2, H, W], white for none."""
+    # One bright pixel must not hide the rest: the 98th percentile of the active pixels is full.
+    active = counts[counts > 0]
+    full = float(np.percentile(active, 98)) if active.size else 1.0
+    ink = np.clip(counts / full, 0, 1)[..., None]
+    off, on = ink[..., 0, :, :, :], ink[..., 1, :, :, :]
+    return np.clip(1 - on * (1 - ON_COLOUR) - off * (1 - OFF_COLOUR), 0, 1)
+
+
+def _show_events(axes: Axes, colours: np.ndarray) -> None:
+    axes.imshow(colours, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(color="#c8c8c8", linewidth=0.6)
+
+
+def _polarity_legend(figure: Figure, title: str | None = None) -> None:
     figure.legend(
         handles=[Patch(color=ON_COLOUR, label="ON"), Patch(color=OFF_COLOUR, label="OFF")],
         loc="outside lower right",
         ncols=2,
         frameon=False,
         fontsize=9,
-        title=f"first {shown} of {total} steps" if shown < total else None,
+        title=title,
         title_fontsize=9,
     )
-    return _png(figure)
 
 
 def images(samples: Sequence[np.ndarray], names: Sequence[str]) -> bytes:

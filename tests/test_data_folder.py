@@ -305,7 +305,7 @@ def test_what_can_be_wrong_with_a_folder(tmp_path, flat):
     far = np.zeros(9, EVENT_DTYPE)
     far["x"][4] = 30_000
     write_events(flat / "class0" / "far.npz", far)
-    refuses(r"class0/far\.npz: has events out to x=30000", flat)
+    refuses(r"class0/far\.npz: reaches out to x=30000", flat)
     (flat / "class0" / "far.npz").unlink()
     backwards = np.zeros(9, EVENT_DTYPE)
     backwards["t"][:3] = 7

@@ -35,7 +35,9 @@ LEVELS = {
     "samples": 6,
     "analysis": 7,
     "engine": 7,
+    "gallery": 7,
     "report": 8,
+    "data_cli": 8,
     "cli": 9,
     "__main__": 10,
 }

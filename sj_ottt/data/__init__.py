@@ -7,16 +7,22 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sj_ottt.data.events import EVENT_DTYPE, check_events, read_events, write_events
+from sj_ottt.data.events import EVENT_DTYPE, Recording, check_events, write_events
 from sj_ottt.data.folder import EventFolder
 from sj_ottt.data.frames import crop_events, events_to_frames, time_surface
 from sj_ottt.data.framing import Framing
 from sj_ottt.data.hotpixels import hot_pixels
 from sj_ottt.data.images import ENCODINGS, IMAGE_SETS, ImageSet
 from sj_ottt.data.known import EVENT_SETS, event_set_root
+from sj_ottt.data.labels import labels_from_folders, read_labels
+from sj_ottt.data.layout import find_recordings
 from sj_ottt.data.ndigits import ndigits_root
+from sj_ottt.data.readers import read_events, read_recording
 from sj_ottt.data.record import record_images, write_event_dataset
 from sj_ottt.data.simulate import saccade_events, video_events
+from sj_ottt.data.slice_files import slice_recordings
+from sj_ottt.data.slicing import SliceConfig
+from sj_ottt.data.survey import survey_recordings
 from sj_ottt.data.transforms import (
     Compose,
     Cutout,
@@ -45,17 +51,25 @@ __all__ = [
     "RandomFlip",
     "RandomRotation",
     "RandomShift",
+    "Recording",
+    "SliceConfig",
     "cache_root",
     "check_events",
     "crop_events",
     "cutmix",
     "events_to_frames",
+    "find_recordings",
     "hot_pixels",
+    "labels_from_folders",
     "ndigits_root",
     "open_dataset",
     "read_events",
+    "read_labels",
+    "read_recording",
     "record_images",
     "saccade_events",
+    "slice_recordings",
+    "survey_recordings",
     "time_surface",
     "video_events",
     "write_event_dataset",

@@ -12,11 +12,12 @@ import torch
 from torch.utils.data import Dataset
 
 from sj_ottt.data.cache import cached_counts, open_counts
-from sj_ottt.data.events import READERS, read_events
+from sj_ottt.data.events import extent
 from sj_ottt.data.frames import Crop, check_size
 from sj_ottt.data.framing import Framing
 from sj_ottt.data.layout import PARTS, Classes, digest, part_by_split, scan
 from sj_ottt.data.parallel import ordered_map
+from sj_ottt.data.readers import READERS, read_events, read_recording
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write, cache_root
 
@@ -29,9 +30,9 @@ _LARGEST_SENSOR = 4096
 class EventFolder(Dataset):
     """Recordings in ``root/<class>/`` or ``root/{train,test}/<class>/`` as frames.
 
-    Recordings may be SpikingJelly npz (t, x, y, p) and N-MNIST ``.bin``; see `READERS`. The first
-    use reads them all and keeps the frames in a cache file; later ones map that file into memory,
-    unless a recording was changed, added or removed.
+    Recordings may be in any format of `READERS`. The first use reads them all and keeps the frames
+    in a cache file; later ones map that file into memory, unless a recording was changed, added or
+    removed.
 
     Args:
         root: The folder.
@@ -50,8 +51,9 @@ class EventFolder(Dataset):
         hot_pixels: Drop pixels that fire this many times as often as those around them.
         sensor_size: (height, width) of the sensor. None takes it from ``root/dataset.json``
             (``{"sensor_size": [H, W]}``), else 34 x 34 where all recordings are N-MNIST ``.bin``,
-            else the smallest that holds every event of every recording, train and test together;
-            give it where the sensor's outermost pixels may never have fired.
+            else the smallest that holds every recording, train and test together: the size that
+            the recording's file states, or where it states none, every event. Give it where
+            neither file nor events tell, since the sensor's outermost pixels may never have fired.
         transform: Applied to each sample's frames.
         cache_dir: The cache's folder, see `cache_root`.
         test_fraction: The share of test recordings in a new split.
@@ -220,19 +222,26 @@ def _fingerprint(root: Path, files: Iterable[str]) -> str:
     return digest([(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats])
 
 
+def described_size(root: Path) -> tuple[int, int] | None:
+    """Return the (height, width) that ``root/dataset.json`` states; None without such a file."""
+    description = root / "dataset.json"
+    if not description.is_file():
+        return None
+    try:
+        stated = json.loads(description.read_text())["sensor_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
+        ) from error
+    return check_size(f"{description}: sensor_size", stated)
+
+
 def _infer_sensor_size(
     root: Path, files: list[str], cache: Path, workers: int | None
 ) -> tuple[int, int]:
     """Find the sensor's size where nobody gave it; see `EventFolder`."""
-    description = root / "dataset.json"
-    if description.is_file():
-        try:
-            stated = json.loads(description.read_text())["sensor_size"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
-            ) from error
-        return check_size(f"{description}: sensor_size", stated)
+    if (described := described_size(root)) is not None:
+        return described
 
     suffixes = {PurePosixPath(file).suffix.lower() for file in files}
     for reader in READERS:
@@ -251,20 +260,18 @@ def _infer_sensor_size(
 
 
 def _extent(root: Path, files: list[str], workers: int | None) -> tuple[int, int]:
-    """Return (height, width) of the smallest sensor that holds every event."""
+    """Return (height, width) of the smallest sensor that holds every recording."""
     extents = ordered_map(partial(_extent_of, root), files, what="sensor size", workers=workers)
     height, width = np.max(list(extents), axis=0).tolist()
     return height, width
 
 
 def _extent_of(root: Path, file: str) -> tuple[int, int]:
-    events = read_events(root / file)
-    if not len(events):
-        return 1, 1
-    height, width = int(events["y"].max()) + 1, int(events["x"].max()) + 1
+    recording = read_recording(root / file)
+    height, width = recording.sensor_size or extent(recording.events)
     if max(height, width) > _LARGEST_SENSOR:
         raise InputError(
-            f"{root / file}: has events out to x={width - 1}, y={height - 1}, beyond "
+            f"{root / file}: reaches out to x={width - 1}, y={height - 1}, beyond "
             f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor is "
             "that large"
         )

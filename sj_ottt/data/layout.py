@@ -8,11 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from sj_ottt.data.events import recording_suffixes
+from sj_ottt.data.readers import recording_suffixes
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write
 
 PARTS = ("train", "test")
+# Which file of a sliced data set is which part of which recording.
+SLICES = "slices.csv"
 _SPLIT_VERSION = 1
 
 # Recordings of each class, as posix paths relative to the root.
@@ -22,6 +24,34 @@ Classes = Mapping[str, tuple[str, ...]]
 def digest(*values: object) -> str:
     """Return a short, stable key of JSON-able values."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
+    """List recordings: files as given, folders searched to any depth, each file once.
+
+    Within folders, what is hidden, has an ending that no reader knows, or belongs to a data set
+    that was itself sliced from recordings is passed over.
+
+    Raises:
+        InputError: A place is missing, or a folder holds no recordings.
+    """
+    suffixes = recording_suffixes()
+    found: dict[Path, Path] = {}
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes)
+            inside = [p for p in inside if p.is_file() and not _is_passed_over(p, place)]
+            if not inside:
+                raise InputError(
+                    f"{place}: holds no recordings; readable are {', '.join(suffixes)}"
+                )
+        elif place.exists():
+            inside = [place]
+        else:
+            raise InputError(f"{place}: no such recording or folder; check the path")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
 
 
 def scan(
@@ -100,6 +130,14 @@ def part_by_split(
     chosen = {key: {name: fs for name, fs in kept.items() if fs} for key, kept in chosen.items()}
     _check_classes_of_tests(path, chosen["train"], chosen["test"])
     return chosen[part], path
+
+
+def _is_passed_over(path: Path, place: Path) -> bool:
+    inner = path.relative_to(place).parts
+    folders = (place.joinpath(*inner[:depth]) for depth in range(1, len(inner)))
+    return any(part.startswith(".") for part in inner) or any(
+        (folder / SLICES).exists() for folder in folders
+    )
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -1,0 +1,80 @@
+"""What several formats share: text headers, clocks that go round, sizes, optional packages."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from sj_ottt.errors import InputError
+
+# Deflate packs at most this many bytes into one; no recording comes near it.
+_DENSEST = 1032
+_LONGEST_LINE = 1 << 16
+
+
+def text_header(path: Path, mark: bytes, end: bytes) -> tuple[list[str], int]:
+    """Read the text lines at the head of a binary file.
+
+    Args:
+        path: The file.
+        mark: What each line of the header begins with.
+        end: The line, without its line break, that ends the header where it is there.
+
+    Returns:
+        The lines without ``mark`` and line break, and the offset of the data behind them.
+    """
+    lines, offset = [], 0
+    with open(path, "rb") as file:
+        while (line := file.readline(_LONGEST_LINE)).startswith(mark):
+            offset += len(line)
+            lines.append(line[len(mark) :].decode("latin-1").strip())
+            if line.rstrip() == end:
+                break
+    return lines, offset
+
+
+def fixed_records(path: Path, offset: int, dtype: np.dtype, what: str) -> np.ndarray:
+    """Read a file from ``offset`` to its end as records of one type; `InputError` at a torn one."""
+    dtype = np.dtype(dtype)
+    if (torn := (path.stat().st_size - offset) % dtype.itemsize) != 0:
+        raise InputError(
+            f"{path}: truncated: {torn} bytes are left behind the last {what} of "
+            f"{dtype.itemsize} bytes; copy it again"
+        )
+    return np.fromfile(path, dtype, offset=offset)
+
+
+def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
+    """Count on where a clock of so many bits goes round: int64, from unsigned integers [n].
+
+    A step by more than half the clock's range counts as a turn, forwards or (a late event from
+    before the turn) backwards; a smaller one stays as it is.
+    """
+    return np.unwrap(clock.astype(np.int64), period=1 << bits)
+
+
+def check_claim(path: Path, n_bytes: int) -> None:
+    """Refuse to allocate what no file of this size can hold, whatever its header says."""
+    size = path.stat().st_size
+    if n_bytes > _DENSEST * size:
+        raise InputError(
+            f"{path}: states {n_bytes} bytes of events in a file of {size}; it is damaged: copy "
+            "or convert it again"
+        )
+
+
+def optional(package: str, path: Path) -> ModuleType:
+    """Import a package of the ``events`` extra; `InputError` with the command that installs it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading it needs the package {package} ({error}); "
+            'pip install "sj-ottt[events]"'
+        ) from error
+
+
+def reason(error: BaseException) -> str:
+    """Return another package's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

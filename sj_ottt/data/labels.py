@@ -1,0 +1,186 @@
+"""Labels of stretches of recordings, from a CSV file or from the names of folders.
+
+The CSV begins with a line of names: ``file,start,end,label`` and, where wanted, ``session``. The
+file is a recording's name, with as many of its folders as tell it from the others. Times count from
+the recording's first event, in µs or with a unit (``1500``, ``20ms``, ``1.5 s``); an empty start or
+end is the recording's own. Stretches of one recording may overlap where they carry the same label;
+they are then joined. Further columns are passed over.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sj_ottt.errors import InputError, suggest
+
+_UNITS_US = {"": 1, "us": 1, "µs": 1, "μs": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]*)")
+_COLUMNS = ("file", "start", "end", "label")
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A labelled part of a recording.
+
+    Attributes:
+        start: In µs from the recording's first event.
+        end: The same; None for the recording's end.
+        label: The class.
+        source: Where that is said, for messages.
+    """
+
+    start: int
+    end: int | None
+    label: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A recording, its stretches in order of time, and the session that it belongs to."""
+
+    path: Path
+    session: str
+    stretches: tuple[Stretch, ...]
+
+
+def parse_duration(text: str) -> int:
+    """Return a time in whole µs: ``"1500"``, ``"200ms"``, ``"1.5 s"``.
+
+    Raises:
+        InputError: No number of 0 or more with a known unit (us, ms, s, min).
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if not match or match[2] not in _UNITS_US or not math.isfinite(float(match[1])):
+        raise InputError(f"time {text!r}: give µs, or a number with us, ms, s or min, as in 200ms")
+    return round(float(match[1]) * _UNITS_US[match[2]])
+
+
+def labels_from_folders(recordings: Sequence[Path]) -> list[Labelled]:
+    """Label each recording as a whole by its folder; the folder above that is the session."""
+    found = []
+    for path in recordings:
+        folder = path.resolve().parent
+        stretch = Stretch(0, None, _check_label(folder.name, f"{path}: folder"), str(path))
+        found.append(Labelled(path, str(folder.parent), (stretch,)))
+    return found
+
+
+def read_labels(path: str | Path, recordings: Sequence[Path]) -> list[Labelled]:
+    """Read a CSV of labels and find the recording of each row.
+
+    Args:
+        path: The CSV; see this module for its form.
+        recordings: Those that rows may name. One that no row names is left out.
+
+    Raises:
+        InputError: The file or a row is wrong; names the line.
+    """
+    rows: dict[Path, list[Stretch]] = {}
+    sessions: dict[Path, str] = {}
+    for source, row in _rows(Path(path)):
+        recording = _find(row["file"], recordings, source)
+        start = _time(row["start"], source) or 0
+        end = _time(row["end"], source)
+        if end is not None and end <= start:
+            raise InputError(f"{source}: end {row['end']} is not behind start {row['start'] or 0}")
+        label = _check_label(row["label"], source)
+        rows.setdefault(recording, []).append(Stretch(start, end, label, source))
+        session = row.get("session") or str(recording.resolve().parent)
+        if sessions.setdefault(recording, session) != session:
+            raise InputError(
+                f"{source}: session {session!r}, where an earlier line says "
+                f"{sessions[recording]!r} for the same file; give one session for each file"
+            )
+    return [Labelled(p, sessions[p], join_stretches(rows[p])) for p in recordings if p in rows]
+
+
+def join_stretches(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
+    """Sort a recording's stretches and join those that overlap.
+
+    Raises:
+        InputError: Stretches with different labels overlap.
+    """
+    joined: list[Stretch] = []
+    for stretch in sorted(stretches, key=lambda s: (s.start, s.source)):
+        before = joined[-1] if joined else None
+        if before is None or (before.end is not None and before.end <= stretch.start):
+            joined.append(stretch)
+        elif before.label != stretch.label:
+            raise InputError(
+                f"{stretch.source}: {stretch.label!r} overlaps {before.label!r} of "
+                f"{before.source}; an event can have one label only: mend start or end"
+            )
+        else:
+            ends = (before.end, stretch.end)
+            end = None if None in ends else max(ends)
+            joined[-1] = Stretch(before.start, end, before.label, before.source)
+    return tuple(joined)
+
+
+def _rows(path: Path) -> list[tuple[str, Mapping[str, str]]]:
+    """Return each row's cells, stripped, beside the words by which messages name it."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as a CSV of labels ({error})") from error
+    separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    found, names = [], None
+    try:
+        for cells in reader:
+            cells = [cell.strip() for cell in cells]
+            source = f"{path} line {reader.line_num}"
+            if not any(cells):
+                continue
+            if names is None:
+                names = [cell.lower() for cell in cells]
+                if missing := [name for name in _COLUMNS if name not in names]:
+                    raise InputError(
+                        f"{source}: lacks the column {missing[0]!r}; begin the file with the line "
+                        "file,start,end,label (and session, if you wish)"
+                    )
+            elif len(cells) != len(names):
+                raise InputError(f"{source}: {len(cells)} cells, where the first line names "
+                                 f"{len(names)} columns; mend the line")  # fmt: skip
+            else:
+                found.append((source, dict(zip(names, cells, strict=True))))
+    except csv.Error as error:
+        raise InputError(f"{path} line {reader.line_num}: {error}; mend the line") from error
+    if not found:
+        raise InputError(f"{path}: holds no labels; give lines of file,start,end,label")
+    return found
+
+
+def _find(name: str, recordings: Sequence[Path], source: str) -> Path:
+    wanted = Path(name).parts
+    if not wanted:
+        raise InputError(f"{source}: names no file; give the recording's name")
+    matches = [p for p in recordings if p.resolve().parts[-len(wanted) :] == wanted]
+    if len(matches) > 1:
+        raise InputError(
+            f"{source}: file {name!r} fits {matches[0]} and {matches[1]}; give its folder too"
+        )
+    if not matches:
+        near = suggest(name, {p.name for p in recordings})
+        raise InputError(f"{source}: file {name!r} is none of the recordings{near}")
+    return matches[0]
+
+
+def _time(text: str, source: str) -> int | None:
+    try:
+        return parse_duration(text) if text else None
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
+
+
+def _check_label(label: str, source: str) -> str:
+    """Return a label that can name a folder."""
+    if not label or label.startswith(".") or "/" in label or "\\" in label or "\0" in label:
+        raise InputError(
+            f"{source}: label {label!r} cannot name a folder; use letters, digits, - and _"
+        )
+    return label
