@@ -141,6 +141,115 @@ def _analyze(args: argparse.Namespace) -> None:
                 print("  " + "  ".join(cells))
 
 
+def _add_window(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--window",
+        metavar="TIME",
+        help="length of a sample, such as 200ms (default: that of the training samples where they "
+        "were sliced, else the whole recording)",
+    )
+    parser.add_argument("--stride", metavar="TIME", help="from one to the next (default: --window)")
+    parser.add_argument(
+        "--min-events", type=int, default=1, metavar="N", help="fewer give no label (default: 1)"
+    )
+    parser.add_argument("--device", default="auto", help="default: %(default)s")
+
+
+def _add_predict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
+    parser.add_argument(
+        "file", metavar="FILE", help="a recording; with --live text, or - for stdin"
+    )
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="label text (t,x,y,p a line) as it comes, the membranes kept from window to window",
+    )
+    parser.add_argument(
+        "--idle",
+        type=float,
+        metavar="S",
+        help="with --live, end when the file has not grown for so many seconds (default: never)",
+    )
+    _add_window(parser)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from sj_ottt import live
+    from sj_ottt.engine import load_trained
+
+    trained = load_trained(args.checkpoint, args.device)
+    window, stride = live.durations(trained, args.window, args.stride)
+    if args.live:
+        said = live.label_stream(trained, live.follow(args.file, args.idle), window)
+    else:
+        source = live.open_source(args.file)
+        said = live.label_windows(trained, source, window, stride, args.min_events)
+    width = max(len(name) for name in trained.about["classes"])
+    print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
+    for one in said:
+        label = "-" if one.label is None else one.label
+        confidence = "" if one.label is None else f"{one.confidence:.3f}"
+        # Flushed, for whoever reads them as they come.
+        print(
+            f"{one.start / 1e6:9.3f}  {one.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
+            f"{one.events:6}",
+            flush=True,
+        )
+
+
+def _add_adapt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
+    parser.add_argument("recordings", nargs="+", metavar="FILE", help="recordings, in this order")
+    labels = parser.add_mutually_exclusive_group(required=True)
+    labels.add_argument("--labels", metavar="FILE.csv", help="lines of file,start,end,label")
+    labels.add_argument(
+        "--label-from-folder", action="store_true", help="each file's folder is its label"
+    )
+    parser.add_argument(
+        "--hold-out",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="labelled recordings to test on before and after, never learned from",
+    )
+    parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: 0.001)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="write the adapted model there, as another --checkpoint"
+    )
+    _add_window(parser)
+
+
+def _adapt(args: argparse.Namespace) -> None:
+    from sj_ottt import live
+    from sj_ottt.engine import load_trained
+
+    trained = load_trained(args.checkpoint, args.device)
+    window, stride = live.durations(trained, args.window, args.stride)
+    learned, held = live.open_labelled(args.recordings, args.hold_out, args.labels)
+    result = live.adapt(
+        trained,
+        learned,
+        held,
+        window=window,
+        stride=stride,
+        min_events=args.min_events,
+        lr=args.lr,
+        out=args.out,
+    )
+    print(
+        f"learned from {result.samples} samples, one at a time; of them "
+        f"{result.right / result.samples:.1%} were labelled rightly before"
+    )
+    if result.held_out:
+        print(
+            f"held-out accuracy {result.before:.4f} before, {result.after:.4f} after, on "
+            f"{result.held_out} samples"
+        )
+    if args.out:
+        print(f"model     {Path(args.out) / 'best.safetensors'}")
+
+
 def _models(args: argparse.Namespace) -> None:
     from sj_ottt import zoo
 
@@ -168,6 +277,8 @@ def _parser() -> argparse.ArgumentParser:
             _analyze,
         ),
         ("data", "make and look at recordings, cut them into samples", data_cli.add, None),
+        ("predict", "label a raw recording or a stream, window by window", _add_predict, _predict),
+        ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
         ("models", "list the models, their size and their weights", None, _models),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -295,6 +295,8 @@ class _Run:
         }
         if isinstance(self.augmented, ImageSet):
             about["stats"] = (self.augmented.mean, self.augmented.std)
+        else:
+            about |= {"sensor_size": self.test.sensor_size, "window": self.test.window}
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
         write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})

@@ -36,6 +36,7 @@ LEVELS = {
     "analysis": 7,
     "engine": 7,
     "gallery": 7,
+    "live": 8,
     "report": 8,
     "data_cli": 8,
     "cli": 9,

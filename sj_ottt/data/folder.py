@@ -179,6 +179,11 @@ class EventFolder(Dataset):
                 "change?); start again"
             )
 
+    @property
+    def window(self) -> int | None:
+        """Length of a sample in µs, where the samples were sliced from longer recordings."""
+        return (_description(self.root) or {}).get("window")
+
     def identity(self) -> list[list]:
         """Return what tells these recordings from others, in values that JSON can hold."""
         return [[file, (self.root / file).stat().st_size] for file in self.files]
@@ -224,16 +229,28 @@ def _fingerprint(root: Path, files: Iterable[str]) -> str:
 
 def described_size(root: Path) -> tuple[int, int] | None:
     """Return the (height, width) that ``root/dataset.json`` states; None without such a file."""
-    description = root / "dataset.json"
-    if not description.is_file():
+    if (about := _description(root)) is None:
+        return None
+    if "sensor_size" not in about:
+        raise InputError(
+            f'{root / "dataset.json"}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
+        )
+    return check_size(f"{root / 'dataset.json'}: sensor_size", about["sensor_size"])
+
+
+def _description(root: Path) -> dict | None:
+    path = root / "dataset.json"
+    if not path.is_file():
         return None
     try:
-        stated = json.loads(description.read_text())["sensor_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = json.loads(path.read_text())
+        if not isinstance(about, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f'{description}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
+            f'{path}: is no {{"sensor_size": [height, width]}}; mend or delete it'
         ) from error
-    return check_size(f"{description}: sensor_size", stated)
+    return about
 
 
 def _infer_sensor_size(

@@ -29,6 +29,24 @@ _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
 
+class _Head(NamedTuple):
+    """What comes before the events, and the first of them.
+
+    Attributes:
+        n_lines: How many lines come before the first event.
+        places: The column of t, x, y and p, where a line names them.
+        sensor_size: (height, width), where a line states them.
+        line: The first event's line.
+        first: Its cells.
+    """
+
+    n_lines: int
+    places: dict[str, int] | None
+    sensor_size: tuple[int, int] | None
+    line: str = ""
+    first: tuple[str, ...] = ()
+
+
 def sniff(head: bytes) -> bool:
     """Tell text whose first line is numbers or names of columns."""
     try:
@@ -47,53 +65,117 @@ def read(path: Path) -> Recording:
             head = _read_head(file)
         if not head.first:
             return Recording(np.empty(0, EVENT_DTYPE), head.sensor_size)
-        places = head.places or {str(i): i for i in range(len(head.first))}
         with open(path, encoding="utf-8-sig") as file:
-            table = np.loadtxt(
-                file,
-                delimiter=next((c for c in ",;\t" if c in head.line), None),
-                skiprows=head.n_lines,
-                usecols=list(places.values()),
-                ndmin=2,
-            )
-        if table.shape[1] != 4:
-            raise ValueError(f"{table.shape[1]} in line {head.n_lines + 1}")
-        if not (np.abs(table) < 2**53).all():
-            raise ValueError("a number beyond all bounds")
+            table = _table(file, head, skip=head.n_lines)
     except ValueError as error:
-        raise InputError(
-            f"{path}: not four numbers (t x y p) in each line ({reason(error)}); mend that line, "
-            "or name the columns in a first line, such as t,x,y,p"
-        ) from error
-    if not head.places:
-        third_only = _is_polarity(table[:, 2]) and not _is_polarity(table[:, 3])
-        places = {name: i for i, name in enumerate("xypt" if third_only else "txyp")}
-    columns = dict(zip(places, table.T, strict=True))
-    if not _WHOLE.fullmatch(head.first[places["t"]]) or _has_fractions(columns["t"]):
-        columns["t"] = np.rint(columns["t"] * 1e6)  # to the µs that the camera counted
-    for name in "xyp":
-        if _has_fractions(columns[name]):
-            raise InputError(f"{path}: column {name} holds fractions; give whole numbers")
-    events = {name: column.astype(np.int64) for name, column in columns.items()}
-    return Recording(pack_events(events, path), head.sensor_size)
+        raise _no_events(path, error) from error
+    return Recording(_events(table, _layout(head, table), path), head.sensor_size)
 
 
-class _Head(NamedTuple):
-    """What comes before the events, and the first of them.
+def stated_size(path: Path) -> tuple[int, int] | None:
+    """Return the (height, width) that a line before the events states, else None."""
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return _read_head(file).sensor_size
+
+
+class TextStream:
+    """Reads events from text that comes in pieces; what the columns are is settled by the first.
+
+    Args:
+        name: What messages call the stream.
 
     Attributes:
-        n_lines: How many lines come before the first event.
-        places: The column of t, x, y and p, where a line names them.
-        sensor_size: (height, width), where a line states them.
-        line: The first event's line.
-        first: Its cells.
+        sensor_size: (height, width), where a line before the events states it.
     """
 
-    n_lines: int
-    places: dict[str, int] | None
-    sensor_size: tuple[int, int] | None
-    line: str = ""
-    first: tuple[str, ...] = ()
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sensor_size: tuple[int, int] | None = None
+        self._rest = b""
+        self._head: _Head | None = None
+        self._layout_found: _Layout | None = None
+
+    def feed(self, piece: bytes, *, last: bool = False) -> np.ndarray:
+        """Take a piece of text of any length, and return the events of the lines it completes.
+
+        Args:
+            piece: The bytes.
+            last: Whether nothing follows, so that a line needs no line break to be complete.
+
+        Raises:
+            InputError: A line that holds no event.
+        """
+        whole, line_break, self._rest = (self._rest + piece).rpartition(b"\n")
+        if last:
+            whole, self._rest = whole + line_break + self._rest, b""
+        try:
+            lines = whole.decode("utf-8-sig").splitlines()
+            if self._head is None:
+                head = _read_head(lines)
+                if not head.first:
+                    self._rest = whole + line_break + self._rest  # a head so far
+                    return np.empty(0, EVENT_DTYPE)
+                self._head, self.sensor_size = head, head.sensor_size
+                lines = lines[head.n_lines :]
+            if not any(_cells(line) for line in lines):
+                return np.empty(0, EVENT_DTYPE)
+            table = _table(lines, self._head)
+        except ValueError as error:
+            raise _no_events(self.name, error) from error
+        if self._layout_found is None:
+            self._layout_found = _layout(self._head, table)
+        return _events(table, self._layout_found, self.name)
+
+
+class _Layout(NamedTuple):
+    """The names of a table's columns in their order, and whether times are seconds."""
+
+    names: tuple[str, ...]
+    seconds: bool
+
+
+def _no_events(source: str | Path, error: Exception) -> InputError:
+    return InputError(
+        f"{source}: not four numbers (t x y p) in each line ({reason(error)}); mend that line, or "
+        "name the columns in a first line, such as t,x,y,p"
+    )
+
+
+def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
+    """Return the numbers of the events' lines [n, 4]; `ValueError` where they are no such."""
+    table = np.loadtxt(
+        lines,
+        delimiter=next((c for c in ",;\t" if c in head.line), None),
+        skiprows=skip,
+        usecols=list(head.places.values()) if head.places else range(len(head.first)),
+        ndmin=2,
+    )
+    if table.shape[1] != 4:
+        raise ValueError(f"{table.shape[1]} in line {head.n_lines + 1}")
+    if not (np.abs(table) < 2**53).all():
+        raise ValueError("a number beyond all bounds")
+    return table
+
+
+def _layout(head: _Head, table: np.ndarray) -> _Layout:
+    if head.places:
+        names = tuple(head.places)
+    else:
+        third_only = _is_polarity(table[:, 2]) and not _is_polarity(table[:, 3])
+        names = tuple("xypt" if third_only else "txyp")
+    cell = head.first[head.places["t"] if head.places else names.index("t")]
+    seconds = not _WHOLE.fullmatch(cell) or _has_fractions(table[:, names.index("t")])
+    return _Layout(names, seconds)
+
+
+def _events(table: np.ndarray, layout: _Layout, source: str | Path) -> np.ndarray:
+    columns = dict(zip(layout.names, table.T, strict=True))
+    if layout.seconds:
+        columns["t"] = np.rint(columns["t"] * 1e6)  # to the µs that the camera counted
+    for name in "txyp":
+        if _has_fractions(columns[name]):
+            raise InputError(f"{source}: column {name} holds fractions; give whole numbers")
+    return pack_events({k: column.astype(np.int64) for k, column in columns.items()}, source)
 
 
 def _read_head(lines: Iterable[str]) -> _Head:
