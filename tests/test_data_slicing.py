@@ -84,7 +84,7 @@ def test_durations(text, us):
     assert parse_duration(text) == us
 
 
-@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m"])
+@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m", "1.5"])
 def test_wrong_durations(text):
     with pytest.raises(InputError, match="as in 200ms"):
         parse_duration(text)

@@ -5,20 +5,16 @@ import numpy as np
 from sj_ottt.data.frames import check_size
 from sj_ottt.errors import InputError
 
-# What passes before a sensor excites neighbours alike; a defect does not.
-_SURROUNDINGS = np.ones((5, 5), bool)
-_SURROUNDINGS[2, 2] = False
-
 
 def hot_pixels(
     events: np.ndarray, sensor_size: tuple[int, int], *, ratio: float = 10.0
 ) -> np.ndarray:
     """Find the pixels that fire far more often than those around them.
 
-    A pixel with c events is hot where ``c > ratio * (1 + m)``, m being the (upper) median of the
-    events of the other 24 pixels in the 5 x 5 around it, mirrored at the sensor's edges. The median
-    ignores other hot pixels close by, up to a dozen, and the 1 lets a lone pixel of a silent
-    surrounding have ``ratio`` events.
+    A pixel with c events is hot where ``c > ratio * (1 + m)``, m being the median of the events in
+    the 5 x 5 pixels around it, mirrored at the sensor's edges: what passes before a sensor excites
+    neighbours alike, a defect does not. The median ignores other hot pixels close by, up to a
+    dozen, and the 1 lets a lone pixel in silent surroundings have ``ratio`` events.
 
     Args:
         events: [n] of `EVENT_DTYPE` inside the sensor, or counts [..., H, W], summed over the rest.
@@ -46,7 +42,7 @@ def hot_pixels(
             f"counts of shape {list(events.shape)} do not end in the sensor's size "
             f"{list(sensor_size)}: give [..., H, W]"
         )
-    around = median_filter(counts, footprint=_SURROUNDINGS, mode="mirror")
+    around = median_filter(counts, size=5, mode="mirror")
     return counts > ratio * (1 + around)
 
 
