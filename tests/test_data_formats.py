@@ -12,6 +12,7 @@ import pytest
 
 from sj_ottt import InputError
 from sj_ottt.data import EVENT_DTYPE, EventFolder, check_events, read_events, read_recording
+from sj_ottt.data.formats.common import unwrap
 from sj_ottt.data.readers import READERS
 from tests import recording_files as files
 
@@ -85,6 +86,12 @@ def test_clocks_that_go_round(name, period, encode, tmp_path):
     t = [-3000, -10, 10, 5000, period // 3, 2 * period // 3, period - 100, period + 200]
     events = [(period + time, 3, 4, i % 2) for i, time in enumerate(t)]
     assert read_events(save(tmp_path, "a", encode(name, events))).tolist() == events
+
+
+def test_unwrap_is_numpys():
+    clock = np.random.default_rng(0).integers(0, 2**32, 1000).astype(np.uint32)
+    assert np.array_equal(unwrap(clock, 32), np.unwrap(clock.astype(np.int64), period=2**32))
+    assert unwrap(clock[:0], 32).tolist() == []
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"nmnist"}))

@@ -84,7 +84,7 @@ def test_durations(text, us):
     assert parse_duration(text) == us
 
 
-@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m"])
+@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m", "1.5"])
 def test_wrong_durations(text):
     with pytest.raises(InputError, match="as in 200ms"):
         parse_duration(text)
@@ -165,6 +165,8 @@ def test_split_by_group_is_balanced_drawn_and_spares_classes():
     few += [Window("small", "s", "a", k, 1, 9) for k in range(3)]
     part = split_by_group(few, [w.recording for w in few], 0.2, seed=0)
     assert part.tolist() == [0] * 5 + [1] * 3
+    # However much is wanted, something is left to train with.
+    assert sum(split_by_group(few, [w.recording for w in few], 0.95, seed=0)) in (3, 5)
     with pytest.raises(InputError, match="class 'a' occurs in a single recording or session"):
         split_by_group(few[:5], ["big"] * 5, 0.2, seed=0)
 

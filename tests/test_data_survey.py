@@ -59,6 +59,9 @@ def test_sensors_of_several_sizes_and_of_a_description(folder, tmp_path):
     assert [(one.label, one.part) for one in found.recordings] == [("", "")] * 2
     (folder / "dataset.json").write_text('{"sensor_size": [16, 18]}')
     assert survey_recordings(folder).sensor_size == (16, 18)
+    # What the description says goes before what a file states.
+    (folder / "train" / "common" / "small.dat").write_bytes(dat([(1, 2, 3, 1), (9, 4, 5, 0)]))
+    assert survey_recordings(folder).sensor_size == (16, 18)
 
 
 def test_recordings_that_cannot_be_used_are_reported(folder, tmp_path):

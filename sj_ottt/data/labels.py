@@ -8,7 +8,6 @@ they are then joined. Further columns are passed over.
 """
 
 import csv
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,11 +50,14 @@ def parse_duration(text: str) -> int:
     """Return a time in whole µs: ``"1500"``, ``"200ms"``, ``"1.5 s"``.
 
     Raises:
-        InputError: No number of 0 or more with a known unit (us, ms, s, min).
+        InputError: No number of 0 or more with a known unit (us, ms, s, min), nor whole µs.
     """
     match = _DURATION.fullmatch(text.strip())
-    if not match or match[2] not in _UNITS_US or not math.isfinite(float(match[1])):
-        raise InputError(f"time {text!r}: give µs, or a number with us, ms, s or min, as in 200ms")
+    # Fractions of a µs are seconds whose unit was forgotten.
+    if not match or match[2] not in _UNITS_US or (not match[2] and not match[1].isdecimal()):
+        raise InputError(
+            f"time {text!r}: give whole µs, or a number with us, ms, s or min, as in 200ms"
+        )
     return round(float(match[1]) * _UNITS_US[match[2]])
 
 

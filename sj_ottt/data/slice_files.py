@@ -143,7 +143,7 @@ def _check_classes(
     if missing := sorted(labels - {w.label for w in windows}):
         raise InputError(
             f"class {missing[0]!r} gives no window of {config.window / 1000:g} ms with at least "
-            f"{config.min_events} events; shorten window, lower min_events, or remove the class"
+            f"{config.min_events} events; change window or min_events, or remove the class"
         )
 
 
