@@ -21,6 +21,7 @@ LEVELS = {
     "zoo": 2,
     "checkpoint": 2,
     "eventlog": 2,
+    "surrogate": 2,
     "feedback": 3,
     "gather": 3,
     "kernels": 3,
