@@ -23,6 +23,8 @@ LEVELS = {
     "eventlog": 2,
     "surrogate": 2,
     "feedback": 3,
+    "fptt": 3,
+    "ltc": 3,
     "gather": 3,
     "kernels": 3,
     "neuron": 4,
