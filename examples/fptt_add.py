@@ -28,13 +28,24 @@ NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
 TEST_SEED = 2**40  # beyond those of the training batches
 
 
-class AddNet(nn.Sequential):
-    """A recurrent layer that starts at rest, and a linear readout: [N, 2] → [N, 1] a step."""
+class AddNet(nn.Module):
+    """A recurrent layer that starts at rest, its membrane read out: [N, 2] → [N, 1] a step."""
 
     prediction = "last"
 
     def __init__(self, neuron: str, hidden: int):
-        super().__init__(NEURONS[neuron](2, hidden, start="zero"), nn.Linear(hidden, 1))
+        super().__init__()
+        self.layer = NEURONS[neuron](2, hidden, start="zero")
+        self.readout = nn.Linear(hidden, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Do one time step."""
+        self.layer(x)
+        return self.readout(self.layer.v)
 
 
 def draw(steps: int, n: int, seed: int) -> tuple[Tensor, Tensor]:
