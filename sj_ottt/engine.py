@@ -42,7 +42,7 @@ from sj_ottt.config import TrainConfig
 from sj_ottt.data import EventFolder, open_dataset, transforms
 from sj_ottt.errors import InputError
 from sj_ottt.eventlog import EventLog
-from sj_ottt.learning import CrossEntropyMSE, Pull, predict, train_step
+from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, predict, train_step
 
 IN_CHANS = 2
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
@@ -95,6 +95,23 @@ def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimize
         return torch.optim.SGD(model.parameters(), momentum=0.9, **options)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
     return kind(model.parameters(), **options)
+
+
+def _build_trainer(
+    optimizer: torch.optim.Optimizer, cfg: TrainConfig
+) -> torch.optim.Optimizer | FPTT:
+    """Return what `train_step` updates with."""
+    if cfg.rule != "fptt":
+        return optimizer
+    return FPTT(
+        optimizer,
+        cfg.fptt_alpha,
+        cfg.fptt_beta,
+        cfg.fptt_rho,
+        cfg.fptt_clip or None,
+        cfg.parts,
+        cfg.fptt_form,
+    )
 
 
 def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
@@ -176,13 +193,16 @@ def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
 def _test(model: nn.Module, loader: DataLoader, device: torch.device) -> tuple[float, float]:
     """Return the accuracy (0-1) and the model's time per recording in seconds, without loading."""
     correct, total, seconds = 0, 0, 0.0
-    for x_seq, target in loader:
-        x_seq, target = x_seq.to(device), target.to(device)
-        start = time.perf_counter()
-        # Counting the right answers waits for the device, so the time is the whole time.
-        correct += _correct(predict(model, x_seq), target)
-        seconds += time.perf_counter() - start
-        total += len(target)
+    # LTC neurons start at random; a test is to give the same result whenever it is done.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for x_seq, target in loader:
+            x_seq, target = x_seq.to(device), target.to(device)
+            start = time.perf_counter()
+            # Counting the right answers waits for the device, so the time is the whole time.
+            correct += _correct(predict(model, x_seq), target)
+            seconds += time.perf_counter() - start
+            total += len(target)
     return correct / total, seconds / total
 
 
@@ -222,16 +242,19 @@ class _Run:
             in_chans=IN_CHANS,
             pretrained=None if state else cfg.pretrained,
             drop_rate=cfg.drop_rate,
-            rule=cfg.rule,
+            rule=None if cfg.rule == "fptt" else cfg.rule,  # fptt: by the model's own gradient
             rule_variant=cfg.rule_variant,
             readout=cfg.readout,
         ).to(self.device)
         first_stage = None if cfg.pull_to is None else self._first_stage(cfg.pull_to)
         self.optimizer = _build_optimizer(self.model, cfg)
         if first_stage is not None:
-            share = cfg.steps if cfg.update == "online" else 1  # an update per time step
+            share = 1  # of the updates in a sequence
+            if cfg.update == "online" or cfg.rule == "fptt":
+                share = cfg.parts or cfg.steps
             pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
             self.optimizer.register_step_pre_hook(pull)
+        self.trainer = _build_trainer(self.optimizer, cfg)
         self.loss_fn = CrossEntropyMSE(cfg.mse_weight)
         kind, half = self.device.type, getattr(torch, cfg.amp, None)
         self.autocast = partial(torch.autocast, kind, half, enabled=half is not None)
@@ -285,7 +308,7 @@ class _Run:
                 "put them back, or start a new run in another --out"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
@@ -298,7 +321,7 @@ class _Run:
             "data_digest": self.data_digest,
             "epoch": self.epoch,
             "model": _cpu_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.trainer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "history": self.history,
             "best": self.best,
@@ -306,6 +329,10 @@ class _Run:
         }
         save_checkpoint(self.out, state)
         self.export()
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Put the weights into the model that are tested and kept: with FPTT, the averages."""
+        return self.trainer.averaged() if self.cfg.rule == "fptt" else contextlib.nullcontext()
 
     def export(self) -> None:
         """Write ``last.safetensors`` and ``best.safetensors``; before the first epoch, nothing."""
@@ -325,7 +352,9 @@ class _Run:
         }
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
-        write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})
+        with self.averaged():
+            weights = _cpu_state(self.model)
+        write_model(self.out / "last.safetensors", weights, {**about, **last})
         write_model(self.out / "best.safetensors", self.best["model"], {**about, **best})
 
     def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
@@ -339,7 +368,7 @@ class _Run:
             with self.autocast():
                 loss, logits = train_step(
                     self.model,
-                    self.optimizer,
+                    self.trainer,
                     x_seq.to(self.device),
                     target,
                     loss_fn=self.loss_fn,
@@ -368,7 +397,8 @@ class _Run:
                 bar.update()
             if len(self.val_part):
                 held = _loader(self.val_part, cfg.batch_size, cfg.workers)
-                val_accuracy, _ = _test(self.model, held, self.device)
+                with self.averaged():
+                    val_accuracy, _ = _test(self.model, held, self.device)
                 bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
         row = {
             "epoch": self.epoch,
@@ -380,11 +410,9 @@ class _Run:
         self.history.append(row)
         # Without validation every epoch is the best so far; on a tie the later one, trained longer.
         if val_accuracy is None or val_accuracy >= (self.best["val_accuracy"] or 0.0):
-            self.best = {
-                "epoch": self.epoch,
-                "val_accuracy": val_accuracy,
-                "model": _cpu_state(self.model),
-            }
+            with self.averaged():
+                weights = _cpu_state(self.model)
+            self.best = {"epoch": self.epoch, "val_accuracy": val_accuracy, "model": weights}
         self.seconds += time.perf_counter() - start
         return row
 
@@ -392,7 +420,8 @@ class _Run:
         """Test the best and the last model; write the pictures and, last, ``result.json``."""
         start = time.perf_counter()
         loader = _loader(self.test, self.cfg.batch_size, self.cfg.workers)
-        last_accuracy, _ = _test(self.model, loader, self.device)
+        with self.averaged():
+            last_accuracy, _ = _test(self.model, loader, self.device)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
