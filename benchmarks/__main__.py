@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import kernel, networks, rules, sides
+from benchmarks import fptt, kernel, networks, rules, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -90,8 +90,9 @@ def print_table(rows: list[dict]) -> None:
 def main() -> None:
     """Run the benchmarks that were asked for."""
     what = {"step": step, "memory": memory, "kernel": kernel.kernel, "rules": rules.rules}
+    what["fptt"] = fptt.fptt
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel,rules}")
+    parser.add_argument("what", nargs="+", choices=what, metavar="{step,memory,kernel,rules,fptt}")
     parser.add_argument("--device", default="cpu", help="for step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
     parser.add_argument(

@@ -5,6 +5,7 @@ others, every weight W has a running average W̄ that it is pulled towards, and 
 estimate of the gradient, that corrects the pull. `learning.train_step` runs it.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,27 +132,22 @@ class FPTT:
             again: Does the part's passes once more and leaves their gradients, for form "grad".
 
         Raises:
-            InputError: If a gradient is not finite; nothing is changed then.
+            InputError: If there is a limit to the norm and a gradient is not finite; nothing is
+                changed then.
         """
         places = [i for i, p in enumerate(self._parameters) if p.grad is not None]
         if not places:
             return
-        weights = [self._parameters[i] for i in places]
-        grads = [p.grad for p in weights]
         for i in places:
             if i not in self._average:
                 self._average[i] = self._parameters[i].detach().clone()
                 self._dual[i] = torch.zeros_like(self._average[i])
+        weights = [self._parameters[i] for i in places]
         average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
-        away = torch._foreach_sub(weights, average)
-        torch._foreach_add_(grads, away, alpha=self._alpha)
-        share = 1 - self._rho if self.form == "lambda" else 0.5
-        torch._foreach_sub_(grads, dual, alpha=share)
-        self._limit(grads)
+        self._pull([p.grad for p in weights], weights, average, dual)
         self.optimizer.step()
         if self.form == "lambda":
-            away = torch._foreach_sub(weights, average)
-            torch._foreach_sub_(dual, away, alpha=self._alpha)
+            torch._foreach_sub_(dual, torch._foreach_sub(weights, average), alpha=self._alpha)
         else:
             self.optimizer.zero_grad()
             with torch.enable_grad():
@@ -162,15 +158,23 @@ class FPTT:
         torch._foreach_lerp_(average, weights, self._beta)
         torch._foreach_sub_(average, dual, alpha=self._beta / self._alpha)
 
-    def _limit(self, grads: list[Tensor]) -> None:
-        norm = torch.nn.utils.get_total_norm(grads)
-        if not norm.isfinite():
+    def _pull(
+        self, grads: list[Tensor], weights: list[Tensor], average: list[Tensor], dual: list[Tensor]
+    ) -> None:
+        """Add the gradient of the pull, and limit the norm of all gradients together."""
+        torch._foreach_add_(grads, torch._foreach_sub(weights, average), alpha=self._alpha)
+        share = 1 - self._rho if self.form == "lambda" else 0.5
+        torch._foreach_sub_(grads, dual, alpha=share)
+        if self._clip is None:
+            return
+        norm = torch.nn.utils.get_total_norm(grads).item()
+        if not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise InputError(
-                f"the gradients have the norm {norm.item()}; no parameter was changed by them: "
-                "lower the learning rate, or look for extreme values in x_seq and in the weights"
+                f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
+                "learning rate, or look for extreme values in x_seq and in the weights"
             )
-        if self._clip is not None and norm > self._clip:
+        if norm > self._clip:
             torch._foreach_mul_(grads, self._clip / norm)
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -98,16 +98,18 @@ class Pull:
 
 def reset_state(model: nn.Module) -> None:
     """Put every neuron and dropout of the model back to its state before the first time step."""
+    for module in _stateful(model):
+        module.reset()
+
+
+def _stateful(model: nn.Module) -> list[base.MemoryModule]:
     # SpikingJelly's reset_net caches the list of modules by model and misses a replaced head.
-    for module in model.modules():
-        if isinstance(module, base.MemoryModule):
-            module.reset()
+    return [module for module in model.modules() if isinstance(module, base.MemoryModule)]
 
 
 def _detach_state(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, base.MemoryModule):
-            module.detach()
+    for module in _stateful(model):
+        module.detach()
 
 
 def _steps(
@@ -203,12 +205,19 @@ def _fptt(
         x_seq: [T, N, ...].
         loss_at: Weighted loss of the output at the end of part p.
     """
+    # Looked up once, as a part may be a single step of a small network.
+    stateful = _stateful(model)
+    weights_once = partial(made_once if rule_of(model) == "bptt" else gathered, model)
+    if not any(hasattr(module, "gather") for module in model.modules()):
+        weights_once = nullcontext
     end = 0
     for p, part in enumerate(x_seq.tensor_split(fptt.parts or len(x_seq))):
         end += len(part)
-        _detach_state(model)
+        for module in stateful:
+            module.detach()
         entry = _save_state(model) if fptt.form == "grad" else None
-        passes = partial(_part, model, fptt.optimizer, part, partial(loss_at, t=p), end - 1)
+        loss_of = partial(loss_at, t=p)
+        passes = partial(_part, model, fptt.optimizer, weights_once, part, loss_of, end - 1)
         loss, outputs = passes()
         fptt.update(partial(_again, model, entry, passes))
         for y in outputs[:-1]:
@@ -219,6 +228,7 @@ def _fptt(
 def _part(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    weights_once: Callable[[], AbstractContextManager],
     x_seq: Tensor,
     loss_of: Callable[[Tensor], Tensor],
     last: int,
@@ -229,7 +239,7 @@ def _part(
     """
     optimizer.zero_grad()
     outputs = []
-    with made_once(model) if rule_of(model) == "bptt" else gathered(model):
+    with weights_once():
         for x in x_seq:
             y = model(x)
             y = y[0] if isinstance(y, (list, tuple)) else y
@@ -251,7 +261,7 @@ def _again(model: nn.Module, entry: tuple, passes: Callable[[], object]) -> None
 
 def _save_state(model: nn.Module) -> tuple:
     """Return what a pass through the model changes, beside the gradients; it holds no graph."""
-    memories = [m._memories for m in model.modules() if isinstance(m, base.MemoryModule)]
+    memories = [module._memories for module in _stateful(model)]
     gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     buffers = [buffer.clone() for buffer in model.buffers()]
     return copy.deepcopy(memories), buffers, torch.get_rng_state(), gpu
@@ -260,8 +270,7 @@ def _save_state(model: nn.Module) -> tuple:
 @torch.no_grad()
 def _load_state(model: nn.Module, saved: tuple) -> None:
     memories, buffers, cpu, gpu = saved
-    modules = [m for m in model.modules() if isinstance(m, base.MemoryModule)]
-    for module, memory in zip(modules, memories, strict=True):
+    for module, memory in zip(_stateful(model), memories, strict=True):
         module._memories = memory
     for buffer, value in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(value)
