@@ -1,6 +1,6 @@
 """Learn to add two marked numbers of a long sequence, by FPTT or BPTT, with LTC neurons.
 
-    python examples/fptt_add.py --steps 200 [--rule bptt] [--resume]
+    python examples/fptt_add.py --steps 200 --out runs/add200 [--rule bptt] [--resume]
 
 Each step shows a number from U(0, 1) and a marker, which is set once in each half of the sequence;
 the target is the sum of the two marked numbers. Always answering 1 has a mean squared error of
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sj_ottt.checkpoint import load_checkpoint, save_checkpoint
+from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write
 from sj_ottt.learning import FPTT, predict, reset_state, train_step
 from sj_ottt.neuron import ASRRecurrent, LTCRecurrent
@@ -100,24 +101,12 @@ def write_results(args: argparse.Namespace, history: list[dict], seconds: float)
     return result
 
 
-def main() -> None:
-    """Train, test every --every batches, and write what came of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=200, help="length of the sequences, T")
-    parser.add_argument("--batches", type=int, default=3000, help="of fresh sequences")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--rule", choices=("fptt", "bptt"), default="fptt")
-    parser.add_argument("--parts", type=int, default=10, help="of a sequence, for fptt")
-    parser.add_argument("--alpha", type=float, default=0.5, help="of fptt")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--neuron", choices=NEURONS, default="ltc")
-    parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--every", type=int, default=100, help="batches between two tests")
-    parser.add_argument("--out", type=Path, default=Path("runs/fptt_add"))
-    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    args = parser.parse_args()
+def run(args: argparse.Namespace) -> None:
+    """Train, test every --every batches, and write what came of it.
 
+    Raises:
+        InputError: If --out holds another run, or none to resume.
+    """
     torch.manual_seed(args.seed)
     model = AddNet(args.neuron, args.hidden)
     optimizer = torch.optim.Adam(model.parameters(), args.lr)
@@ -125,11 +114,16 @@ def main() -> None:
     if args.rule == "fptt":
         trainer = FPTT(optimizer, alpha=args.alpha, parts=args.parts)
     first, seconds, history = 0, 0.0, []
+    told = {k: v for k, v in vars(args).items() if k not in ("batches", "every", "out", "resume")}
     if args.resume:
         state = load_checkpoint(args.out)
+        if state["told"] != told:
+            raise InputError(f"{args.out} was started with {state['told']}: resume it with these")
         model.load_state_dict(state["model"])
         trainer.load_state_dict(state["trainer"])
         first, seconds, history = state["batch"], state["seconds"], state["history"]
+    elif (args.out / "last.pt").exists():
+        raise InputError(f"{args.out} holds a run: continue it with --resume, or choose --out")
 
     x_test, y_test = draw(args.steps, 1000, TEST_SEED)
     start = time.perf_counter() - seconds
@@ -148,10 +142,36 @@ def main() -> None:
                 bar.set_postfix(mse=f"{mse:.4f}")
                 seconds = time.perf_counter() - start
                 state = {"model": model.state_dict(), "trainer": trainer.state_dict()}
-                progress = {"batch": batch + 1, "seconds": seconds, "history": history}
-                save_checkpoint(args.out, {**state, **progress})
+                state |= {"batch": batch + 1, "seconds": seconds, "history": history}
+                save_checkpoint(args.out, {**state, "told": told})
                 write_results(args, history, seconds)
     print(f"mean squared error {history[-1]['mse']:.4f} after {args.batches} batches: {args.out}")
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=200, help="length of the sequences, T")
+    parser.add_argument("--batches", type=int, default=3000, help="of fresh sequences")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rule", choices=("fptt", "bptt"), default="fptt")
+    parser.add_argument("--parts", type=int, help="of fptt; default: 20 steps a part")
+    parser.add_argument("--alpha", type=float, default=0.5, help="of fptt")
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--neuron", choices=NEURONS, default="ltc")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every", type=int, default=100, help="batches between two tests")
+    parser.add_argument("--out", type=Path, default=Path("runs/fptt_add"))
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    args = parser.parse_args()
+    if args.steps < 2:
+        parser.error("--steps must be at least 2: one marker in each half")
+    args.parts = args.parts or max(1, args.steps // 20)
+    try:
+        run(args)
+    except InputError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

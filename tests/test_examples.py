@@ -1,5 +1,6 @@
 """Each example, run as a user runs it, in a shortened form."""
 
+import json
 import os
 import re
 import subprocess
@@ -69,6 +70,25 @@ def test_train_static_images(run, update):
     args = ("--epochs", 2, "--steps", 4, "--limit", 500, "--update", update)
     out = run(EXAMPLES / "train_static_images.py", *args)
     assert float(re.findall(r"test accuracy (\S+)", out)[-1]) > 0.3
+
+
+@pytest.mark.parametrize("rule", ["fptt", "bptt"])
+def test_fptt_add_resumes_where_it_stopped(run, tmp_path, rule):
+    script = EXAMPLES / "fptt_add.py"
+    common = (
+        "--steps", 40, "--every", 2, "--hidden", 8, "--batch-size", 8, "--rule", rule, "--out",
+    )  # fmt: skip
+    out = run(script, *common, "whole", "--batches", 4)
+    run(script, *common, "halves", "--batches", 2)
+    run(script, *common, "halves", "--batches", 4, "--resume")
+    results = []
+    for name in ("whole", "halves"):
+        assert (tmp_path / name / "curve.png").read_bytes()[:4] == b"\x89PNG"
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+        assert results[-1].pop("seconds") > 0 and results[-1].pop("peak_memory_mib") > 0
+    assert results[0] == results[1] and results[0]["parts"] == 2
+    assert [row["batch"] for row in results[0]["history"]] == [2, 4]
+    assert f"error {results[0]['mse']:.4f} after 4" in out
 
 
 def test_fashion_events(run, tmp_path):
