@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,14 +74,21 @@ def test_train_static_images(run, update):
 
 
 @pytest.mark.parametrize("rule", ["fptt", "bptt"])
-def test_fptt_add_resumes_where_it_stopped(run, tmp_path, rule):
-    script = EXAMPLES / "fptt_add.py"
-    common = (
-        "--steps", 40, "--every", 2, "--hidden", 8, "--batch-size", 8, "--rule", rule, "--out",
-    )  # fmt: skip
-    out = run(script, *common, "whole", "--batches", 4)
-    run(script, *common, "halves", "--batches", 2)
-    run(script, *common, "halves", "--batches", 4, "--resume")
+def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
+    """In this process, which has the imports done."""
+
+    def add(name, *args):
+        given = (
+            "--steps", 40, "--every", 2, "--hidden", 8, "--batch-size", 8, "--rule", rule,
+            "--out", tmp_path / name, *args,
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["fptt_add.py", *map(str, given)])
+        runpy.run_path(str(EXAMPLES / "fptt_add.py"), run_name="__main__")
+
+    add("whole", "--batches", 4)
+    out = capsys.readouterr().out
+    add("halves", "--batches", 2)
+    add("halves", "--batches", 4, "--resume")
     results = []
     for name in ("whole", "halves"):
         assert (tmp_path / name / "curve.png").read_bytes()[:4] == b"\x89PNG"
@@ -89,6 +97,16 @@ def test_fptt_add_resumes_where_it_stopped(run, tmp_path, rule):
     assert results[0] == results[1] and results[0]["parts"] == 2
     assert [row["batch"] for row in results[0]["history"]] == [2, 4]
     assert f"error {results[0]['mse']:.4f} after 4" in out
+    for args, words in (
+        (["whole"], "holds a run"),
+        (["whole", "--resume", "--lr", 1], "was started with"),
+        (["none", "--resume"], "nothing to resume"),
+        (["none", "--steps", 1], "at least 2"),
+        (["none", "--rule", "fptt", "--parts", 41], "x_seq has 40 time steps"),
+    ):
+        with pytest.raises(SystemExit):
+            add(*args)
+        assert words in capsys.readouterr().err
 
 
 def test_fashion_events(run, tmp_path):
