@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rule == "fptt":
         trainer = FPTT(optimizer, alpha=args.alpha, parts=args.parts)
     first, seconds, history = 0, 0.0, []
-    told = {k: v for k, v in vars(args).items() if k not in ("batches", "every", "out", "resume")}
+    told = {k: v for k, v in vars(args).items() if k not in ("every", "out", "resume")}
     if args.resume:
         state = load_checkpoint(args.out)
         if state["told"] != told:
@@ -129,6 +129,9 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter() - seconds
     with tqdm(total=args.batches, initial=first, unit="batch", dynamic_ncols=True) as bar:
         for batch in range(first, args.batches):
+            # Constant for two fifths of the run, then falling to 0 in a straight line.
+            left = min(1.0, (1 - batch / args.batches) / 0.6)
+            optimizer.param_groups[0]["lr"] = args.lr * left
             x_seq, target = draw(args.steps, args.batch_size, args.seed * 10**6 + batch)
             if args.rule == "fptt":
                 train_step(model, trainer, x_seq, target, loss_fn=squared_error)
@@ -152,12 +155,12 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="length of the sequences, T")
-    parser.add_argument("--batches", type=int, default=3000, help="of fresh sequences")
+    parser.add_argument("--batches", type=int, default=2000, help="of fresh sequences")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rule", choices=("fptt", "bptt"), default="fptt")
     parser.add_argument("--parts", type=int, help="of fptt; default: 20 steps a part")
     parser.add_argument("--alpha", type=float, default=0.5, help="of fptt")
-    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--lr", type=float, default=3e-3, help="highest")
     parser.add_argument("--neuron", choices=NEURONS, default="ltc")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sj_ottt import checkpoint
 from tests.helpers import write_recordings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -85,9 +86,17 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
         monkeypatch.setattr(sys, "argv", ["fptt_add.py", *map(str, given)])
         runpy.run_path(str(EXAMPLES / "fptt_add.py"), run_name="__main__")
 
+    def save_and_stop(out, state):
+        save(out, state)
+        raise KeyboardInterrupt
+
     add("whole", "--batches", 4)
     out = capsys.readouterr().out
-    add("halves", "--batches", 2)
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        add("halves", "--batches", 4)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     add("halves", "--batches", 4, "--resume")
     results = []
     for name in ("whole", "halves"):
@@ -99,7 +108,7 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     assert f"error {results[0]['mse']:.4f} after 4" in out
     for args, words in (
         (["whole"], "holds a run"),
-        (["whole", "--resume", "--lr", 1], "was started with"),
+        (["whole", "--batches", 4, "--resume", "--lr", 1], "was started with"),
         (["none", "--resume"], "nothing to resume"),
         (["none", "--steps", 1], "at least 2"),
         (["none", "--rule", "fptt", "--parts", 41], "x_seq has 40 time steps"),
