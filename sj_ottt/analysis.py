@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.functional import LIF, Product, traced_product
 from sj_ottt.gather import in_synapses, made_weight
-from sj_ottt.learning import CrossEntropyMSE, predict, reset_state, train_step
+from sj_ottt.learning import CrossEntropyMSE, predict, predicts_last, reset_state, train_step
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.rules import check_rule, set_rule
 from sj_ottt.trace import Trace
@@ -105,7 +105,8 @@ def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float
         target: Class indices [N].
 
     Returns:
-        For t = 1 … T, the share of right answers by the sum of the first t outputs.
+        For t = 1 … T, the share of right answers by the sum of the first t outputs or, of a model
+        whose `prediction` is "last", by output t.
     """
     outputs: list[Tensor] = []
     hook = model.register_forward_hook(lambda module, args, out: outputs.append(out))
@@ -113,8 +114,9 @@ def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float
         predict(model, x_seq)
     finally:
         hook.remove()
-    sums = torch.stack(outputs).cumsum(0)
-    return (sums.argmax(2) == target).double().mean(1).tolist()
+    logits = torch.stack(outputs)
+    logits = logits if predicts_last(model) else logits.cumsum(0)
+    return (logits.argmax(2) == target).double().mean(1).tolist()
 
 
 # Gradients

@@ -385,7 +385,7 @@ def train_step(
             after each, by the loss of the part's last output in the weight that it gives the part.
         x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
             every step.
-        target: Class indices [N], or what else `loss_fn` takes.
+        target: Class indices [N]; with a `loss_fn` of your own, any one value per sample.
         loss_fn: Loss of one step before the division by T, which FPTT leaves out; None takes
             `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
@@ -464,7 +464,7 @@ def train_step(
         )
         for loss, logits in trained:
             loss_sum = loss_sum + loss
-            logits_sum = logits if _predicts_last(model) else logits_sum + logits
+            logits_sum = logits if predicts_last(model) else logits_sum + logits
     finally:
         reset_state(model)
     return loss_sum, logits_sum
@@ -490,7 +490,7 @@ def _check_fptt(
         )
 
 
-def _predicts_last(model: nn.Module) -> bool:
+def predicts_last(model: nn.Module) -> bool:
     """Whether a model says of itself that its last output is its prediction, not their sum."""
     return getattr(model, "prediction", "sum") == "last"
 
@@ -518,7 +518,7 @@ def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor
         with _evaluating(model), torch.inference_mode():
             total = 0.0
             for x in x_seq:
-                total = model(x) if _predicts_last(model) else total + model(x)
+                total = model(x) if predicts_last(model) else total + model(x)
     finally:
         reset_state(model)
     return total.clone()  # an ordinary tensor, which may enter a loss

@@ -60,18 +60,18 @@ def ltc_step(
         s[t], v[t] and b[t]; all tensors are shaped alike.
     """
     update, retain = gates
-    v = torch.lerp(v, current, update.sigmoid())
+    v = torch.lerp(v, current, update.sigmoid().to(current))  # autocast mixes the dtypes
     if retain is None:
         spike = surrogate_function(v - b0)
     else:
-        b = torch.lerp(spike, b, retain.sigmoid())
+        b = torch.lerp(spike, b, retain.sigmoid().to(current))
         spike = surrogate_function((v - b0).sub(b, alpha=BETA))
     return spike, torch.addcmul(v, v, spike, value=-1), b
 
 
 def leaky_step(x: Tensor, o: Tensor, gate: Tensor) -> Tensor:
     """Do one time step of a leaky integrator: o[t] = o[t−1] + α (x − o[t−1]), α = σ(gate)."""
-    return torch.lerp(o, x, gate.sigmoid())
+    return torch.lerp(o, x, gate.sigmoid().to(x))
 
 
 class _Stateful(base.MemoryModule):
@@ -164,7 +164,8 @@ class LiquidNode(_Stateful):
         self, inputs: tuple[Tensor, ...], states: tuple[Tensor, ...], **kwargs: object
     ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor, Tensor]]:
         """Run one time step on explicit states: ((I,), (v, b, spike)) → ((spike,), states)."""
-        (current,), (v, b, spike) = inputs, states
+        (current,) = inputs
+        v, b, spike = (state.to(current) for state in states)
         spike, v, b = ltc_step(
             current,
             self.gates(current, v, b),

@@ -10,7 +10,7 @@ from spikingjelly.activation_based import functional as sj_functional
 from torch import nn
 from torch.nn import functional as F
 
-from sj_ottt import InputError, learning, neuron, set_rule
+from sj_ottt import InputError, analysis, learning, neuron, set_rule
 from sj_ottt.neuron import (
     ASRNode,
     ASRRecurrent,
@@ -231,6 +231,21 @@ def test_step_modes_and_spikingjellys_tools(name):
     assert "adaptive=True" in repr(node)
 
 
+@pytest.mark.parametrize("name", NODES)
+def test_autocast_mixes_no_dtypes_within_a_step(name):
+    node, x_seq = build(name)
+    node, x_seq = node.float(), x_seq.float()
+    readouts = [LeakyReadout(x_seq.shape[-1], gated) for gated in (False, True)]
+    for half in (True, False):  # the state follows from one to the other
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = sum(node(x).float() for x in x_seq)
+            logits = [readout(x_seq[0]).float() for readout in readouts]
+        (out.square().sum() + sum(y.sum() for y in logits)).backward()
+        assert all(p.grad.isfinite().all() and p.grad.norm() > 0 for p in node.parameters())
+        for module in (node, *readouts):
+            module.detach()
+
+
 def test_leaky_readout_by_hand_and_by_its_equation():
     """α = 1/2 at the start: 1, 0, 3 gives 0.5, 0.25, 1.625."""
     readout = LeakyReadout(1).double()
@@ -302,6 +317,9 @@ def test_prediction_of_the_last_step():
     torch.testing.assert_close(learning.predict(model, x_seq), outputs.sum(0))
     model.prediction = "last"
     torch.testing.assert_close(learning.predict(model, x_seq), outputs[-1])
+    target = torch.tensor([0, 1])
+    right = (outputs.argmax(2) == target).double().mean(1).tolist()
+    assert analysis.latency_curve(model, x_seq, target) == right
     _, logits = learning.train_step(
         model, torch.optim.SGD(model.parameters(), 0.0), x_seq, torch.tensor([0, 1])
     )
