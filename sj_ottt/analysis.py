@@ -16,6 +16,7 @@ from sj_ottt.errors import InputError, suggest
 from sj_ottt.functional import LIF, Product, traced_product
 from sj_ottt.gather import in_synapses, made_weight
 from sj_ottt.learning import CrossEntropyMSE, predict, predicts_last, reset_state, train_step
+from sj_ottt.ltc import LiquidNode
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.rules import check_rule, set_rule
 from sj_ottt.trace import Trace
@@ -48,7 +49,7 @@ def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     Raises:
         InputError: If the model has no such neuron.
     """
-    nodes = _nodes(model)
+    nodes = _nodes(model, (OTTTLIFNode, LiquidNode))
     spikes, places = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
 
     def count(name: str, args: tuple, out: Tensor) -> None:
@@ -423,10 +424,15 @@ def _representation_gradients(
 # What the instruments share
 
 
-def _nodes(model: nn.Module) -> dict[str, OTTTLIFNode]:
-    nodes = {name: m for name, m in model.named_modules() if isinstance(m, OTTTLIFNode)}
+def _nodes(
+    model: nn.Module, kinds: tuple[type, ...] = (OTTTLIFNode,)
+) -> dict[str, OTTTLIFNode | LiquidNode]:
+    nodes = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if not nodes:
-        raise InputError(f"{type(model).__name__} has no neuron of sj_ottt.neuron to look at")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"{type(model).__name__} has no {names} to look at (LTC networks: rates and latency)"
+        )
     return nodes
 
 
