@@ -431,7 +431,8 @@ def _nodes(
     if not nodes:
         names = " or ".join(kind.__name__ for kind in kinds)
         raise InputError(
-            f"{type(model).__name__} has no {names} to look at (LTC networks: rates and latency)"
+            f"{type(model).__name__} has no neuron to look at, which is {names} (of LTC networks "
+            "rates and latency can be measured)"
         )
     return nodes
 
