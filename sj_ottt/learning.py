@@ -281,7 +281,7 @@ def _load_state(model: nn.Module, saved: tuple) -> None:
 
 def _train(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | FPTT,
     x_seq: Tensor,
     loss_at: Callable[[Tensor, int], Tensor],
     *,
@@ -290,6 +290,8 @@ def _train(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train on [T, N, ...] by the model's rule, yielding each step's loss and output."""
+    if isinstance(optimizer, FPTT):
+        return _fptt(model, optimizer, x_seq, loss_at)
     if rule_of(model) != "bptt":
         static = x_seq.stride(0) == 0
         extra = {"online": online, "static_input": static, "backward_at": backward_at}
@@ -449,20 +451,15 @@ def train_step(
     loss_sum, logits_sum = 0.0, 0.0
     reset_state(model)
     try:
-        trained = (
-            _fptt(model, fptt, x_seq, loss_at)
-            if fptt is not None
-            else _train(
-                model,
-                optimizer,
-                x_seq,
-                loss_at,
-                online=update == "online",
-                backward_at=backward_at,
-                scaler=scaler,
-            )
-        )
-        for loss, logits in trained:
+        for loss, logits in _train(
+            model,
+            optimizer,
+            x_seq,
+            loss_at,
+            online=update == "online",
+            backward_at=backward_at,
+            scaler=scaler,
+        ):
             loss_sum = loss_sum + loss
             logits_sum = logits if predicts_last(model) else logits_sum + logits
     finally:
