@@ -306,6 +306,19 @@ def test_the_second_pass_repeats_the_first_and_leaves_no_mark():
     torch.testing.assert_close(*marks, rtol=0, atol=0)
 
 
+def test_the_sequence_goes_on_from_the_first_pass():
+    """The second pass of a part starts where the first did; the next part where the first ended."""
+    model, (x_seq, target) = LTCNet(), sequence(steps=2)
+    entered, left = [], []
+    model[0].register_forward_pre_hook(lambda node, _: entered.append(node.v))
+    model[0].register_forward_hook(lambda node, *_: left.append(node.v.detach().clone()))
+    fptt = FPTT(torch.optim.SGD(model.parameters(), 0.5), 0.5, form="grad")
+    train_step(model, fptt, x_seq, target, loss_fn=squared)
+    assert len(entered) == 4 and entered[0] is None and entered[1] is None
+    for value in entered[2:]:
+        assert torch.equal(value, left[0]) and not torch.equal(value, left[1])
+
+
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_what_is_not_finite_changes_nothing(wrong):
     model, (x_seq, target) = LTCNet(), sequence()
