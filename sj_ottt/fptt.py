@@ -181,7 +181,7 @@ class FPTT:
     def averaged(self) -> Iterator[None]:
         """Put W̄ into the model's parameters, for an evaluation, and W back afterwards.
 
-        Do not train inside.
+        Do not train inside. Batch norm keeps its running statistics, which W has made.
         """
         weights = [self._parameters[i] for i in self._average]
         kept = [p.detach().clone() for p in weights]
