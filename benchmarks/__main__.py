@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import kernel, loading, networks, rules, sides
+from benchmarks import fptt, kernel, loading, networks, rules, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -94,6 +94,7 @@ def main() -> None:
         "memory": memory,
         "kernel": kernel.kernel,
         "rules": rules.rules,
+        "fptt": fptt.fptt,
         "loading": loading.loading,
         "simulating": loading.simulating,
     }

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.functional import LIF, Product, traced_product
 from sj_ottt.gather import in_synapses, made_weight
-from sj_ottt.learning import CrossEntropyMSE, predict, reset_state, train_step
+from sj_ottt.learning import CrossEntropyMSE, predict, predicts_last, reset_state, train_step
+from sj_ottt.ltc import LiquidNode
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.rules import check_rule, set_rule
 from sj_ottt.trace import Trace
@@ -48,7 +49,7 @@ def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     Raises:
         InputError: If the model has no such neuron.
     """
-    nodes = _nodes(model)
+    nodes = _nodes(model, (OTTTLIFNode, LiquidNode))
     spikes, places = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
 
     def count(name: str, args: tuple, out: Tensor) -> None:
@@ -105,7 +106,8 @@ def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float
         target: Class indices [N].
 
     Returns:
-        For t = 1 … T, the share of right answers by the sum of the first t outputs.
+        For t = 1 … T, the share of right answers by the sum of the first t outputs or, of a model
+        whose `prediction` is "last", by output t.
     """
     outputs: list[Tensor] = []
     hook = model.register_forward_hook(lambda module, args, out: outputs.append(out))
@@ -113,8 +115,9 @@ def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float
         predict(model, x_seq)
     finally:
         hook.remove()
-    sums = torch.stack(outputs).cumsum(0)
-    return (sums.argmax(2) == target).double().mean(1).tolist()
+    logits = torch.stack(outputs)
+    logits = logits if predicts_last(model) else logits.cumsum(0)
+    return (logits.argmax(2) == target).double().mean(1).tolist()
 
 
 # Gradients
@@ -421,10 +424,16 @@ def _representation_gradients(
 # What the instruments share
 
 
-def _nodes(model: nn.Module) -> dict[str, OTTTLIFNode]:
-    nodes = {name: m for name, m in model.named_modules() if isinstance(m, OTTTLIFNode)}
+def _nodes(
+    model: nn.Module, kinds: tuple[type, ...] = (OTTTLIFNode,)
+) -> dict[str, OTTTLIFNode | LiquidNode]:
+    nodes = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
     if not nodes:
-        raise InputError(f"{type(model).__name__} has no neuron of sj_ottt.neuron to look at")
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(
+            f"{type(model).__name__} has no neuron to look at, which is {names} (of LTC networks "
+            "rates and latency can be measured)"
+        )
     return nodes
 
 

@@ -187,11 +187,36 @@ class TrainConfig:
     )
     rule: str = _option(
         "ottt",
-        _choice("ottt", "sltt", "ndot", "bptt"),
-        "learning rule: ottt, sltt, ndot or bptt (which keeps all time steps in memory)",
+        _choice("ottt", "sltt", "ndot", "bptt", "fptt"),
+        "learning rule: ottt, sltt, ndot, bptt (which keeps all time steps in memory) or fptt "
+        "(updates within a sequence, by the model's own gradient)",
     )
     rule_variant: str = _option(
         "paper", _choice("paper", "code"), "of ndot: as in its paper, or as in its authors' code"
+    )
+    parts: int | None = _option(
+        None, _optional(_integer(1)), "of fptt: parts of a sequence, one a time step if not given"
+    )
+    fptt_alpha: float = _option(
+        0.1, _number(lambda v: v > 0, "a finite number above 0"), "of fptt: pull to the averages"
+    )
+    fptt_beta: float = _option(
+        0.5, _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"), "of fptt: pace of the averages"
+    )
+    fptt_rho: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+        "of fptt: what is left out of the correction of that pull",
+    )
+    fptt_clip: float = _option(
+        1.0,
+        _number(lambda v: v >= 0, "a finite number from 0 on"),
+        "of fptt: largest norm of the gradients, 0: no limit",
+    )
+    fptt_form: str = _option(
+        "lambda",
+        _choice("lambda", "grad"),
+        "of fptt: lambda, or grad (a second pass for each update)",
     )
     readout: str = _option(
         "traced", _choice("traced", "exact"), "gradient of the classifier: by trace or by spike"
@@ -298,7 +323,7 @@ class TrainConfig:
                 object.__setattr__(self, field.name, field.metadata["check"](value))
             except ValueError as error:
                 raise InputError(f"{field.name} must be {error}, not {value!r}") from None
-        if self.backward_steps is not None and self.backward_steps > self.steps:
+        if (self.backward_steps or 1) > self.steps and not self._steps_from_image:
             raise InputError(
                 f"backward_steps must be at most steps={self.steps}, not {self.backward_steps}"
             )
@@ -309,12 +334,38 @@ class TrainConfig:
         for name in ("drop_events", "time_jitter"):
             if getattr(self, name) and self.frames != "counts":
                 raise InputError(f'{name} goes with frames="counts" only: leave one out')
+        self._check_rule()
+
+    @property
+    def _steps_from_image(self) -> bool:
+        """Whether the images' size decides the number of time steps."""
+        return self.encoding in ("rows", "pixels", "permuted")
+
+    def _check_rule(self) -> None:
+        reasons = {
+            "bptt": "which has one backward pass and one update a sequence",
+            "fptt": "which has one backward pass and one update for each part of a sequence",
+        }
         for name, default in (("update", "accumulate"), ("backward_steps", None)):
-            if self.rule == "bptt" and getattr(self, name) != default:
+            if self.rule in reasons and getattr(self, name) != default:
                 raise InputError(
-                    f'{name}={getattr(self, name)} does not go with rule="bptt", which has one '
-                    "backward pass and one update a sequence: leave it out"
+                    f'{name}={getattr(self, name)} does not go with rule="{self.rule}", '
+                    f"{reasons[self.rule]}: leave it out"
                 )
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            ours = field.name == "parts" or field.name.startswith("fptt_")
+            if ours and self.rule != "fptt" and value != field.default:
+                raise InputError(
+                    f'{field.name}={value} does not go with rule="{self.rule}": leave it out, or '
+                    "use rule=fptt"
+                )
+        if self.parts is not None and self.parts > self.steps and not self._steps_from_image:
+            raise InputError(f"parts must be at most steps={self.steps}, not {self.parts}")
+        if self.fptt_form == "grad" and (self.fptt_beta, self.fptt_rho) != (0.5, 0.0):
+            raise InputError("fptt_form=grad has no fptt_beta and fptt_rho: leave them out")
+        if self.rule == "fptt" and self.amp == "float16":
+            raise InputError("amp=float16 needs a scaled loss, which fptt has not: use bfloat16")
 
     @classmethod
     def from_sources(

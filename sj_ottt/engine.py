@@ -42,7 +42,7 @@ from sj_ottt.config import TrainConfig
 from sj_ottt.data import ImageSet, transforms
 from sj_ottt.errors import InputError
 from sj_ottt.eventlog import EventLog
-from sj_ottt.learning import CrossEntropyMSE, Pull, predict, train_step
+from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, predict, train_step
 from sj_ottt.samples import (
     FRAMING,
     augmented,
@@ -107,6 +107,23 @@ def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimize
     return kind(groups, **options)
 
 
+def _build_trainer(
+    optimizer: torch.optim.Optimizer, cfg: TrainConfig
+) -> torch.optim.Optimizer | FPTT:
+    """Return what `train_step` updates with."""
+    if cfg.rule != "fptt":
+        return optimizer
+    return FPTT(
+        optimizer,
+        cfg.fptt_alpha,
+        cfg.fptt_beta,
+        cfg.fptt_rho,
+        cfg.fptt_clip or None,
+        cfg.parts,
+        cfg.fptt_form,
+    )
+
+
 def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
     if cfg.schedule == "constant":
         return cfg.lr
@@ -138,13 +155,17 @@ def _test(
 ) -> tuple[float, float]:
     """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
     correct, total, seconds = 0, 0, 0.0
-    for x_seq, target in loader:
-        x_seq, target = x_seq.to(device), target.to(device)
-        start = time.perf_counter()
-        # Counting the right answers waits for the device, so the time is the whole time.
-        correct += _correct(predict(model, x_seq, static_steps(x_seq, steps)), target)
-        seconds += time.perf_counter() - start
-        total += len(target)
+    # LTC neurons start at random, and an encoding may draw; a test is to give the same result
+    # whenever it is done.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        for x_seq, target in loader:
+            x_seq, target = x_seq.to(device), target.to(device)
+            start = time.perf_counter()
+            # Counting the right answers waits for the device, so the time is the whole time.
+            correct += _correct(predict(model, x_seq, static_steps(x_seq, steps)), target)
+            seconds += time.perf_counter() - start
+            total += len(target)
     return correct / total, seconds / total
 
 
@@ -190,7 +211,7 @@ class _Run:
             in_chans=self.in_chans,
             pretrained=None if state else cfg.pretrained,
             drop_rate=cfg.drop_rate,
-            rule=cfg.rule,
+            rule=None if cfg.rule == "fptt" else cfg.rule,  # fptt: by the model's own gradient
             rule_variant=cfg.rule_variant,
             readout=cfg.readout,
         ).to(self.device)
@@ -199,9 +220,12 @@ class _Run:
             finetune.freeze(self.model, cfg.freeze)
         self.optimizer = _build_optimizer(self.model, cfg)
         if first_stage is not None:
-            share = self.steps if cfg.update == "online" else 1  # an update per time step
+            share = 1  # of the updates in a sequence
+            if cfg.update == "online" or cfg.rule == "fptt":
+                share = cfg.parts or self.steps
             pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
             self.optimizer.register_step_pre_hook(pull)
+        self.trainer = _build_trainer(self.optimizer, cfg)
         weights = None
         if cfg.class_weights:
             targets = plain.targets[self.train_part.indices]
@@ -256,7 +280,7 @@ class _Run:
                 "put them back, or start a new run in another --out"
             )
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
@@ -269,7 +293,7 @@ class _Run:
             "data_digest": self.data_digest,
             "epoch": self.epoch,
             "model": _cpu_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.trainer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "history": self.history,
             "best": self.best,
@@ -277,6 +301,10 @@ class _Run:
         }
         save_checkpoint(self.out, state)
         self.export()
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Put the weights into the model that are tested and kept: with FPTT, the averages."""
+        return self.trainer.averaged() if self.cfg.rule == "fptt" else contextlib.nullcontext()
 
     def export(self) -> None:
         """Write ``last.safetensors`` and ``best.safetensors``; before the first epoch, nothing."""
@@ -299,7 +327,9 @@ class _Run:
             about |= {"sensor_size": self.test.sensor_size, "window": self.test.window}
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
-        write_model(self.out / "last.safetensors", _cpu_state(self.model), {**about, **last})
+        with self.averaged():
+            weights = _cpu_state(self.model)
+        write_model(self.out / "last.safetensors", weights, {**about, **last})
         write_model(self.out / "best.safetensors", self.best["model"], {**about, **best})
 
     def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
@@ -317,7 +347,7 @@ class _Run:
             with self.autocast():
                 loss, logits = train_step(
                     self.model,
-                    self.optimizer,
+                    self.trainer,
                     x_seq,
                     target,
                     steps=static_steps(x_seq, self.steps),
@@ -349,7 +379,8 @@ class _Run:
                     bar.update()
             if len(self.val_part):
                 held = _loader(self.val_part, cfg.batch_size, cfg.workers)
-                val_accuracy, _ = _test(self.model, held, self.steps, self.device)
+                with self.averaged():
+                    val_accuracy, _ = _test(self.model, held, self.steps, self.device)
                 bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
         row = {
             "epoch": self.epoch,
@@ -361,11 +392,9 @@ class _Run:
         self.history.append(row)
         # Without validation every epoch is the best so far; on a tie the later one, trained longer.
         if val_accuracy is None or val_accuracy >= (self.best["val_accuracy"] or 0.0):
-            self.best = {
-                "epoch": self.epoch,
-                "val_accuracy": val_accuracy,
-                "model": _cpu_state(self.model),
-            }
+            with self.averaged():
+                weights = _cpu_state(self.model)
+            self.best = {"epoch": self.epoch, "val_accuracy": val_accuracy, "model": weights}
         self.seconds += time.perf_counter() - start
         return row
 
@@ -378,10 +407,9 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and, last, ``result.json``."""
         start = time.perf_counter()
-        # An encoding may draw: the same here whether the run was resumed or not.
-        torch.manual_seed(_seed_of(self.cfg.seed, self.cfg.epochs + 1))
         loader = _loader(self.test, self.cfg.batch_size, self.cfg.workers)
-        last_accuracy, _ = _test(self.model, loader, self.steps, self.device)
+        with self.averaged():
+            last_accuracy, _ = _test(self.model, loader, self.steps, self.device)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
@@ -570,7 +598,6 @@ def evaluate(
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
         first, _ = stack([dataset[0]])
         predict(model, first.to(where), static_steps(first, count))
-        torch.manual_seed(0)  # an encoding may draw
         accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), count, where)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

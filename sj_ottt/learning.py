@@ -1,8 +1,10 @@
 """Online training: one forward and one backward pass per time step, nothing kept in between."""
 
+import copy
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +12,14 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
+from sj_ottt.fptt import FPTT, Divergence
 from sj_ottt.gather import gathered, made_once
 from sj_ottt.rules import rule_of, set_rule
 
 __all__ = [
+    "FPTT",
     "CrossEntropyMSE",
+    "Divergence",
     "Pull",
     "ottt_online_training",
     "predict",
@@ -109,16 +114,18 @@ class Pull:
 
 def reset_state(model: nn.Module) -> None:
     """Put every neuron and dropout of the model back to its state before the first time step."""
+    for module in _stateful(model):
+        module.reset()
+
+
+def _stateful(model: nn.Module) -> list[base.MemoryModule]:
     # SpikingJelly's reset_net caches the list of modules by model and misses a replaced head.
-    for module in model.modules():
-        if isinstance(module, base.MemoryModule):
-            module.reset()
+    return [module for module in model.modules() if isinstance(module, base.MemoryModule)]
 
 
 def _detach_state(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, base.MemoryModule):
-            module.detach()
+    for module in _stateful(model):
+        module.detach()
 
 
 def _steps(
@@ -197,9 +204,100 @@ def _bptt(
         yield loss.detach(), y.detach()
 
 
-def _train(
+def _fptt(
+    model: nn.Module,
+    fptt: FPTT,
+    x_seq: Tensor,
+    loss_at: Callable[[Tensor, int], Tensor],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Train on [T, N, ...] with an update after each part of it: as `_steps`.
+
+    The loss of a part is that of its last output; within the part, the gradient is that of the
+    model's rule.
+
+    Args:
+        model: Called once per time step.
+        fptt: Has at most T parts.
+        x_seq: [T, N, ...].
+        loss_at: Weighted loss of the output at the end of part p.
+    """
+    # Looked up once, as a part may be a single step of a small network.
+    stateful = _stateful(model)
+    weights_once = partial(made_once if rule_of(model) == "bptt" else gathered, model)
+    if not any(hasattr(module, "gather") for module in model.modules()):
+        weights_once = nullcontext
+    end = 0
+    for p, part in enumerate(x_seq.tensor_split(fptt.parts or len(x_seq))):
+        end += len(part)
+        for module in stateful:
+            module.detach()
+        entry = _save_state(model) if fptt.form == "grad" else None
+        loss_of = partial(loss_at, t=p)
+        passes = partial(_part, model, fptt.optimizer, weights_once, part, loss_of, end - 1)
+        loss, outputs = passes()
+        fptt.update(partial(_again, model, entry, passes))
+        for y in outputs[:-1]:
+            yield torch.zeros_like(loss), y
+        yield loss, outputs[-1]
+
+
+def _part(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    weights_once: Callable[[], AbstractContextManager],
+    x_seq: Tensor,
+    loss_of: Callable[[Tensor], Tensor],
+    last: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Leave the gradients of the last output's loss; return that loss and all outputs, detached.
+
+    `last` is that output's time step in the whole sequence.
+    """
+    optimizer.zero_grad()
+    outputs = []
+    with weights_once():
+        for x in x_seq:
+            y = model(x)
+            y = y[0] if isinstance(y, (list, tuple)) else y
+            outputs.append(y.detach())
+        loss = loss_of(y)
+        _check_finite([loss.detach()], last, optimizer)
+        loss.backward()
+    return loss.detach(), outputs
+
+
+def _again(model: nn.Module, entry: tuple, passes: Callable[[], object]) -> None:
+    """Go through a part once more from its entry, leaving nothing but the gradients."""
+    _detach_state(model)
+    after = _save_state(model)
+    _load_state(model, entry)
+    passes()
+    _load_state(model, after)
+
+
+def _save_state(model: nn.Module) -> tuple:
+    """Return what a pass through the model changes, beside the gradients; it holds no graph."""
+    memories = [module._memories for module in _stateful(model)]
+    gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    return copy.deepcopy(memories), buffers, torch.get_rng_state(), gpu
+
+
+@torch.no_grad()
+def _load_state(model: nn.Module, saved: tuple) -> None:
+    memories, buffers, cpu, gpu = saved
+    for module, memory in zip(_stateful(model), memories, strict=True):
+        module._memories = memory
+    for buffer, value in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(value)
+    torch.set_rng_state(cpu)
+    if gpu is not None:
+        torch.cuda.set_rng_state_all(gpu)
+
+
+def _train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | FPTT,
     x_seq: Tensor,
     loss_at: Callable[[Tensor, int], Tensor],
     *,
@@ -208,6 +306,8 @@ def _train(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train on [T, N, ...] by the model's rule, yielding each step's loss and output."""
+    if isinstance(optimizer, FPTT):
+        return _fptt(model, optimizer, x_seq, loss_at)
     if rule_of(model) != "bptt":
         static = x_seq.stride(0) == 0
         extra = {"online": online, "static_input": static, "backward_at": backward_at}
@@ -267,6 +367,8 @@ def ottt_online_training(
     Raises:
         InputError: If a loss is not finite; no parameter is changed by that step.
     """
+    if isinstance(optimizer, FPTT):
+        raise InputError("ottt_online_training takes an optimizer: give FPTT to train_step")
     targets = target_seq.transpose(0, 1)
 
     def loss_at(y: Tensor, t: int) -> Tensor:
@@ -279,7 +381,7 @@ def ottt_online_training(
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | FPTT,
     x_seq: Tensor,
     target: Tensor,
     *,
@@ -297,11 +399,14 @@ def train_step(
 
     Args:
         model: Maps [N, ...] to logits [N, classes], one time step a call.
-        optimizer: Updates the model's parameters.
+        optimizer: Updates the model's parameters. `FPTT` cuts the sequence into parts and updates
+            after each, by the loss of the part's last output in the weight that it gives the part.
         x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
             every step.
-        target: Class indices [N], or probabilities of the classes [N, classes].
-        loss_fn: Loss of one step before the division by T; None takes `CrossEntropyMSE()`.
+        target: Class indices [N], or probabilities of the classes [N, classes]; with a `loss_fn`
+            of your own, what it takes, of N samples.
+        loss_fn: Loss of one step before the division by T, which FPTT leaves out; None takes
+            `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
             "online" updates after every step (OTTT_O).
         steps: T for a static batch, whose first convolution is then done once where that is worth
@@ -315,14 +420,16 @@ def train_step(
             it is. "bptt" keeps the graph of all steps, and has one backward pass and update.
 
     Returns:
-        The loss summed over the steps, a scalar, and the logits summed over the steps,
-        [N, classes]; both detached.
+        The loss summed over the steps (with FPTT: the parts), a scalar, and the logits,
+        [N, classes], summed over the steps or, of a model whose `prediction` is "last", those of
+        the last step; both detached.
 
     Raises:
         InputError: If the model is in evaluation mode, shapes do not fit, the input is not
             finite, `update` or `rule` is unknown, `backward_steps` is not in 1 … T, BPTT is asked
-            for an online update or for `backward_steps`, or a loss is not finite (named by its
-            step; no parameter is changed by it).
+            for an online update or for `backward_steps`, FPTT for these or a `scaler` or more
+            parts than steps, or a loss is not finite (named by its step; no parameter is changed by
+            it).
     """
     if rule is not None and rule != rule_of(model):
         set_rule(model, rule)
@@ -331,7 +438,9 @@ def train_step(
     if not model.training:
         raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
     x_seq, n_steps = _sequence(x_seq, steps)
-    if target.dim() != 1 + target.is_floating_point() or len(target) != x_seq.shape[1]:
+    own_loss = loss_fn is not None and not isinstance(loss_fn, CrossEntropyMSE)
+    fits = own_loss or target.dim() == 1 + target.is_floating_point()
+    if not fits or len(target) != x_seq.shape[1]:
         raise InputError(
             f"target {target.dtype} of shape {list(target.shape)} does not fit x_seq of shape "
             f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N], or its "
@@ -341,6 +450,9 @@ def train_step(
         raise InputError(
             f"backward_steps={backward_steps}: x_seq has {n_steps} time steps; give 1 to {n_steps}"
         )
+    fptt = optimizer if isinstance(optimizer, FPTT) else None
+    if fptt is not None:
+        _check_fptt(fptt, n_steps, update, backward_steps, scaler)
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
     loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
@@ -351,12 +463,15 @@ def train_step(
                 f"the model gave an output of shape {list(logits.shape)} for one time step; "
                 'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
             )
-        if target.dim() == 2 and target.shape != logits.shape:
+        if not own_loss and target.dim() == 2 and target.shape != logits.shape:
             raise InputError(
                 f"target of shape {list(target.shape)} does not fit the logits of shape "
                 f"{list(logits.shape)}: give a probability of each class"
             )
-        return loss_fn(logits, target) / n_steps
+        if fptt is None:
+            return loss_fn(logits, target) / n_steps
+        parts = fptt.parts or n_steps
+        return fptt.weighted(loss_fn(logits, target), logits, target, t, parts)
 
     loss_sum, logits_sum = 0.0, 0.0
     reset_state(model)
@@ -370,10 +485,36 @@ def train_step(
             backward_at=backward_at,
             scaler=scaler,
         ):
-            loss_sum, logits_sum = loss_sum + loss, logits_sum + logits
+            loss_sum = loss_sum + loss
+            logits_sum = logits if predicts_last(model) else logits_sum + logits
     finally:
         reset_state(model)
     return loss_sum, logits_sum
+
+
+def _check_fptt(
+    fptt: FPTT,
+    n_steps: int,
+    update: str,
+    backward_steps: int | None,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    for wrong, name in (
+        (update != "accumulate", f'update="{update}"'),
+        (backward_steps is not None, "backward_steps"),
+        (scaler is not None, "scaler (bfloat16 needs none)"),
+    ):
+        if wrong:
+            raise InputError(f"FPTT updates once a part and knows no {name}: leave it out")
+    if fptt.parts is not None and fptt.parts > n_steps:
+        raise InputError(
+            f"parts={fptt.parts}: x_seq has {n_steps} time steps; give FPTT 1 to {n_steps}, or None"
+        )
+
+
+def predicts_last(model: nn.Module) -> bool:
+    """Whether a model says of itself that its last output is its prediction, not their sum."""
+    return getattr(model, "prediction", "sum") == "last"
 
 
 def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor:
@@ -387,7 +528,8 @@ def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor
         steps: T for a static batch.
 
     Returns:
-        Logits summed over the steps, [N, classes]; the prediction is their argmax.
+        Logits, [N, classes], summed over the steps or, of a model whose `prediction` is "last",
+        those of the last step; the prediction is their argmax.
 
     Raises:
         InputError: If the shape does not fit or the input is not finite.
@@ -396,7 +538,9 @@ def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor
     reset_state(model)
     try:
         with _evaluating(model), torch.inference_mode():
-            total = sum(model(x) for x in x_seq)
+            total = 0.0
+            for x in x_seq:
+                total = model(x) if predicts_last(model) else total + model(x)
     finally:
         reset_state(model)
     return total.clone()  # an ordinary tensor, which may enter a loss

@@ -16,9 +16,20 @@ from sj_ottt.functional import (
     lif_step,
 )
 from sj_ottt.kernels import fused_lif_step
+from sj_ottt.ltc import ASRNode, ASRRecurrent, LeakyReadout, LTCConvNode, LTCNode, LTCRecurrent
 from sj_ottt.trace import NDOTTrace, Pair, Trace
 
-__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
+__all__ = [
+    "ASRNode",
+    "ASRRecurrent",
+    "LTCConvNode",
+    "LTCNode",
+    "LTCRecurrent",
+    "LeakyReadout",
+    "NDOTLIFNode",
+    "OTTTLIFNode",
+    "SLTTLIFNode",
+]
 
 BACKENDS = ("torch", "cupy", "auto")
 RULES = ("ottt", "sltt", "ndot", "bptt")

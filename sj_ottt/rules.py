@@ -13,6 +13,7 @@ g_u[t] is the gradient of the step's own loss in the first three, of all losses 
 from torch import nn
 
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.ltc import LeakyReadout, LiquidNode
 from sj_ottt.neuron import RULES, OTTTLIFNode, check_variant
 
 __all__ = ["RULES", "check_rule", "rule_of", "set_rule"]
@@ -76,5 +77,6 @@ def rule_of(model: nn.Module) -> str:
     return min(found, default="ottt")
 
 
-def _nodes(model: nn.Module) -> list[OTTTLIFNode]:
-    return [module for module in model.modules() if isinstance(module, OTTTLIFNode)]
+def _nodes(model: nn.Module) -> list[OTTTLIFNode | LiquidNode | LeakyReadout]:
+    ours = (OTTTLIFNode, LiquidNode, LeakyReadout)
+    return [module for module in model.modules() if isinstance(module, ours)]

@@ -182,7 +182,8 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def _architectures() -> list[str]:
-    return [n for m in ("ottt_vgg", "ottt_nf_resnet") for n in timm.list_models(module=m)]
+    rooms = ("ottt_vgg", "ottt_nf_resnet", "ltc")
+    return [name for room in rooms for name in timm.list_models(module=room)]
 
 
 def _tags(arch: str) -> list[str]:

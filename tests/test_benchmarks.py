@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import loading, networks, rules, sides
+from benchmarks import fptt, loading, networks, rules, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import engine
 from tests.helpers import write_recordings
@@ -91,3 +91,25 @@ def test_loading_visits_every_sample(monkeypatch):
     assert all(len(data) == 5 and data[0][0].shape == (10, 2, 48, 48) for _, data in opened[:1])
     # The cache is built anew each time, once to warm up.
     assert [workers for workers, _ in opened if workers is not None] == [0, 2, 0, 2]
+
+
+def test_fptt_sides_agree_at_first_and_memory_is_what_autograd_keeps(monkeypatch):
+    for name, side in fptt.SIDES.items():
+        fptt.check(side, name)
+
+    def doubled(model, optimizer):
+        train = fptt.bptt(model, optimizer)
+        return lambda x, y: [train(x, y) for _ in range(2)]
+
+    with pytest.raises(SystemExit, match="doubled's first update differs"):
+        fptt.check(doubled, "doubled")
+    x = torch.ones(1000, requires_grad=True)
+    # The square keeps x, which is 4,000 bytes, twice; the exponential its own result.
+    assert fptt.graph_bytes(lambda: (x * x).sum().backward()) == 4000
+    assert fptt.graph_bytes(lambda: (x * x).exp().sum().backward()) == 8000
+    monkeypatch.setattr(fptt, "TIMES", (4, 8))
+    monkeypatch.setattr(fptt, "STEPS", 2)
+    rows = {row["run"]: row for row in fptt.fptt(argparse.Namespace(repeats=1))}
+    flat, grown = rows["sj_ottt FPTT"], rows["BPTT"]
+    assert flat["MiB, T=4"] == flat["MiB, T=8"] and rows["spikingjelly FPTT"]["ratio"] == "1.00"
+    assert float(grown["MiB, T=8"]) > 1.5 * float(grown["MiB, T=4"])

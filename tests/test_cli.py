@@ -198,7 +198,16 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("size: [16, a]", "size must be two whole numbers"),
         ("optimizer: lion", "optimizer must be one of sgd, adam, adamw"),
         ("pull_norm: l3", "pull_norm must be one of l2, l1"),
-        ("rule: stdp", "rule must be one of ottt, sltt, ndot, bptt"),
+        ("rule: stdp", "rule must be one of ottt, sltt, ndot, bptt, fptt"),
+        ("rule: fptt\nupdate: online", 'update=online does not go with rule="fptt"'),
+        ("rule: fptt\nbackward_steps: 2", 'backward_steps=2 does not go with rule="fptt"'),
+        ("rule: fptt\nparts: 7", "parts must be at most steps=6, not 7"),
+        ("rule: fptt\namp: float16", "use bfloat16"),
+        ("rule: fptt\nfptt_form: grad\nfptt_rho: 0.5", "fptt_form=grad has no fptt_beta"),
+        ("parts: 2", 'parts=2 does not go with rule="ottt"'),
+        ("fptt_alpha: 0.2", 'fptt_alpha=0.2 does not go with rule="ottt"'),
+        ("rule: fptt\nfptt_alpha: 0", "fptt_alpha must be a finite number above 0"),
+        ("rule: fptt\nfptt_beta: 2", "fptt_beta must be a number from 0 to 1"),
         ("rule: bptt\nupdate: online", 'update=online does not go with rule="bptt"'),
         ("rule: bptt\nbackward_steps: 2", 'backward_steps=2 does not go with rule="bptt"'),
         ("steps: 4\nbackward_steps: 5", "backward_steps must be at most steps=4, not 5"),
@@ -263,12 +272,20 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
         "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip
-    argv = ["train", "--no-normalize", "--class-weights"]
-    for name, value in values.items():
-        argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
-    fails(capsys, *argv)
-    assert seen == {**values, "normalize": False, "class_weights": True}
-    assert set(seen) == set(TrainConfig.__dataclass_fields__)
+    fptt = {
+        "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
+        "fptt_clip": "2", "fptt_form": "grad",
+    }  # fmt: skip
+    names = {"normalize", "class_weights"}
+    for given in (values, fptt):  # which do not go together
+        argv = ["train", "--no-normalize", "--class-weights"]
+        for name, value in given.items():
+            argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
+        seen.clear()
+        fails(capsys, *argv)
+        assert seen == {**given, "normalize": False, "class_weights": True}
+        names |= set(given)
+    assert names == set(TrainConfig.__dataclass_fields__)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

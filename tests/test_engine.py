@@ -367,6 +367,41 @@ def test_mixed_precision_and_fewer_backward_steps_learn_as_well(options, tmp_pat
     assert all(value > accuracy["off"] - 0.15 for value in accuracy.values()), accuracy
 
 
+@pytest.mark.parametrize("model", ["test_ottt_vgg", "test_ltc_cnn"])
+def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, model):
+    """Tested and kept is the average of the weights; what trains on is the weights themselves."""
+    options = {**options, "model": model, "rule": "fptt", "fptt_alpha": 0.5, "parts": 2}
+    train(options)
+    again = {**options, "out": str(tmp_path / "again")}
+    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    with pytest.raises(KeyboardInterrupt):
+        train(again)
+    monkeypatch.undo()
+    result = train(again, resume=True)
+    for name in ("last", "best"):
+        assert same(weights(options["out"], name), weights(again["out"], name))
+    states = [load_checkpoint(run["out"]) for run in (options, again)]
+    assert same(*(state["model"] for state in states))
+    for key in ("average", "dual"):
+        first, second = (state["optimizer"][key] for state in states)
+        assert first and same(first, second)
+    built = timm.create_model(model, num_classes=3, in_chans=2)
+    kept = weights(again["out"])
+    for i, (name, p) in enumerate(built.named_parameters()):
+        average, raw = states[1]["optimizer"]["average"][i], states[1]["model"][name]
+        assert average.shape == p.shape and torch.equal(kept[name], average)
+        assert name.endswith("bias") or not torch.equal(kept[name], raw), name
+    # An LTC network starts at random: its test is the same each time all the same.
+    rows = engine.evaluate(again["out"], batch_size=9, device="cpu")
+    assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
+
+
+def test_an_ltc_model_needs_a_rule_without_traces(options):
+    with pytest.raises(InputError, match="no presynaptic trace; train it with FPTT"):
+        train(options, model="test_ltc_cnn")
+    assert train(options, model="test_ltc_cnn", rule="bptt", epochs=1)["epochs"] == 1
+
+
 def test_a_checkpoint_from_before_an_option_existed_resumes(options):
     first = train(options, epochs=1)
     path = Path(options["out"]) / "last.pt"

@@ -1,7 +1,9 @@
 """Each example, run as a user runs it, in a shortened form."""
 
+import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sj_ottt import checkpoint
 from tests.helpers import write_recordings
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -69,6 +72,50 @@ def test_train_static_images(run, update):
     args = ("--epochs", 2, "--steps", 4, "--limit", 500, "--update", update)
     out = run(EXAMPLES / "train_static_images.py", *args)
     assert float(re.findall(r"test accuracy (\S+)", out)[-1]) > 0.3
+
+
+@pytest.mark.parametrize("rule", ["fptt", "bptt"])
+def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
+    """In this process, which has the imports done."""
+
+    def add(name, *args):
+        given = (
+            "--steps", 40, "--every", 2, "--hidden", 8, "--batch-size", 8, "--rule", rule,
+            "--out", tmp_path / name, *args,
+        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", ["fptt_add.py", *map(str, given)])
+        runpy.run_path(str(EXAMPLES / "fptt_add.py"), run_name="__main__")
+
+    def save_and_stop(out, state):
+        save(out, state)
+        raise KeyboardInterrupt
+
+    add("whole", "--batches", 4)
+    out = capsys.readouterr().out
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        add("halves", "--batches", 4)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    add("halves", "--batches", 4, "--resume")
+    results = []
+    for name in ("whole", "halves"):
+        assert (tmp_path / name / "curve.png").read_bytes()[:4] == b"\x89PNG"
+        results.append(json.loads((tmp_path / name / "result.json").read_text()))
+        assert results[-1].pop("seconds") > 0 and results[-1].pop("peak_memory_mib") > 0
+    assert results[0] == results[1] and results[0]["parts"] == 2
+    assert [row["batch"] for row in results[0]["history"]] == [2, 4]
+    assert f"error {results[0]['mse']:.4f} after 4" in out
+    for args, words in (
+        (["whole"], "holds a run"),
+        (["whole", "--batches", 4, "--resume", "--lr", 1], "was started with"),
+        (["none", "--resume"], "nothing to resume"),
+        (["none", "--steps", 1], "at least 2"),
+        (["none", "--rule", "fptt", "--parts", 41], "x_seq has 40 time steps"),
+    ):
+        with pytest.raises(SystemExit):
+            add(*args)
+        assert words in capsys.readouterr().err
 
 
 def test_fashion_events(run, tmp_path):

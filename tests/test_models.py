@@ -15,15 +15,17 @@ from torch.nn import functional as F
 from sj_ottt import InputError, learning
 from sj_ottt.neuron import OTTTLIFNode
 
-NAMES = [n for m in ("ottt_vgg", "ottt_nf_resnet") for n in timm.list_models(module=m)]
+ALL = [n for m in ("ottt_vgg", "ottt_nf_resnet", "ltc") for n in timm.list_models(module=m)]
+NAMES = [n for n in ALL if not n.endswith("ltc_rnn")]  # those of images
 STEPS = 6  # the spikes need a few steps to reach the last layers
 BIG = {"ottt_nf_resnet50", "ottt_nf_resnet101", "ottt_vgg11_ws", "ottt_vgg11f_ws"}
+BIG |= {"ltc_cnn", "ltc_cnn_dvs"}
 
 
 def small_input(name, batch=2):
     """Loud blobs: what is flat or fine-grained dies in zero-mean filters and in the pools."""
     torch.manual_seed(0)
-    size = 32 if "vgg" in name else 64
+    size = 32 if "vgg" in name or name.endswith("ltc_cnn") else 64
     blobs = 4 * torch.randn(batch, get_pretrained_cfg(name).input_size[0], 8, 8)
     return F.interpolate(blobs, size=(size, size), mode="bilinear")
 
@@ -42,7 +44,7 @@ def set_mode(model, mode):
 
 
 def test_all_names_are_registered():
-    assert set(NAMES) == {
+    assert set(ALL) == {
         "ottt_vgg11_ws",
         "ottt_vgg11f_ws",
         "ottt_vgg5_ws",
@@ -54,6 +56,11 @@ def test_all_names_are_registered():
         "test_ottt_vgg",
         "test_ottt_vggf",
         "test_ottt_nf_resnet",
+        "ltc_rnn",
+        "ltc_cnn",
+        "ltc_cnn_dvs",
+        "test_ltc_rnn",
+        "test_ltc_cnn",
     }
     # A file called like one of timm's would put our models into timm's own module listing.
     for name in NAMES:
@@ -67,6 +74,7 @@ def test_all_names_are_registered():
         ("ottt_vgg11_ws", 9.3, {"num_classes": 100}),
         ("ottt_vgg5_ws", 0.3, {}),
         ("ottt_nf_resnet34", 21.8, {"num_classes": 1000}),
+        ("ltc_cnn_dvs", 14.1, {}),
     ],
 )
 def test_parameter_counts_of_the_paper(name, millions, kwargs):
@@ -91,11 +99,16 @@ def test_step_mode_m_equals_the_steps_one_by_one(name):
     model = wake(timm.create_model(name, num_classes=5)).eval()
     x_seq = torch.stack([small_input(name) for _ in range(3)])
     with torch.no_grad():
+        torch.manual_seed(1)
         expected = torch.stack([model(x) for x in x_seq])
         learning.reset_state(model)
+        torch.manual_seed(1)
         out = set_mode(model, "m")(x_seq)
     assert out.shape == (3, 2, 5) and expected.std() > 0
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    if "ltc" in name:  # BPTT and FPTT may see all time steps at once
+        assert model.train()(x_seq).requires_grad
+        return
     with pytest.raises(InputError, match="cannot train online"):
         model.train()(x_seq)
 
@@ -202,11 +215,14 @@ def test_forward_intermediates(name):
     model = wake(timm.create_model(name)).eval()
     x = small_input(name)
     with torch.no_grad():
+        torch.manual_seed(1)
         final, maps = model.forward_intermediates(x)
         learning.reset_state(model)
+        torch.manual_seed(1)
         torch.testing.assert_close(final, model.forward_features(x))
         torch.testing.assert_close(maps[-1], final)
         learning.reset_state(model)
+        torch.manual_seed(1)
         only = model.forward_intermediates(x, indices=1, intermediates_only=True, stop_early=True)
     torch.testing.assert_close(only, maps[-1:])
     with pytest.raises(InputError, match="output_fmt"):
@@ -219,7 +235,11 @@ def test_state_dict_pickle_and_groups(name):
     twin = timm.create_model(name, in_chans=2)
     twin.load_state_dict(model.state_dict())
     x = 2 * torch.randn(2, 2, 32, 32)
-    torch.testing.assert_close(pickle.loads(pickle.dumps(model))(x), twin(x))
+    outputs = []
+    for copied in (pickle.loads(pickle.dumps(model)), twin):
+        torch.manual_seed(1)
+        outputs.append(copied(x))
+    torch.testing.assert_close(*outputs)
     groups = model.group_matcher()
     assert set(groups) == {"stem", "blocks"}
     with pytest.raises(InputError, match="checkpointing"):
@@ -271,5 +291,63 @@ def test_neuron_factory_and_dropout():
 
 
 def test_entry_points_are_documented():
-    for name in NAMES:
+    for name in ALL:
         assert inspect.getdoc(timm.models.model_entrypoint(name)).startswith("Build ")
+
+
+def test_ltc_rnn():
+    """One step is [N, F]; the state goes from step to step; all steps in one call are the same."""
+    model = timm.create_model("test_ltc_rnn", in_chans=3, num_classes=4)
+    x_seq = 3 * torch.randn(5, 2, 3)
+    outputs = []
+    for mode in ("s", "m"):
+        torch.manual_seed(0)
+        learning.reset_state(model)
+        set_mode(model, mode)
+        outputs.append(torch.stack([model(x) for x in x_seq]) if mode == "s" else model(x_seq))
+    assert outputs[0].shape == (5, 2, 4)
+    torch.testing.assert_close(*outputs)
+    outputs[1][-1].square().sum().backward()
+    for key, p in model.named_parameters():
+        assert p.grad is not None and p.grad.norm() > 0, key
+    set_mode(model, "s")
+    assert model.get_classifier() is model.fc and model.default_cfg["classifier"] == "fc"
+    learning.reset_state(model)
+    assert model.forward_head(model.forward_features(x_seq[0]), pre_logits=True).shape == (2, 8)
+    model.reset_classifier(0)
+    assert model(x_seq[0]).shape == (2, 8)
+    model.reset_classifier(6)
+    assert model.num_classes == 6 and model(x_seq[0]).shape == (2, 6)
+    with pytest.raises(InputError, match=r"takes \[N, 3\]"):
+        model(torch.rand(2, 3, 8, 8))
+    meta = timm.create_model("test_ltc_rnn", device="meta", dtype=torch.bfloat16)
+    meta.reset_classifier(2)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in meta.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_ltc_rnn", "test_ltc_cnn"])
+def test_ltc_models_learn_by_fptt_and_bptt(name):
+    """Four inputs of noise are told apart within a few updates; only the last output counts."""
+    shape = (3,) if name.endswith("rnn") else (1, 8, 8)
+    for rule in ("fptt", "bptt"):
+        torch.manual_seed(0)
+        model = timm.create_model(name, num_classes=4, in_chans=shape[0])
+        x_seq, target = 2 * torch.randn(6, 4, *shape), torch.arange(4)
+        trainer = torch.optim.Adam(model.parameters(), 0.02)
+        if rule == "fptt":
+            trainer = learning.FPTT(trainer, 0.1, parts=3)
+        losses = [learning.train_step(model, trainer, x_seq, target)[0].item() for _ in range(30)]
+        assert losses[-1] < 0.75 * losses[0], (rule, losses)
+        with pytest.raises(InputError, match="no presynaptic trace"):
+            learning.train_step(model, trainer, x_seq, target, rule="ottt")
+
+
+def test_ltc_cnn_keeps_its_dense_layer_with_a_new_head():
+    """A variant's own input size reaches its grid as it is: pooling changes nothing there."""
+    model = timm.create_model("test_ltc_cnn")
+    before = model.dense[0].weight
+    model.reset_classifier(3)
+    assert model.dense[0].weight is before and model.fc.out_features == 3
+    for name in ("ltc_cnn", "ltc_cnn_dvs"):
+        cfg = get_pretrained_cfg(name)
+        assert timm.create_model(name).global_pool.output_size == cfg.pool_size[0]

@@ -1,0 +1,233 @@
+"""Forward propagation through time (FPTT): updates within a sequence, held together by averages.
+
+A sequence is cut into P parts, and the weights are updated after each. So that no part forgets the
+others, every weight W has a running average W̄ that it is pulled towards, and Λ, a running
+estimate of the gradient, that corrects the pull. `learning.train_step` runs it.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sj_ottt.errors import InputError
+
+__all__ = ["FPTT", "Divergence"]
+
+FORMS = ("lambda", "grad")
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """An auxiliary loss of early parts: Σ q log(q / softmax(logits)), the mean over the batch.
+
+    Attributes:
+        stored: q: one distribution [classes], or one for each target class [classes, classes].
+    """
+
+    stored: Tensor
+
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the scalar divergence of logits [N, classes]."""
+        q = self.stored.to(logits)
+        q = q[target] if q.dim() == 2 else q.expand_as(logits)
+        return F.kl_div(logits.log_softmax(1), q, reduction="batchmean")
+
+
+class FPTT:
+    """What FPTT keeps between updates, and its update; stands in for the optimizer.
+
+    After the backward pass of a part's loss ℓ, form "lambda" (the default) does
+
+    1. one clipped step of the optimizer on ℓ(W) − (1 − ρ) ⟨W, Λ⟩ + (α/2) ‖W − W̄‖²;
+    2. Λ ← Λ − α (W − W̄);
+    3. W̄ ← (1 − β) W̄ + β W − (β/α) Λ.
+
+    Form "grad" takes Λ = ∇ℓ(W) of the part at the new weights, by a second pass, a pull of
+    (α/2) ‖W − W̄ − Λ/(2α)‖², and W̄ ← (W̄ + W)/2 − Λ/(2α); it knows neither β nor ρ.
+
+        fptt = FPTT(torch.optim.Adam(model.parameters(), 1e-3), alpha=0.5, parts=10)
+        loss, logits = train_step(model, fptt, x_seq, target)
+        with fptt.averaged():
+            logits = predict(model, x_seq)
+
+    W̄ starts at W and Λ at 0 with a parameter's first update. A parameter without a gradient is
+    left out of an update, W̄ and Λ too.
+
+    Args:
+        optimizer: Does the step; without weight decay in the authors' runs.
+        alpha: α, above 0; 0.5 for the add task, 0.1 for classification in the authors' runs.
+        beta: β, in 0 … 1.
+        rho: ρ, in 0 … 1.
+        clip: Largest norm of all gradients together, those of the pull included; None for no limit.
+        parts: P; None for one part a time step. Where it does not divide T, the first parts are
+            one step longer than the last ones.
+        form: "lambda" or "grad".
+        weight: Weight of part p (from 0) of P; None for (p + 1) / P.
+        auxiliary: (logits, target) → scalar, which gets what is missing of the weight to 1, such as
+            `Divergence`; None for no such term.
+
+    Attributes:
+        optimizer: As given.
+        parts: As given.
+        form: As given.
+
+    Raises:
+        InputError: If a number is out of range, or `form` is unknown or does not know β or ρ.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        alpha: float,
+        beta: float = 0.5,
+        rho: float = 0.0,
+        clip: float | None = 1.0,
+        parts: int | None = None,
+        form: str = "lambda",
+        weight: Callable[[int, int], float] | None = None,
+        auxiliary: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ):
+        if form not in FORMS:
+            raise InputError(f'form="{form}" is unknown: use "lambda" or "grad"')
+        for name, value, fits, wanted in (
+            ("alpha", alpha, 0 < alpha < float("inf"), "a finite number above 0"),
+            ("beta", beta, 0 <= beta <= 1, "a number from 0 to 1"),
+            ("rho", rho, 0 <= rho <= 1, "a number from 0 to 1"),
+            ("clip", clip, clip is None or clip > 0, "a number above 0, or None"),
+            ("parts", parts, parts is None or parts >= 1, "a whole number from 1 on, or None"),
+        ):
+            if not fits:
+                raise InputError(f"{name}={value}: give {wanted}")
+        if form == "grad" and (beta, rho) != (0.5, 0.0):
+            raise InputError(f'form="grad" has no beta and rho: leave out beta={beta}, rho={rho}')
+        self.optimizer, self.parts, self.form = optimizer, parts, form
+        self._alpha, self._beta, self._rho, self._clip = alpha, beta, rho, clip
+        self._weight = weight or (lambda p, n: (p + 1) / n)
+        self._auxiliary = auxiliary
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # By the parameter's place, as in the state of an optimizer.
+        self._average: dict[int, Tensor] = {}
+        self._dual: dict[int, Tensor] = {}
+
+    def weighted(
+        self, loss: Tensor, logits: Tensor, target: Tensor, part: int, parts: int
+    ) -> Tensor:
+        """Return the loss of a part, weighted, with the auxiliary term where there is one."""
+        weight = self._weight(part, parts)
+        if self._auxiliary is None:
+            return weight * loss
+        return weight * loss + (1 - weight) * self._auxiliary(logits, target)
+
+    @torch.no_grad()
+    def update(self, again: Callable[[], None]) -> None:
+        """Update the weights, W̄ and Λ from the gradients of a part's loss.
+
+        Args:
+            again: Does the part's passes once more and leaves their gradients, for form "grad".
+
+        Raises:
+            InputError: If there is a limit to the norm and a gradient is not finite; nothing is
+                changed then.
+        """
+        places = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        if not places:
+            return
+        for i in places:
+            if i not in self._average:
+                self._average[i] = self._parameters[i].detach().clone()
+                self._dual[i] = torch.zeros_like(self._average[i])
+        weights = [self._parameters[i] for i in places]
+        average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
+        self._pull([p.grad for p in weights], weights, average, dual)
+        self.optimizer.step()
+        if self.form == "lambda":
+            torch._foreach_sub_(dual, torch._foreach_sub(weights, average), alpha=self._alpha)
+        else:
+            self.optimizer.zero_grad()
+            with torch.enable_grad():
+                again()
+            # A parameter that the second pass does not reach has a gradient of 0 there.
+            for old, p in zip(dual, weights, strict=True):
+                old.zero_() if p.grad is None else old.copy_(p.grad)
+        torch._foreach_lerp_(average, weights, self._beta)
+        torch._foreach_sub_(average, dual, alpha=self._beta / self._alpha)
+
+    def _pull(
+        self, grads: list[Tensor], weights: list[Tensor], average: list[Tensor], dual: list[Tensor]
+    ) -> None:
+        """Add the gradient of the pull, and limit the norm of all gradients together."""
+        torch._foreach_add_(grads, torch._foreach_sub(weights, average), alpha=self._alpha)
+        share = 1 - self._rho if self.form == "lambda" else 0.5
+        torch._foreach_sub_(grads, dual, alpha=share)
+        if self._clip is None:
+            return
+        norm = torch.nn.utils.get_total_norm(grads).item()
+        if not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise InputError(
+                f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
+                "learning rate, or look for extreme values in x_seq and in the weights"
+            )
+        if norm > self._clip:
+            torch._foreach_mul_(grads, self._clip / norm)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put W̄ into the model's parameters, for an evaluation, and W back afterwards.
+
+        Do not train inside. Batch norm keeps its running statistics, which W has made.
+        """
+        weights = [self._parameters[i] for i in self._average]
+        kept = [p.detach().clone() for p in weights]
+        try:
+            _copy(weights, [*self._average.values()])
+            yield
+        finally:
+            _copy(weights, kept)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the optimizer's state, W̄ and Λ."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "average": dict(self._average),
+            "dual": dict(self._dual),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; the weights themselves are the model's.
+
+        Raises:
+            InputError: If it is not the state of FPTT on these parameters.
+        """
+        try:
+            loaded = [
+                {i: v.detach().to(self._parameters[i], copy=True) for i, v in state[key].items()}
+                for key in ("average", "dual")
+            ]
+            fits = loaded[0].keys() == loaded[1].keys() and all(
+                value.shape == self._parameters[i].shape
+                for part in loaded
+                for i, value in part.items()
+            )
+            if fits:
+                self.optimizer.load_state_dict(state["optimizer"])
+        except (KeyError, IndexError, ValueError, TypeError, AttributeError):
+            fits = False
+        if not fits:
+            raise InputError(
+                "state is not that of FPTT on these parameters: give what state_dict() returned "
+                "for the same model and optimizer"
+            )
+        self._average, self._dual = loaded
+
+
+@torch.no_grad()
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
