@@ -155,11 +155,11 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=200, help="length of the sequences, T")
-    parser.add_argument("--batches", type=int, default=2000, help="of fresh sequences")
+    parser.add_argument("--batches", type=int, default=3000, help="of fresh sequences")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rule", choices=("fptt", "bptt"), default="fptt")
     parser.add_argument("--parts", type=int, help="of fptt; default: 20 steps a part")
-    parser.add_argument("--alpha", type=float, default=0.5, help="of fptt")
+    parser.add_argument("--alpha", type=float, default=0.1, help="of fptt; the authors: 0.5")
     parser.add_argument("--lr", type=float, default=3e-3, help="highest")
     parser.add_argument("--neuron", choices=NEURONS, default="ltc")
     parser.add_argument("--hidden", type=int, default=128)
