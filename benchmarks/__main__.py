@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import fptt, kernel, loading, networks, rules, sides
+from benchmarks import folds, fptt, kernel, loading, networks, rules, sessions, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,6 +97,8 @@ def main() -> None:
         "fptt": fptt.fptt,
         "loading": loading.loading,
         "simulating": loading.simulating,
+        "folds": folds.folds,
+        "sessions": sessions.sessions,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")
@@ -108,30 +110,31 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34, too")
     parser.add_argument("--compile", action="store_true", help="step: torch.compile, too")
-    parser.add_argument("--recipe", help="rules: a file of examples/recipes")
-    parser.add_argument("--data", help="rules: the recipe's data set")
-    parser.add_argument("--epochs", type=int, help="rules (default: the recipe's)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules")
+    parser.add_argument("--recipe", help="rules, folds: a file of examples/recipes")
+    parser.add_argument("--data", help="rules, folds: the data set")
+    parser.add_argument("--epochs", type=int, help="rules, folds (default: the recipe's)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules, sessions")
     parser.add_argument("--rows", nargs="+", choices=rules.ROWS, help="rules: some of them")
-    parser.add_argument("--runs", default="runs/rules", help="rules (default: %(default)s)")
+    parser.add_argument("--runs", help="rules, folds, sessions (default: runs/ and the name)")
+    parser.add_argument("--folds", type=int, default=10, help="folds (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=2000, help="loading (default: %(default)s)")
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2], help="loading (default: 0 1 2)"
     )
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
-    if "rules" in args.what and not (args.recipe and args.data):
-        parser.error("rules needs --recipe and --data")
+    if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):
+        parser.error("rules and folds need --recipe and --data")
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
         on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")
         device = "gpu" if on_gpu else f"cpu{torch.get_num_threads()}"
-        rows = what[name](args)
+        rows = what[name](argparse.Namespace(**{**vars(args), "runs": args.runs or f"runs/{name}"}))
         print(f"\n{name}, {platform.machine()}, {device}, torch {torch.__version__}")
         print(what[name].__doc__.splitlines()[0])
         print_table(rows)
         if args.csv:
-            stem = f"{name}-{Path(args.recipe).stem}" if name == "rules" else name
+            stem = f"{name}-{Path(args.recipe).stem}" if name in ("rules", "folds") else name
             path = RESULTS / f"{stem}-{device}-{torch.__version__}.csv"
             path.parent.mkdir(exist_ok=True)
             with path.open("w", newline="") as file:

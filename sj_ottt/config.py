@@ -120,7 +120,7 @@ def _pretrained(value: Any) -> bool | str | None:
         return None
     if value is True or (isinstance(value, str) and value):
         return value
-    raise ValueError("true, or the tag of the weights")
+    raise ValueError("true, the tag of the weights, or a path")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +144,10 @@ class TrainConfig:
     )
     out: str = _option("runs/train", _text, "folder of the run: checkpoints, result, pictures")
     pretrained: bool | str | None = _option(
-        None, _pretrained, "start from the weights of the model zoo, those of TAG if given"
+        None,
+        _pretrained,
+        "start from the weights of the model zoo, those of TAG if given; or from those of a run's "
+        "folder or a weight file, given by its path",
     )
     freeze: tuple[str, ...] | None = _option(
         None, _names, "parts of the model that do not learn, such as stem,layer1"

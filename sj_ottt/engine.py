@@ -98,6 +98,16 @@ def _resolve_device(name: str) -> torch.device:
     return device
 
 
+def _weight_file(pretrained: bool | str | None) -> Path | None:
+    """Return the file that `pretrained` names by a path, None where it is a tag of the zoo."""
+    if not isinstance(pretrained, str):
+        return None
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        path /= "best.safetensors"
+    return path if path.exists() or len(Path(pretrained).parts) > 1 else None
+
+
 def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimizer:
     options = {"lr": cfg.lr, "weight_decay": cfg.weight_decay}
     groups = finetune.parameter_groups(model, cfg.layer_decay)
@@ -204,17 +214,20 @@ class _Run:
         self.steps = cfg.steps if item.dim() == 3 else item.shape[0]
 
         torch.manual_seed(_seed_of(cfg.seed, 0))
+        start = _weight_file(cfg.pretrained)
         self.model = zoo.create(
             cfg.model,
             len(self.augmented.classes),
             # A resumed run has its weights already, even where the model zoo has gone.
             in_chans=self.in_chans,
-            pretrained=None if state else cfg.pretrained,
+            pretrained=None if state or start else cfg.pretrained,
             drop_rate=cfg.drop_rate,
             rule=None if cfg.rule == "fptt" else cfg.rule,  # fptt: by the model's own gradient
             rule_variant=cfg.rule_variant,
             readout=cfg.readout,
         ).to(self.device)
+        if start and not state:
+            zoo.load_weights(self.model, start)
         first_stage = None if cfg.pull_to is None else self._first_stage(cfg.pull_to)
         if cfg.freeze:
             finetune.freeze(self.model, cfg.freeze)

@@ -2,11 +2,13 @@
 
 import argparse
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import fptt, loading, networks, rules, sides
+from benchmarks import folds, fptt, loading, networks, rules, sessions, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import engine
 from tests.helpers import write_recordings
@@ -113,3 +115,52 @@ def test_fptt_sides_agree_at_first_and_memory_is_what_autograd_keeps(monkeypatch
     flat, grown = rows["sj_ottt FPTT"], rows["BPTT"]
     assert flat["MiB, T=4"] == flat["MiB, T=8"] and rows["spikingjelly FPTT"]["ratio"] == "1.00"
     assert float(grown["MiB, T=8"]) > 1.5 * float(grown["MiB, T=4"])
+
+
+def test_folds_test_on_every_recording_once(tmp_path, monkeypatch):
+    targets = np.repeat([0, 1, 2], [11, 7, 5])
+    fold = folds.stratified(targets, 4, seed=0)
+    assert max(np.bincount(fold)) - min(np.bincount(fold)) <= 1
+    for label in range(3):
+        counts = np.bincount(fold[targets == label], minlength=4)
+        assert counts.max() - counts.min() <= 1
+    data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: test_ottt_vgg\nsteps: 2\nbatch_size: 4\nval_fraction: 0\n")
+    seen, train = [], engine.train
+
+    def spy(config, *, resume):
+        run = engine._Run(config, None)
+        parts = [{Path(f).name for f in part.files} for part in (run.augmented, run.test)]
+        assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 18
+        seen.extend(parts[1])
+        return train(config, resume=resume)
+
+    monkeypatch.setattr(engine, "train", spy)
+    args = argparse.Namespace(
+        data=str(data), recipe=str(recipe), folds=3, epochs=1, runs=str(tmp_path / "runs")
+    )
+    table = folds.folds(args)
+    assert len(seen) == len(set(seen)) == 18 and table[-1]["recordings"] == 18
+    right = sum(float(row["accuracy"]) * row["recordings"] for row in table[:-1])
+    assert float(table[-1]["accuracy"]) == pytest.approx(right / 18, abs=0.1)
+    monkeypatch.setattr(engine, "train", None)
+    assert folds.folds(args) == table
+
+
+def test_sessions_differ_and_share_no_object(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        sessions, "write_event_dataset", lambda root, images, *_, **k: calls.append((images, k))
+    )
+    seen = {}
+    for name in "ab":
+        calls.clear()
+        sessions._record(tmp_path / name, name, seed=0)
+        seen[name] = sum(len(images) for images, _ in calls)
+        (first, kwargs), (test, _) = calls
+        assert kwargs.items() >= sessions.SESSIONS[name].items()
+        seen[name + " images"] = {image.tobytes() for image in (*first, *test)}
+        assert len(seen[name + " images"]) == seen[name]
+    assert (seen["a"], seen["b"]) == (1000, 797)
+    assert not seen["a images"] & seen["b images"]

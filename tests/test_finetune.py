@@ -47,6 +47,31 @@ def test_frozen_parts_stay(options, rule, update):
     assert {name.split(".")[0] for name in changed} == {"layer3", "fc"}
 
 
+def test_start_from_a_run(options, tmp_path):
+    """From a run's folder or its file; a classifier of other classes starts fresh."""
+    engine.train(TrainConfig(**options))
+    trained = load_checkpoint(options["out"])["best"]["model"]
+    for where in (options["out"], f"{options['out']}/best.safetensors"):
+        start = engine._Run(TrainConfig(**{**options, "pretrained": where, "seed": 5}), None)
+        state = start.model.state_dict()
+        assert all(torch.equal(trained[k], v) for k, v in state.items())
+    two = write_recordings(tmp_path / "two", {"train": 4, "test": 2}, classes=("a", "b"))
+    other = {**options, "pretrained": options["out"], "data": str(two)}
+    state = engine._Run(TrainConfig(**other), None).model.state_dict()
+    assert state["fc.weight"].shape == (2, 16)
+    assert all(torch.equal(trained[k], v) for k, v in state.items() if not k.startswith("fc"))
+    result = engine.train(TrainConfig(**{**other, "out": str(tmp_path / "b")}))
+    again = TrainConfig(**{**other, "out": str(tmp_path / "b")})
+    assert engine.train(again, resume=True)["history"] == result["history"]
+    gone = f"{tmp_path}/nowhere/best.safetensors"
+    for changes, message in (
+        ({"pretrained": gone}, "nowhere/best.safetensors: no such weight file"),
+        ({"model": "test_ottt_nf_resnet"}, "does not fit"),
+    ):
+        with pytest.raises(InputError, match=message):
+            engine.train(TrainConfig(**{**other, "out": str(tmp_path / "c"), **changes}))
+
+
 def test_stem_is_the_first_convolution():
     for name in ("test_ottt_vgg", "test_ottt_nf_resnet"):
         model = timm.create_model(name)
