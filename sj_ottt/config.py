@@ -297,6 +297,11 @@ class TrainConfig:
     drop_rate: float = _option(
         0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
     )
+    spike_drop_rate: float = _option(
+        0.0,
+        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        "dropout probability behind each neuron, of models that have it (the VGGs)",
+    )
     mse_weight: float = _option(
         0.05,
         _share,

@@ -215,6 +215,7 @@ class _Run:
 
         torch.manual_seed(_seed_of(cfg.seed, 0))
         start = _weight_file(cfg.pretrained)
+        only_some = {"spike_drop_rate": cfg.spike_drop_rate} if cfg.spike_drop_rate else {}
         self.model = zoo.create(
             cfg.model,
             len(self.augmented.classes),
@@ -225,6 +226,7 @@ class _Run:
             rule=None if cfg.rule == "fptt" else cfg.rule,  # fptt: by the model's own gradient
             rule_variant=cfg.rule_variant,
             readout=cfg.readout,
+            **only_some,
         ).to(self.device)
         if start and not state:
             zoo.load_weights(self.model, start)
