@@ -71,7 +71,7 @@ def create(
         **kwargs: Further arguments of the model, such as `drop_rate` or `rule`.
 
     Raises:
-        InputError: If there is no such model, or no such weights for it.
+        InputError: If there is no such model, no such weights for it, or it has no such argument.
     """
     arch, _, tag = name.partition(".")
     known = _architectures()
@@ -85,13 +85,19 @@ def create(
             f"there are no {wanted} for model {arch}{suggest(tag, tags)}; it has "
             f"{', '.join(tags) or 'none'}"
         )
-    return timm.create_model(
-        f"{arch}.{tag}" if tag else arch,
-        pretrained=bool(pretrained),
-        num_classes=num_classes,
-        in_chans=in_chans,
-        **kwargs,
-    )
+    try:
+        return timm.create_model(
+            f"{arch}.{tag}" if tag else arch,
+            pretrained=bool(pretrained),
+            num_classes=num_classes,
+            in_chans=in_chans,
+            **kwargs,
+        )
+    except TypeError as error:
+        unknown = [name for name in kwargs if f"unexpected keyword argument '{name}'" in str(error)]
+        if not unknown:
+            raise
+        raise InputError(f"model {arch} has no option {unknown[0]}: leave it out") from error
 
 
 def layer_depths(model: nn.Module) -> dict[str, int]:

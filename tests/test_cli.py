@@ -268,7 +268,8 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
         "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
         "encoding": "rows", "cutout": "3", "train_samples": "9",
-        "spike_drop_rate": "0.1", "freeze": "stem", "head_epochs": "1", "layer_decay": "0.5", "early_stop": "3",
+        "spike_drop_rate": "0.1", "freeze": "stem", "head_epochs": "1", "layer_decay": "0.5",
+        "early_stop": "3",
         "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
         "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip

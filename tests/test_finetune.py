@@ -143,6 +143,11 @@ def test_class_weights_reach_the_loss(options):
     assert run.loss_fn.class_weights.tolist() == pytest.approx([5 / 6, 5 / 6, 5 / 3])
 
 
+def test_dropout_behind_neurons(options):
+    run = engine._Run(TrainConfig(**{**options, "spike_drop_rate": 0.3}), None)
+    assert [m.p for m in run.model.modules() if type(m).__name__ == "Dropout"] == [0.3] * 3
+
+
 def test_early_stop(options, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.7, 0.9])
     real = engine._test
@@ -170,6 +175,10 @@ def test_early_stop(options, monkeypatch):
         ({"freeze": "layer1,layer2,layer3,fc"}, "leaves nothing to learn"),
         ({"freeze": "layer1,,fc"}, "freeze must be names with commas between them"),
         ({"early_stop": 2, "val_fraction": 0}, "set val_fraction above 0"),
+        (
+            {"model": "test_ottt_nf_resnet", "spike_drop_rate": 0.1},
+            "model test_ottt_nf_resnet has no option spike_drop_rate",
+        ),
         ({"layer_decay": 0}, "layer_decay must be a number above 0, up to 1"),
     ],
 )

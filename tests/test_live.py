@@ -298,6 +298,29 @@ def test_commands(run, session, tmp_path, capsys):
     assert cli.main(["predict", "--checkpoint", str(tmp_path / "a"), str(path)]) == 0
 
 
+def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
+    """A folder of N-MNIST as somebody's own: looked at, trained on, single files labelled."""
+    assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path / "info")]) == 0
+    out = capsys.readouterr().out
+    assert "100 recordings, 10 classes" in out and "34 x 34" in out
+    assert len(list((tmp_path / "info").iterdir())) == 2
+    argv = ["train", "--data", str(nmnist), "--model", "test_ottt_vgg", "--train-samples", "300"]
+    options = ["--epochs", "2", "--lr", "0.1", "--steps", "3", "--out", str(tmp_path / "run")]
+    assert cli.main([*argv, *options, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    files = sorted((nmnist / "test").rglob("*.bin"))
+    assert cli.main(["predict", "--checkpoint", str(tmp_path / "run"), str(files[0])]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    # File by file, as the data set of all of them.
+    trained = engine.load_trained(tmp_path / "run", "cpu")
+    right = 0
+    for file in files:
+        (one,) = live.label_windows(trained, live.open_source(file), live.WHOLE, live.WHOLE)
+        right += one.label == file.parent.name
+    (row,) = engine.evaluate(tmp_path / "run", device="cpu")
+    assert right == round(100 * row["accuracy"])
+
+
 def test_a_model_of_sliced_samples_knows_its_window(trained):
     assert trained.about["window"] is None
     assert live.durations(trained, None, None) == (live.WHOLE, live.WHOLE)
