@@ -195,7 +195,18 @@ class _Run:
         self.raw = copy.copy(plain)
         self.raw.transform = raw(plain)
         chosen = choose(plain.targets, cfg.train_samples, cfg.seed)
-        train, val = split_indices(plain.targets[chosen], cfg.val_fraction, cfg.seed)
+        windows = None if isinstance(plain, ImageSet) else plain.windows()
+        train, val = split_indices(
+            plain.targets[chosen],
+            cfg.val_fraction,
+            cfg.seed,
+            None if windows is None else [windows[i] for i in chosen],
+        )
+        if cfg.early_stop is not None and not len(val):
+            raise InputError(
+                f"{cfg.data}: there are too few samples to keep some aside for validation, which "
+                "early_stop needs: leave it out, or record more"
+            )
         self.train_part = Subset(self.augmented, chosen[train])
         self.val_part = Subset(plain, chosen[val])
         # An item is a sequence [T, C, ...], or a still image [C, H, W] for all cfg.steps steps.

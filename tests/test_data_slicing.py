@@ -17,6 +17,7 @@ from sj_ottt.data.slicing import (
     Window,
     split_by_group,
     split_by_time,
+    split_for_validation,
     window_starts,
 )
 from tests.recording_files import dat
@@ -299,3 +300,55 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
     assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err
+
+
+def overlap(a: Window, b: Window) -> bool:
+    return a.recording == b.recording and max(a.start, b.start) < min(
+        a.start + a.length, b.start + b.length
+    )
+
+
+@pytest.mark.parametrize(("n_recordings", "whole"), [(6, True), (3, False)])
+def test_validation_shares_no_event_with_training(n_recordings, whole):
+    windows = [
+        Window(f"r{r}", "s", label, start, 200, 9)
+        for r in range(n_recordings)
+        for label, begin in (("a", 0), ("b", 5000))
+        for start in range(begin, begin + 3000, 100)
+    ]
+    part = split_for_validation(windows, 0.1, seed=0)
+    train, val = ([w for w, p in zip(windows, part, strict=True) if p == i] for i in (0, 1))
+    assert {w.label for w in train} == {w.label for w in val} == {"a", "b"}
+    assert not any(overlap(a, b) for a in train for b in val)
+    shared = {w.recording for w in train} & {w.recording for w in val}
+    assert shared == (set() if whole else {w.recording for w in windows})
+    assert len(val) < len(windows) / 4
+
+
+def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
+    from sj_ottt import engine
+    from sj_ottt.config import TrainConfig
+
+    out = tmp_path / "set"
+    slice_recordings(
+        read_labels(all_labels(raw), find_recordings([raw])),
+        out,
+        SliceConfig(window=200_000, stride=50_000, min_events=1),
+    )
+    cfg = TrainConfig(
+        data=str(out), model="test_ottt_vgg", steps=1, device="cpu", out=str(tmp_path / "run")
+    )
+    run = engine._Run(cfg, None)
+    windows = EventFolder(out, 1, split="train").windows()
+    train, val = ([windows[i] for i in part.indices] for part in (run.train_part, run.val_part))
+    assert train and val and not any(overlap(a, b) for a in train for b in val)
+    with pytest.raises(InputError, match="is one part of the data set"):
+        EventFolder(out / "train", 1, split="train")
+    slices = out / "slices.csv"
+    text = slices.read_text()
+    slices.write_text(text.replace("train/", "tra/"))
+    with pytest.raises(InputError, match="has no line for train/still/"):
+        engine._Run(cfg, None)
+    slices.write_text(text.replace("start", "begin", 1))
+    with pytest.raises(InputError, match=r"is damaged.*slice the recordings again"):
+        engine._Run(cfg, None)
