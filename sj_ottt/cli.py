@@ -158,7 +158,7 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
     parser.add_argument(
-        "file", metavar="FILE", help="a recording; with --live text, or - for stdin"
+        "file", metavar="FILE", help="a recording; with --live text that may grow, or - for stdin"
     )
     parser.add_argument(
         "--live",
@@ -179,9 +179,16 @@ def _predict(args: argparse.Namespace) -> None:
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
+    live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
+    if args.live and args.stride is not None:
+        raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
-        said = live.label_stream(trained, live.follow(args.file, args.idle), window)
+        source = live.follow(args.file, args.idle)
+        said = live.label_stream(trained, source, window, args.min_events)
+    elif args.idle is not None or args.file == "-":
+        what = "standard input" if args.file == "-" else "--idle"
+        raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = live.open_source(args.file)
         said = live.label_windows(trained, source, window, stride, args.min_events)
@@ -200,11 +207,18 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _add_adapt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("recordings", nargs="+", metavar="FILE", help="recordings, in this order")
+    # By itself, argparse would show FILE behind --hold-out, which would take it.
+    parser.usage = (
+        "%(prog)s --checkpoint DIR FILE [FILE ...] (--labels FILE.csv | --label-from-folder) "
+        "[--hold-out FILE [FILE ...]] [--out DIR] [options]"
+    )
+    parser.add_argument(
+        "recordings", nargs="+", metavar="FILE", help="recordings or folders, in this order"
+    )
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", metavar="FILE.csv", help="lines of file,start,end,label")
+    labels.add_argument("--labels", metavar="FILE.csv", help="as for sj-ottt data slice")
     labels.add_argument(
-        "--label-from-folder", action="store_true", help="each file's folder is its label"
+        "--label-from-folder", action="store_true", help="each recording's folder is its label"
     )
     parser.add_argument(
         "--hold-out",
@@ -225,6 +239,7 @@ def _adapt(args: argparse.Namespace) -> None:
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
+    live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
     learned, held = live.open_labelled(args.recordings, args.hold_out, args.labels)
     result = live.adapt(

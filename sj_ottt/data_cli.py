@@ -57,8 +57,8 @@ def _slice(args: argparse.Namespace) -> None:
     from sj_ottt.data import labels, layout, slice_files, slicing
 
     config = slicing.SliceConfig(
-        window=labels.parse_duration(args.window),
-        stride=labels.parse_duration(args.stride),
+        window=labels.parse_duration(args.window, unit=True),
+        stride=labels.parse_duration(args.stride, unit=True),
         min_events=args.min_events,
         split_by=args.split_by,
         test_fraction=args.test_fraction,

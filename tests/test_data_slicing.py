@@ -298,7 +298,7 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_test"] == 8
     capsys.readouterr()
     assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
-    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9"]) == 2
+    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err
 
 
