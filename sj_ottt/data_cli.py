@@ -78,10 +78,12 @@ def _slice(args: argparse.Namespace) -> None:
     for name in names:
         print(f"{name:{width}}  {parts['train'][name]:7}  {parts['test'][name]:7}")
     print(f"{'all':{width}}  {parts['train'].total():7}  {parts['test'].total():7}")
-    unlabelled = len(recordings) - len(labelled)
-    for reason, n in {**result.left_out, "recordings without a label": unlabelled}.items():
-        if n:
-            print(f"left out: {n} {reason}")
+    for reason, n in result.left_out.items():
+        print(f"left out: {n} {reason}")
+    if unlabelled := len(recordings) - len(labelled):
+        print(f"left out: {_count(unlabelled, 'recording')} without a label")
+    height, width = result.sensor_size
+    print(f"sensor: {height} x {width} pixels (height x width)")
     if args.split_by == "time":
         print("test: the end of each class in each recording, behind a gap")
     else:

@@ -352,3 +352,46 @@ def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
     slices.write_text(text.replace("start", "begin", 1))
     with pytest.raises(InputError, match=r"is damaged.*slice the recordings again"):
         engine._Run(cfg, None)
+
+
+def test_a_table_of_labels_among_the_recordings_is_none(raw):
+    everything = sorted(raw.rglob("*.npz"))
+    for name, text in (("labels.csv", "file,start,end,label"), ("a.txt", " File;START; end;label")):
+        (raw / name).write_text(f"{text}\n0.npz,,,a\n")
+    assert sorted(find_recordings([raw])) == everything
+    notes = raw / "notes.txt"
+    notes.write_text("recorded on Monday\n")
+    assert notes in find_recordings([raw])
+
+
+def test_recordings_of_two_cameras_are_refused(tmp_path):
+    for i, width in enumerate((24, 24, 30)):
+        path = record(tmp_path / "raw" / "a" / f"{i}.dat", 1, seed=i)
+        path.write_bytes(path.read_bytes().replace(b"Width 24", f"Width {width}".encode()))
+    labelled = labels_from_folders(find_recordings([tmp_path / "raw"]))
+    with pytest.raises(InputError, match=r"2.dat: .* 18 x 30 .*0.dat from one of 18 x 24"):
+        slice_recordings(labelled, tmp_path / "set", SliceConfig(200_000, 100_000, 1))
+    assert not (tmp_path / "set").exists()
+
+
+def test_rounded_labels_and_windows_longer_than_them(raw, tmp_path):
+    """A forgotten unit of the window is not blamed on labels that were rounded up."""
+    path = labels_file(tmp_path, "monday/0.npz,0,4.05s,a", "monday/1.npz,0,4.05s,a")
+    labelled = read_labels(path, find_recordings([raw]))
+    slice_recordings(labelled, tmp_path / "set", SliceConfig(200, 50_000, 1))
+    with pytest.raises(InputError, match=r"no window of 10000 ms .*longest stretch lasts 4050 ms"):
+        slice_recordings(labelled, tmp_path / "b", SliceConfig(10_000_000, 50_000, 1))
+
+
+def test_the_command_says_what_is_wrong_with_labels(raw, tmp_path, capsys):
+    argv = ["data", "slice", str(raw), "--out", str(tmp_path / "set"), "--labels"]
+    (tmp_path / "latin.csv").write_bytes("file,start,end,label\n0.npz,,,Tür".encode("latin-1"))
+    for given, message in (
+        ("nowhere.csv", "(No such file or directory); check the path"),
+        (str(raw), "(Is a directory); check the path"),
+        (str(tmp_path / "latin.csv"), "it is no UTF-8 text"),
+    ):
+        assert cli.main([*argv, given]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
+    assert "time '200' has no unit" in capsys.readouterr().err

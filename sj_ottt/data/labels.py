@@ -18,6 +18,7 @@ from sj_ottt.errors import InputError, suggest
 _UNITS_US = {"": 1, "us": 1, "µs": 1, "μs": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]*)")
 _COLUMNS = ("file", "start", "end", "label")
+_LONGEST_LINE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,15 @@ def read_labels(
                 f"{sessions[recording]!r} for the same file; give one session for each file"
             )
     return [Labelled(p, sessions[p], join_stretches(rows[p])) for p in recordings if p in rows]
+
+
+def is_table_of_labels(path: Path) -> bool:
+    """Whether a file is a CSV that `read_labels` reads, by its first line."""
+    if path.suffix.lower() not in (".csv", ".txt"):
+        return False
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        cells = re.split("[,;]", file.readline(_LONGEST_LINE).strip().lower())
+    return set(_COLUMNS) <= {cell.strip() for cell in cells}
 
 
 def join_stretches(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
