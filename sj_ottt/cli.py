@@ -9,7 +9,19 @@ from pathlib import Path
 
 from sj_ottt import __version__, data_cli
 from sj_ottt.config import TrainConfig
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, suggest
+
+# Where a flag's last word would mislead.
+_METAVARS = {
+    "early_stop": "EPOCHS",
+    "freeze": "NAME,NAME",
+    "hot_pixels": "TIMES",
+    "drop_events": "SHARE",
+    "time_jitter": "FRAMES",
+    "out": "DIR",
+    "pull_to": "DIR",
+    "split_by": "HOW",
+}
 
 # The engine, and with it the data and tensorboard, is imported by the subcommand that needs it.
 
@@ -41,7 +53,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         elif field.name == "pretrained":
             kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
         else:
-            kwargs["metavar"] = field.name.rpartition("_")[2].upper()
+            last_word = field.name.rpartition("_")[2].upper()
+            kwargs["metavar"] = _METAVARS.get(field.name, last_word)
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
 
@@ -70,18 +83,22 @@ def _train(args: argparse.Namespace) -> None:
         f"pictures  {out / 'curves.png'}  {out / 'frames.png'}\n"
         f"model     {out / 'best.safetensors'}"
     )
+    if "sensor_size" in result["data"]:
+        print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.out)} FILE")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument("--data", help="as for sj-ottt train (default: the run's)")
     parser.add_argument(
         "--steps",
         type=_step_list,
         metavar="T,T,...",
         help="numbers of time steps, such as 1,2,4,8 (default: the run's)",
     )
-    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", choices=("test", "train"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="default: %(default)s"
     )
@@ -110,7 +127,7 @@ def _eval(args: argparse.Namespace) -> None:
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument("--data", help="as for sj-ottt train (default: the run's)")
     parser.add_argument(
         "--what",
         type=lambda text: text.split(","),
@@ -119,7 +136,9 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         help="rates, synops, latency, alignment (default: all)",
     )
     parser.add_argument("--out", metavar="DIR", help="default: analysis in the run's folder")
-    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", choices=("test", "train"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--samples", type=int, default=128, metavar="N", help="recordings (default: %(default)s)"
     )
@@ -134,6 +153,7 @@ def _analyze(args: argparse.Namespace) -> None:
     kwargs = {name: getattr(args, name) for name in names}
     for name, (rows, path) in report.analyze(args.checkpoint, args.what, **kwargs).items():
         print(f"{name}: {path}  {path.with_suffix('.png')}")
+        print("  " + "  ".join(rows[0]))
         for row in rows:
             # Of the gradients the table is long: whole networks here, single weights in the file.
             if row.get("parameter", "all") == "all":
@@ -276,8 +296,19 @@ def _models(args: argparse.Namespace) -> None:
         print(f"{row['name']:{width}}  {row['params'] / 1e6:9.2f}M  {weights}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which flag was meant, where argparse only says which one it does not know."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            hint = suggest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.exit(2, f"{self.prog}: error: unknown: {shlex.join(unknown)}{hint}; see --help\n")
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sj-ottt", description="Online training of spiking networks on event recordings."
     )
     parser.add_argument("--version", action="version", version=f"sj-ottt {__version__}")

@@ -82,14 +82,14 @@ def _slice(args: argparse.Namespace) -> None:
         print(f"left out: {n} {reason}")
     if unlabelled := len(recordings) - len(labelled):
         print(f"left out: {_count(unlabelled, 'recording')} without a label")
-    height, width = result.sensor_size
-    print(f"sensor: {height} x {width} pixels (height x width)")
     if args.split_by == "time":
         print("test: the end of each class in each recording, behind a gap")
     else:
         tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
         print(f"test: {_count(len(tests), args.split_by)}: {listed}")
+    height, width = result.sensor_size
+    print(f"sensor    {height} x {width} pixels (height x width)")
     print(f"split     {Path(args.out) / layout.SLICES}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
@@ -171,7 +171,8 @@ def _simulate(args: argparse.Namespace) -> None:
     kwargs = {name: value for name, value in vars(args).items() if name != "run"}
     counts = record_images(**kwargs)
     listed = ", ".join(f"{count} for {part}" for part, count in counts.items())
-    print(f"{args.out}: {listed}\ntrain on it with: sj-ottt train --data {shlex.quote(args.out)}")
+    print(f"recorded  {listed}")
+    print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

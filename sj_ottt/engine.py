@@ -213,6 +213,11 @@ class _Run:
         item = plain[0][0]
         self.in_chans = item.shape[0] if item.dim() == 3 else item.shape[1]
         self.steps = cfg.steps if item.dim() == 3 else item.shape[0]
+        if cfg.steps not in (self.steps, TrainConfig.steps):
+            raise InputError(
+                f"steps={cfg.steps}: encoding={cfg.encoding} makes {self.steps} of an image of "
+                f"{cfg.data}; leave steps out"
+            )
 
         torch.manual_seed(_seed_of(cfg.seed, 0))
         self.model = zoo.create(
@@ -536,7 +541,8 @@ class Trained:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
         Raises:
-            InputError: Bad data, or classes other than the model's.
+            InputError: Bad data, classes other than the model's, or steps that the encoding does
+                not make.
         """
         source = data or self.about["data"]
         # A file that lacks an option is older than it: it was trained with the default.
@@ -546,6 +552,12 @@ class Trained:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
                 f"was trained on {', '.join(self.about['classes'])}; give matching --data"
+            )
+        made = dataset[0][0]
+        if made.dim() != 3 and len(made) != steps:
+            raise InputError(
+                f"steps={steps}: encoding={self.about['encoding']} makes {len(made)} of an image "
+                f"of {source}; leave steps out"
             )
         return dataset
 

@@ -46,6 +46,7 @@ AUGMENTATIONS = {
 LAST_AUGMENTATIONS = {"cutout": transforms.Cutout}
 # Options that mean something for recordings only, and what stands for leaving them out.
 OF_RECORDINGS = {
+    "split_by": "count",
     "frames": "counts",
     "tau_us": None,
     "crop": None,

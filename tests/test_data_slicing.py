@@ -291,6 +291,7 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
         ["class", "train", "test"], ["left", "8", "4"], ["right", "8", "4"], ["all", "16", "8"],
     ]  # fmt: skip
     assert lines[4].startswith("test: 2 recordings: ") and ".dat" in lines[4]
+    assert "sensor    18 x 24 pixels (height x width)" in lines
     assert f"--data '{out}'" in lines[-1]
     train = ["train", "--data", str(out), "--out", str(tmp_path / "run"), "--epochs", "1"]
     train += ["--model", "test_ottt_vgg", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
