@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -335,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 on bad input, 130 on Ctrl-C."""
+    """Run the command; return 0, 2 on bad input, 130 on Ctrl-C, 141 where its output is closed."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
@@ -345,6 +346,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\nsj-ottt: interrupted; {interrupt}".rstrip("; "), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough, such as `head`; at its exit, Python would flush more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -353,3 +353,17 @@ def test_train_and_analyze_say_what_is_next(recipe, tmp_path, capsys):
     path = tmp_path / "run" / "analysis" / "alignment.csv"
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == path.read_text().splitlines()[0].split(",")
+
+
+def test_a_closed_pipe_is_no_error():
+    code = (
+        "import sys; from sj_ottt import cli, zoo\n"
+        "zoo.model_rows = lambda: [{'name': 'x' * 99, 'params': 1, 'weights': []}] * 9999\n"
+        "sys.exit(cli.main(['models']))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
