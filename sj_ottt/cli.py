@@ -171,7 +171,11 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stride", metavar="TIME", help="from one to the next (default: --window)")
     parser.add_argument(
-        "--min-events", type=int, default=1, metavar="N", help="fewer give no label (default: 1)"
+        "--min-events",
+        type=int,
+        metavar="N",
+        help="windows with fewer give no label (default: as for the training samples where these "
+        "were sliced and --window is not given, else 1)",
     )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
 
@@ -202,17 +206,18 @@ def _predict(args: argparse.Namespace) -> None:
     trained = load_trained(args.checkpoint, args.device)
     live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
+    fewest = live.fewest_events(trained, args.min_events, args.window)
     if args.live and args.stride is not None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
         source = live.follow(args.file, args.idle)
-        said = live.label_stream(trained, source, window, args.min_events)
+        said = live.label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = live.open_source(args.file)
-        said = live.label_windows(trained, source, window, stride, args.min_events)
+        said = live.label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.about["classes"])
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
     for one in said:
@@ -262,6 +267,7 @@ def _adapt(args: argparse.Namespace) -> None:
     trained = load_trained(args.checkpoint, args.device)
     live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
+    fewest = live.fewest_events(trained, args.min_events, args.window)
     learned, held = live.open_labelled(args.recordings, args.hold_out, args.labels)
     result = live.adapt(
         trained,
@@ -269,7 +275,7 @@ def _adapt(args: argparse.Namespace) -> None:
         held,
         window=window,
         stride=stride,
-        min_events=args.min_events,
+        min_events=fewest,
         lr=args.lr,
         out=args.out,
     )

@@ -340,7 +340,8 @@ class _Run:
         if isinstance(self.augmented, ImageSet):
             about["stats"] = (self.augmented.mean, self.augmented.std)
         else:
-            about |= {"sensor_size": self.test.sensor_size, "window": self.test.window}
+            names = ("sensor_size", "window", "min_events")
+            about |= {name: getattr(self.test, name) for name in names}
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
         with self.averaged():

@@ -38,6 +38,7 @@ __all__ = [
     "adapt",
     "check_trained",
     "durations",
+    "fewest_events",
     "follow",
     "label_stream",
     "label_windows",
@@ -182,6 +183,24 @@ def durations(trained: Trained, window: str | None, stride: str | None) -> tuple
         ):
             raise InputError(f"{name}={value}: give a time above 0")
     return found["window"], found["stride"] or found["window"]
+
+
+def fewest_events(trained: Trained, min_events: int | None, window: str | None) -> int:
+    """Return how many events a window needs for a label.
+
+    Args:
+        trained: A model that was trained on windows knows how many those had at least.
+        min_events: The number; None takes the model's where the window is the model's too, else 1.
+        window: As for `durations`.
+
+    Raises:
+        InputError: A number below 1.
+    """
+    if min_events is None:
+        return (window is None and trained.about.get("min_events")) or 1
+    if min_events < 1:
+        raise InputError(f"min_events={min_events}: give a whole number from 1 on")
+    return min_events
 
 
 class Prediction(NamedTuple):

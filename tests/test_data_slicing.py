@@ -298,6 +298,15 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     assert cli.main(train) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_test"] == 8
     capsys.readouterr()
+    recording = tmp_path / "raw" / "left" / "0.dat"
+    predict = ["predict", "--checkpoint", str(tmp_path / "run"), str(recording), "--device", "cpu"]
+    assert cli.main(predict) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[f"{i / 4:.3f}", f"{i / 4 + 0.25:.3f}"] for i in range(4)]
+    sparse = record(recording.with_name("sparse.dat"), 1, rate=90)
+    assert cli.main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
+    assert all(row.split()[2] == "-" for row in capsys.readouterr().out.splitlines()[1:])
+    capsys.readouterr()
     assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
     assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err

@@ -305,6 +305,13 @@ def test_a_model_of_sliced_samples_knows_its_window(trained):
     trained.about["window"] = 5000
     assert live.durations(trained, None, "1ms") == (5000, 1000)
     assert live.durations(trained, "2ms", None) == (2000, 2000)
+    assert live.fewest_events(trained, None, None) == 1
+    trained.about["min_events"] = 50
+    assert live.fewest_events(trained, None, None) == 50
+    assert live.fewest_events(trained, None, "2ms") == 1
+    assert live.fewest_events(trained, 7, None) == 7
+    with pytest.raises(InputError, match="min_events=0: give a whole number"):
+        live.fewest_events(trained, 0, None)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,11 @@ class EventFolder(Dataset):
         """Length of a sample in µs, where the samples were sliced from longer recordings."""
         return (_description(self.root) or {}).get("window")
 
+    @property
+    def min_events(self) -> int | None:
+        """The fewest events that a sample may have, where the samples were sliced."""
+        return (_description(self.root) or {}).get("min_events")
+
     def windows(self) -> list[Window] | None:
         """Return which part of which recording each sample is; None where they were not sliced.
 
