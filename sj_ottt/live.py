@@ -223,7 +223,7 @@ class Prediction(NamedTuple):
 
 def windows(
     chunks: Iterable[np.ndarray], length: int, stride: int
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Cut a stream into windows that begin ``stride`` apart, from its first event on.
 
     Args:
@@ -232,12 +232,13 @@ def windows(
         stride: In µs.
 
     Yields:
-        The window's start in µs from the first event, and its events (with times as they were).
+        The window's start and end in µs from the first event, and its events (with times as they
+        were). A stream shorter than a window ends with its last event.
     """
     pending: list[np.ndarray] = []
     begin, start = None, 0
 
-    def complete(until: int) -> Iterator[tuple[int, np.ndarray]]:
+    def complete(until: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut the windows that end by ``until``, and forget what lies before the next one."""
         nonlocal start
         if start + length > until:
@@ -246,7 +247,7 @@ def windows(
         t = events["t"] - begin
         while start + length <= until:
             first, last = np.searchsorted(t, (start, start + length))
-            yield start, events[first:last]
+            yield start, start + length, events[first:last]
             start += stride
         pending[:] = [events[np.searchsorted(t, start) :].copy()]
 
@@ -259,7 +260,8 @@ def windows(
     if pending and len(pending[-1]):
         yield from complete(int(pending[-1]["t"][-1]) - begin + 1)
     if start == 0 and pending:
-        yield 0, np.concatenate(pending)
+        events = np.concatenate(pending)
+        yield 0, int(events["t"][-1]) - begin + 1, events
 
 
 def check_trained(trained: Trained) -> None:
@@ -336,16 +338,15 @@ def label_windows(
         InputError: Events that cannot be right, or a model that was not trained on recordings.
     """
     eye = _Eye(trained, source)
-    batch: list[tuple[int, np.ndarray]] = []
+    batch: list[tuple[int, int, np.ndarray]] = []
 
     def flush() -> Iterator[Prediction]:
-        told = [len(events) >= max(min_events, eye.fewest) for _, events in batch]
-        seen = [eye.frames(events) for (_, events), use in zip(batch, told, strict=True) if use]
+        told = [len(events) >= max(min_events, eye.fewest) for *_, events in batch]
+        seen = [eye.frames(events) for (*_, events), use in zip(batch, told, strict=True) if use]
         logits = iter(_logits(trained, seen))
-        for (start, events), use in zip(batch, told, strict=True):
+        for (start, end, events), use in zip(batch, told, strict=True):
             said = _say(trained, next(logits)) if use else (None, 0.0)
-            reach = int(events["t"][-1] - events["t"][0]) + 1 if window == WHOLE else window
-            yield Prediction(start, start + reach, len(events), *said)
+            yield Prediction(start, end, len(events), *said)
         batch.clear()
 
     for item in windows(source.chunks, window, stride):
@@ -393,7 +394,7 @@ def label_stream(
     model = trained.model.eval()
     reset_state(model)
     with torch.inference_mode():
-        for number, (start, events) in enumerate(windows(source.chunks, step, step), start=1):
+        for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
             counts.append(len(events))
             if sum(counts):
                 x = eye.frame(events)[None].to(trained.device)
@@ -542,10 +543,9 @@ def _samples(
 ) -> Iterator[_Sample]:
     source = open_source(labelled.path)
     eye = _Eye(trained, source)
-    for start, events in windows(source.chunks, window, stride):
+    for start, end, events in windows(source.chunks, window, stride):
         if len(events) < max(min_events, eye.fewest):
             continue
-        end = start + min(window, int(events["t"][-1] - events["t"][0]) + 1)
         for stretch in labelled.stretches:
             if stretch.start <= start and (stretch.end is None or end <= stretch.end):
                 target = trained.about["classes"].index(stretch.label)

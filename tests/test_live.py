@@ -72,15 +72,15 @@ def test_windows_of_any_pieces(piece, length, stride):
     found = list(live.windows(chunks, length, stride))
     t = events["t"] - 1000
     starts = range(0, int(t[-1]) + 2 - length, stride)
-    assert [start for start, _ in found] == list(starts)
-    for start, part in found:
+    assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
+    for start, _, part in found:
         assert np.array_equal(part, events[(t >= start) & (t < start + length)])
 
 
 def test_windows_of_short_and_empty_streams():
     events = band(0)
-    ((start, whole),) = live.windows([events[:5], events[5:]], 10**9, 10**9)
-    assert start == 0 and np.array_equal(whole, events)
+    ((*place, whole),) = live.windows([events[:5], events[5:]], 10**9, 10**9)
+    assert place == [0, WINDOW] and np.array_equal(whole, events)
     assert list(live.windows([events[:0]], 5, 5)) == []
 
 
@@ -172,9 +172,9 @@ def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
     real = live.windows
 
     def watched(chunks, length, stride):
-        for start, events in real(chunks, length, stride):
+        for start, end, events in real(chunks, length, stride):
             sizes.append(0 if events.base is None else len(events.base))
-            yield start, events
+            yield start, end, events
 
     live.windows, before = watched, live.windows
     try:
