@@ -121,8 +121,11 @@ def is_table_of_labels(path: Path) -> bool:
     """Whether a file is a CSV that `read_labels` reads, by its first line."""
     if path.suffix.lower() not in (".csv", ".txt"):
         return False
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        cells = re.split("[,;]", file.readline(_LONGEST_LINE).strip().lower())
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            cells = re.split("[,;]", file.readline(_LONGEST_LINE).strip().lower())
+    except OSError:  # whoever reads it says why it cannot be read
+        return False
     return set(_COLUMNS) <= {cell.strip() for cell in cells}
 
 

@@ -22,7 +22,7 @@ from sj_ottt.data.slicing import SliceConfig, Window, split_by_group, split_by_t
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_folder, atomic_write
 
-# Times of labels may be rounded up by so many µs, and by a window at least.
+# Times of labels may be rounded up by so many µs, or by a window where that is longer.
 _ROUNDED = 100_000
 
 

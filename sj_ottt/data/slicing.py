@@ -158,7 +158,7 @@ def split_by_time(windows: Sequence[Window], test_fraction: float) -> np.ndarray
 
 
 def split_for_validation(windows: Sequence[Window], fraction: float, seed: int) -> np.ndarray:
-    """Keep training windows aside so that none overlaps, or lies next to, one that is learned from.
+    """Keep training windows aside so that none shares an event with one that is learned from.
 
     Whole recordings where every class is in five or more (`split_by_group`), else the end of every
     recording (`split_by_time`).
