@@ -1,48 +1,53 @@
-"""Fine-tune a pretrained spiking network on your own event recordings.
+"""Raw labelled recordings in, a fine-tuned spiking network and the labels of a new recording out.
 
-    python examples/finetune_own_dvs.py MY_RECORDINGS
+    python examples/finetune_own_dvs.py RECORDINGS LABELS.csv NEW_RECORDING
 
-MY_RECORDINGS holds one folder a class, or train/ and test/ with one folder a class each; a
-recording is an npz file with the arrays t (µs), x, y, p. Without an argument, the embedded
-recordings of digits are used.
+RECORDINGS is a folder of files as the camera wrote them (AEDAT, RAW, DAT, HDF5, CSV, npz, ...);
+LABELS.csv has lines of file,start,end,label. Started again, it goes on where it was stopped.
 """
 
 import argparse
+import sys
+from pathlib import Path
 
-import timm
-import torch
-from torch.utils.data import DataLoader
+from sj_ottt import InputError, engine, live
+from sj_ottt.config import TrainConfig
+from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 
-import sj_ottt  # registers the models in timm  # noqa: F401
-from sj_ottt.data import NormalizeFrames, open_dataset
-from sj_ottt.learning import predict, train_step
 
-parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("data", nargs="?", default="ndigits", help="folder of recordings")
-parser.add_argument("--epochs", type=int, default=3)
-parser.add_argument("--steps", type=int, default=6, help="frames a recording")
-parser.add_argument("--batches", type=int, help="stop each epoch after n batches")
-args = parser.parse_args()
+def main() -> None:
+    """Slice, fine-tune, predict."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("recordings", help="folder of recordings")
+    parser.add_argument("labels", help="CSV of labels")
+    parser.add_argument("new", help="a recording to label")
+    parser.add_argument("--out", type=Path, default=Path("own"), help="folder to make")
+    parser.add_argument("--epochs", type=int, default=20)
+    args = parser.parse_args()
 
-torch.manual_seed(0)
-options = {"steps": args.steps, "size": (34, 34), "transform": NormalizeFrames()}
-train = open_dataset(args.data, split="train", **options)
-test = open_dataset(args.data, split="test", **options)
-model = timm.create_model("ottt_vgg5_ws", pretrained=True, num_classes=len(train.classes))
-optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    samples, run = args.out / "samples", args.out / "run"
+    if not samples.exists():
+        labelled = read_labels(args.labels, find_recordings([args.recordings]))
+        # Times are µs. Test samples come from recordings that none of the others come from.
+        cut = SliceConfig(window=200_000, stride=100_000, min_events=500, split_by="recording")
+        parts = slice_recordings(labelled, samples, cut).parts
+        print({name: len(windows) for name, windows in parts.items()}, "samples")
+    config = TrainConfig(
+        model="ottt_vgg5_ws", pretrained=True, data=str(samples), out=str(run), size=(34, 34),
+        epochs=args.epochs, head_epochs=1, layer_decay=0.8, early_stop=5, class_weights=True,
+        shift=2, optimizer="adam", lr=2e-3,
+    )  # fmt: skip
+    result = engine.train(config, resume=(run / "last.pt").exists())
+    print(f"test accuracy {result['test_accuracy']:.4f}")
 
-for epoch in range(args.epochs):
-    model.train()
-    for i, (frames, labels) in enumerate(DataLoader(train, 64, shuffle=True)):
-        # [N, T, 2, H, W] → [T, N, 2, H, W]; memory does not grow with T.
-        loss, logits = train_step(model, optimizer, frames.transpose(0, 1), labels)
-        if i + 1 == args.batches:
-            break
-    correct = sum(
-        (predict(model, frames.transpose(0, 1)).argmax(1) == labels).sum().item()
-        for frames, labels in DataLoader(test, 64)
-    )
-    print(f"epoch {epoch + 1}: loss {loss:.3f}, test accuracy {correct / len(test):.4f}")
+    trained = engine.load_trained(run)
+    window, _ = live.durations(trained, None, None)  # that of the samples
+    for said in live.label_windows(trained, live.open_source(args.new), window, window):
+        print(f"{said.start / 1e6:.1f} s: {said.label} ({said.confidence:.0%})")
 
-torch.save(model.state_dict(), "finetuned.pt")
-print("weights in finetuned.pt")
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,19 @@ from pathlib import Path
 
 from sj_ottt import __version__, data_cli
 from sj_ottt.config import TrainConfig
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, suggest
+
+# Where a flag's last word would mislead.
+_METAVARS = {
+    "early_stop": "EPOCHS",
+    "freeze": "NAME,NAME",
+    "hot_pixels": "TIMES",
+    "drop_events": "SHARE",
+    "time_jitter": "FRAMES",
+    "out": "DIR",
+    "pull_to": "DIR",
+    "split_by": "HOW",
+}
 
 # The engine, and with it the data and tensorboard, is imported by the subcommand that needs it.
 
@@ -41,7 +54,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         elif field.name == "pretrained":
             kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
         else:
-            kwargs["metavar"] = field.name.rpartition("_")[2].upper()
+            last_word = field.name.rpartition("_")[2].upper()
+            kwargs["metavar"] = _METAVARS.get(field.name, last_word)
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
 
@@ -70,18 +84,22 @@ def _train(args: argparse.Namespace) -> None:
         f"pictures  {out / 'curves.png'}  {out / 'frames.png'}\n"
         f"model     {out / 'best.safetensors'}"
     )
+    if "sensor_size" in result["data"]:
+        print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.out)} FILE")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument("--data", help="as for sj-ottt train (default: the run's)")
     parser.add_argument(
         "--steps",
         type=_step_list,
         metavar="T,T,...",
         help="numbers of time steps, such as 1,2,4,8 (default: the run's)",
     )
-    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", choices=("test", "train"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="default: %(default)s"
     )
@@ -110,7 +128,7 @@ def _eval(args: argparse.Namespace) -> None:
 
 def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("--data", help="folder of recordings, or ndigits (default: the run's)")
+    parser.add_argument("--data", help="as for sj-ottt train (default: the run's)")
     parser.add_argument(
         "--what",
         type=lambda text: text.split(","),
@@ -119,7 +137,9 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
         help="rates, synops, latency, alignment (default: all)",
     )
     parser.add_argument("--out", metavar="DIR", help="default: analysis in the run's folder")
-    parser.add_argument("--split", default="test", help="test or train (default: %(default)s)")
+    parser.add_argument(
+        "--split", default="test", choices=("test", "train"), help="default: %(default)s"
+    )
     parser.add_argument(
         "--samples", type=int, default=128, metavar="N", help="recordings (default: %(default)s)"
     )
@@ -134,6 +154,7 @@ def _analyze(args: argparse.Namespace) -> None:
     kwargs = {name: getattr(args, name) for name in names}
     for name, (rows, path) in report.analyze(args.checkpoint, args.what, **kwargs).items():
         print(f"{name}: {path}  {path.with_suffix('.png')}")
+        print("  " + "  ".join(rows[0]))
         for row in rows:
             # Of the gradients the table is long: whole networks here, single weights in the file.
             if row.get("parameter", "all") == "all":
@@ -150,7 +171,11 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stride", metavar="TIME", help="from one to the next (default: --window)")
     parser.add_argument(
-        "--min-events", type=int, default=1, metavar="N", help="fewer give no label (default: 1)"
+        "--min-events",
+        type=int,
+        metavar="N",
+        help="windows with fewer give no label (default: as for the training samples where these "
+        "were sliced and --window is not given, else 1)",
     )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
 
@@ -158,7 +183,7 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
 def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
     parser.add_argument(
-        "file", metavar="FILE", help="a recording; with --live text, or - for stdin"
+        "file", metavar="FILE", help="a recording; with --live text that may grow, or - for stdin"
     )
     parser.add_argument(
         "--live",
@@ -179,12 +204,20 @@ def _predict(args: argparse.Namespace) -> None:
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
+    live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
+    fewest = live.fewest_events(trained, args.min_events, args.window)
+    if args.live and args.stride is not None:
+        raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
-        said = live.label_stream(trained, live.follow(args.file, args.idle), window)
+        source = live.follow(args.file, args.idle)
+        said = live.label_stream(trained, source, window, fewest)
+    elif args.idle is not None or args.file == "-":
+        what = "standard input" if args.file == "-" else "--idle"
+        raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = live.open_source(args.file)
-        said = live.label_windows(trained, source, window, stride, args.min_events)
+        said = live.label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.about["classes"])
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
     for one in said:
@@ -200,11 +233,18 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _add_adapt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
-    parser.add_argument("recordings", nargs="+", metavar="FILE", help="recordings, in this order")
+    # By itself, argparse would show FILE behind --hold-out, which would take it.
+    parser.usage = (
+        "%(prog)s --checkpoint DIR FILE [FILE ...] (--labels FILE.csv | --label-from-folder) "
+        "[--hold-out FILE [FILE ...]] [--out DIR] [options]"
+    )
+    parser.add_argument(
+        "recordings", nargs="+", metavar="FILE", help="recordings or folders, in this order"
+    )
     labels = parser.add_mutually_exclusive_group(required=True)
-    labels.add_argument("--labels", metavar="FILE.csv", help="lines of file,start,end,label")
+    labels.add_argument("--labels", metavar="FILE.csv", help="as for sj-ottt data slice")
     labels.add_argument(
-        "--label-from-folder", action="store_true", help="each file's folder is its label"
+        "--label-from-folder", action="store_true", help="each recording's folder is its label"
     )
     parser.add_argument(
         "--hold-out",
@@ -225,7 +265,9 @@ def _adapt(args: argparse.Namespace) -> None:
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
+    live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
+    fewest = live.fewest_events(trained, args.min_events, args.window)
     learned, held = live.open_labelled(args.recordings, args.hold_out, args.labels)
     result = live.adapt(
         trained,
@@ -233,7 +275,7 @@ def _adapt(args: argparse.Namespace) -> None:
         held,
         window=window,
         stride=stride,
-        min_events=args.min_events,
+        min_events=fewest,
         lr=args.lr,
         out=args.out,
     )
@@ -261,8 +303,19 @@ def _models(args: argparse.Namespace) -> None:
         print(f"{row['name']:{width}}  {row['params'] / 1e6:9.2f}M  {weights}")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says which flag was meant, where argparse only says which one it does not know."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            hint = suggest(unknown[0].partition("=")[0], self._option_string_actions)
+            self.exit(2, f"{self.prog}: error: unknown: {shlex.join(unknown)}{hint}; see --help\n")
+        return found, unknown
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sj-ottt", description="Online training of spiking networks on event recordings."
     )
     parser.add_argument("--version", action="version", version=f"sj-ottt {__version__}")
@@ -289,7 +342,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0, 2 on bad input, 130 on Ctrl-C."""
+    """Run the command; return 0, 2 on bad input, 130 on Ctrl-C, 141 where its output is closed."""
     args = _parser().parse_args(argv)
     try:
         args.run(args)
@@ -299,6 +352,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"\nsj-ottt: interrupted; {interrupt}".rstrip("; "), file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough, such as `head`; at its exit, Python would flush more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return 0
 
 

@@ -337,6 +337,10 @@ class TrainConfig:
             )
         if self.early_stop is not None and not self.val_fraction:
             raise InputError("early_stop needs recordings to validate on: set val_fraction above 0")
+        if self.head_epochs > self.epochs:
+            raise InputError(
+                f"head_epochs must be at most epochs={self.epochs}, not {self.head_epochs}"
+            )
         if self.tau_us is not None and self.frames != "surface":
             raise InputError('tau_us goes with frames="surface" only: leave one out')
         for name in ("drop_events", "time_jitter"):

@@ -57,8 +57,8 @@ def _slice(args: argparse.Namespace) -> None:
     from sj_ottt.data import labels, layout, slice_files, slicing
 
     config = slicing.SliceConfig(
-        window=labels.parse_duration(args.window),
-        stride=labels.parse_duration(args.stride),
+        window=labels.parse_duration(args.window, unit=True),
+        stride=labels.parse_duration(args.stride, unit=True),
         min_events=args.min_events,
         split_by=args.split_by,
         test_fraction=args.test_fraction,
@@ -78,16 +78,18 @@ def _slice(args: argparse.Namespace) -> None:
     for name in names:
         print(f"{name:{width}}  {parts['train'][name]:7}  {parts['test'][name]:7}")
     print(f"{'all':{width}}  {parts['train'].total():7}  {parts['test'].total():7}")
-    unlabelled = len(recordings) - len(labelled)
-    for reason, n in {**result.left_out, "recordings without a label": unlabelled}.items():
-        if n:
-            print(f"left out: {n} {reason}")
+    for reason, n in result.left_out.items():
+        print(f"left out: {n} {reason}")
+    if unlabelled := len(recordings) - len(labelled):
+        print(f"left out: {_count(unlabelled, 'recording')} without a label")
     if args.split_by == "time":
         print("test: the end of each class in each recording, behind a gap")
     else:
         tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
         print(f"test: {_count(len(tests), args.split_by)}: {listed}")
+    height, width = result.sensor_size
+    print(f"sensor    {height} x {width} pixels (height x width)")
     print(f"split     {Path(args.out) / layout.SLICES}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
@@ -169,7 +171,8 @@ def _simulate(args: argparse.Namespace) -> None:
     kwargs = {name: value for name, value in vars(args).items() if name != "run"}
     counts = record_images(**kwargs)
     listed = ", ".join(f"{count} for {part}" for part, count in counts.items())
-    print(f"{args.out}: {listed}\ntrain on it with: sj-ottt train --data {shlex.quote(args.out)}")
+    print(f"recorded  {listed}")
+    print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
 
 def _count(n: int, one: str, many: str | None = None) -> str:

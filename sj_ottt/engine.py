@@ -205,13 +205,29 @@ class _Run:
         self.raw = copy.copy(plain)
         self.raw.transform = raw(plain)
         chosen = choose(plain.targets, cfg.train_samples, cfg.seed)
-        train, val = split_indices(plain.targets[chosen], cfg.val_fraction, cfg.seed)
+        windows = None if isinstance(plain, ImageSet) else plain.windows()
+        train, val = split_indices(
+            plain.targets[chosen],
+            cfg.val_fraction,
+            cfg.seed,
+            None if windows is None else [windows[i] for i in chosen],
+        )
+        if cfg.early_stop is not None and not len(val):
+            raise InputError(
+                f"{cfg.data}: there are too few samples to keep some aside for validation, which "
+                "early_stop needs: leave it out, or record more"
+            )
         self.train_part = Subset(self.augmented, chosen[train])
         self.val_part = Subset(plain, chosen[val])
         # An item is a sequence [T, C, ...], or a still image [C, H, W] for all cfg.steps steps.
         item = plain[0][0]
         self.in_chans = item.shape[0] if item.dim() == 3 else item.shape[1]
         self.steps = cfg.steps if item.dim() == 3 else item.shape[0]
+        if cfg.steps not in (self.steps, TrainConfig.steps):
+            raise InputError(
+                f"steps={cfg.steps}: encoding={cfg.encoding} makes {self.steps} of an image of "
+                f"{cfg.data}; leave steps out"
+            )
 
         torch.manual_seed(_seed_of(cfg.seed, 0))
         start = _weight_file(cfg.pretrained)
@@ -339,7 +355,8 @@ class _Run:
         if isinstance(self.augmented, ImageSet):
             about["stats"] = (self.augmented.mean, self.augmented.std)
         else:
-            about |= {"sensor_size": self.test.sensor_size, "window": self.test.window}
+            names = ("sensor_size", "window", "min_events")
+            about |= {name: getattr(self.test, name) for name in names}
         last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
         best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
         with self.averaged():
@@ -540,7 +557,8 @@ class Trained:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
         Raises:
-            InputError: Bad data, or classes other than the model's.
+            InputError: Bad data, classes other than the model's, or steps that the encoding does
+                not make.
         """
         source = data or self.about["data"]
         # A file that lacks an option is older than it: it was trained with the default.
@@ -550,6 +568,12 @@ class Trained:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
                 f"was trained on {', '.join(self.about['classes'])}; give matching --data"
+            )
+        made = dataset[0][0]
+        if made.dim() != 3 and len(made) != steps:
+            raise InputError(
+                f"steps={steps}: encoding={self.about['encoding']} makes {len(made)} of an image "
+                f"of {source}; leave steps out"
             )
         return dataset
 

@@ -5,6 +5,7 @@ of any length pass in constant memory.
 """
 
 import io
+import math
 import os
 import sys
 import time
@@ -23,6 +24,8 @@ from sj_ottt.data import NormalizeFrames, check_events, read_recording
 from sj_ottt.data.formats import text
 from sj_ottt.data.framing import Framing
 from sj_ottt.data.labels import Labelled, labels_from_folders, parse_duration, read_labels
+from sj_ottt.data.layout import find_recordings
+from sj_ottt.data.readers import READERS
 from sj_ottt.engine import Trained
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning import CrossEntropyMSE, predict, reset_state, train_step
@@ -33,7 +36,9 @@ __all__ = [
     "Prediction",
     "Source",
     "adapt",
+    "check_trained",
     "durations",
+    "fewest_events",
     "follow",
     "label_stream",
     "label_windows",
@@ -91,7 +96,7 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
             input ends when its writer closes it.
 
     Raises:
-        InputError: The file cannot be read, or ``idle`` is below 0.
+        InputError: The file cannot be read or is of a binary format, or ``idle`` is below 0.
     """
     if idle is not None and not idle >= 0:
         raise InputError(f"idle={idle}: give a number of seconds from 0 on")
@@ -102,6 +107,15 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
         file = open(path, "rb", buffering=0)  # noqa: SIM115, closed at its end
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    # A pipe can be read only once, and is text whatever it begins with.
+    head = os.pread(file.fileno(), _SNIFFED, 0) if Path(path).is_file() else b""
+    binary = (r for r in READERS if r.name != "text" and r.sniff and r.sniff(head))
+    if reader := next(binary, None):
+        file.close()
+        raise InputError(
+            f"{path}: is a recording of the format {reader.name}, but a stream is text: predict "
+            "without --live"
+        )
     return Source(str(path), _pieces(file, str(path), idle))
 
 
@@ -126,25 +140,27 @@ def open_labelled(
     """Label recordings to learn from, and recordings to test on.
 
     Args:
-        recordings: Files to learn from; keeps their order.
-        held_out: Files to test on.
-        labels: CSV of both; None takes the names of their folders.
+        recordings: Files to learn from, or folders of them; keeps their order.
+        held_out: The same, to test on.
+        labels: CSV of both, and perhaps of others; None takes the names of their folders.
 
     Raises:
         InputError: A missing file, one without a label or in both lists, or a wrong CSV.
     """
-    paths = [Path(path) for path in (*recordings, *held_out)]
-    for i, path in enumerate(paths):
-        if not path.is_file():
-            raise InputError(f"{path}: no such recording; check the path")
-        if path in paths[:i]:
-            raise InputError(f"{path}: is given twice; a recording is to learn from or held out")
-    found = labels_from_folders(paths) if labels is None else read_labels(labels, paths)
+    learned, held = find_recordings(recordings), find_recordings(held_out)
+    known = {path.resolve() for path in learned}
+    if twice := [path for path in held if path.resolve() in known]:
+        raise InputError(f"{twice[0]}: is given twice; a recording is to learn from or held out")
+    paths = [*learned, *held]
+    if labels is None:
+        found = labels_from_folders(paths)
+    else:
+        found = read_labels(labels, paths, others=True)
     known = {labelled.path: labelled for labelled in found}
     if missing := [path for path in paths if path not in known]:
         raise InputError(f"{labels}: has no line for {missing[0]}; label it or leave it out")
     ordered = [known[path] for path in paths]
-    return ordered[: len(recordings)], ordered[len(recordings) :]
+    return ordered[: len(learned)], ordered[len(learned) :]
 
 
 def durations(trained: Trained, window: str | None, stride: str | None) -> tuple[int, int]:
@@ -161,9 +177,30 @@ def durations(trained: Trained, window: str | None, stride: str | None) -> tuple
     length = trained.about.get("window") or WHOLE
     found = {"window": length, "stride": None}
     for name, value in (("window", window), ("stride", stride)):
-        if value is not None and (found := {**found, name: parse_duration(value)})[name] < 1:
+        if (
+            value is not None
+            and (found := {**found, name: parse_duration(value, unit=True)})[name] < 1
+        ):
             raise InputError(f"{name}={value}: give a time above 0")
     return found["window"], found["stride"] or found["window"]
+
+
+def fewest_events(trained: Trained, min_events: int | None, window: str | None) -> int:
+    """Return how many events a window needs for a label.
+
+    Args:
+        trained: A model that was trained on windows knows how many those had at least.
+        min_events: The number; None takes the model's where the window is the model's too, else 1.
+        window: As for `durations`.
+
+    Raises:
+        InputError: A number below 1.
+    """
+    if min_events is None:
+        return (window is None and trained.about.get("min_events")) or 1
+    if min_events < 1:
+        raise InputError(f"min_events={min_events}: give a whole number from 1 on")
+    return min_events
 
 
 class Prediction(NamedTuple):
@@ -186,7 +223,7 @@ class Prediction(NamedTuple):
 
 def windows(
     chunks: Iterable[np.ndarray], length: int, stride: int
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[int, int, np.ndarray]]:
     """Cut a stream into windows that begin ``stride`` apart, from its first event on.
 
     Args:
@@ -195,12 +232,13 @@ def windows(
         stride: In µs.
 
     Yields:
-        The window's start in µs from the first event, and its events (with times as they were).
+        The window's start and end in µs from the first event, and its events (with times as they
+        were). A stream shorter than a window ends with its last event.
     """
     pending: list[np.ndarray] = []
     begin, start = None, 0
 
-    def complete(until: int) -> Iterator[tuple[int, np.ndarray]]:
+    def complete(until: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut the windows that end by ``until``, and forget what lies before the next one."""
         nonlocal start
         if start + length > until:
@@ -209,7 +247,7 @@ def windows(
         t = events["t"] - begin
         while start + length <= until:
             first, last = np.searchsorted(t, (start, start + length))
-            yield start, events[first:last]
+            yield start, start + length, events[first:last]
             start += stride
         pending[:] = [events[np.searchsorted(t, start) :].copy()]
 
@@ -222,22 +260,41 @@ def windows(
     if pending and len(pending[-1]):
         yield from complete(int(pending[-1]["t"][-1]) - begin + 1)
     if start == 0 and pending:
-        yield 0, np.concatenate(pending)
+        events = np.concatenate(pending)
+        yield 0, int(events["t"][-1]) - begin + 1, events
+
+
+def check_trained(trained: Trained) -> None:
+    """Check that a model was trained on recordings.
+
+    Raises:
+        InputError: It was not.
+    """
+    about = trained.about
+    if about["in_chans"] != 2 or "sensor_size" not in about:
+        raise InputError(
+            f"{trained.path} was not trained on recordings (or by a version that did not note "
+            "their sensor's size): train on recordings first"
+        )
 
 
 class _Eye:
     """Turns a window's events into what a trained model sees."""
 
     def __init__(self, trained: Trained, source: Source):
+        check_trained(trained)
         about = trained.about
-        if about["in_chans"] != 2 or "sensor_size" not in about:
+        learned = tuple(about["sensor_size"])
+        if source.sensor_size not in (None, learned):
+            (h, w), (height, width) = source.sensor_size, learned
             raise InputError(
-                f"{trained.path} was not trained on recordings (or by a version that did not note "
-                "their sensor's size): train on recordings first"
+                f"{source.name}: comes from a sensor of {h} x {w} pixels (height x width), but "
+                f"{trained.path} learned from one of {height} x {width}: take recordings of that "
+                "camera, or train on a data set whose dataset.json states the sensor_size"
             )
         names = Framing.__dataclass_fields__
         self.framing = Framing(**{k: v for k, v in about.items() if k in names})
-        self.sensor_size = source.sensor_size or tuple(about["sensor_size"])
+        self.sensor_size = learned
         self.source = source.name
         self.normalize = NormalizeFrames() if about["normalize"] else torch.nn.Identity()
 
@@ -281,16 +338,15 @@ def label_windows(
         InputError: Events that cannot be right, or a model that was not trained on recordings.
     """
     eye = _Eye(trained, source)
-    batch: list[tuple[int, np.ndarray]] = []
+    batch: list[tuple[int, int, np.ndarray]] = []
 
     def flush() -> Iterator[Prediction]:
-        told = [len(events) >= max(min_events, eye.fewest) for _, events in batch]
-        seen = [eye.frames(events) for (_, events), use in zip(batch, told, strict=True) if use]
+        told = [len(events) >= max(min_events, eye.fewest) for *_, events in batch]
+        seen = [eye.frames(events) for (*_, events), use in zip(batch, told, strict=True) if use]
         logits = iter(_logits(trained, seen))
-        for (start, events), use in zip(batch, told, strict=True):
+        for (start, end, events), use in zip(batch, told, strict=True):
             said = _say(trained, next(logits)) if use else (None, 0.0)
-            reach = int(events["t"][-1] - events["t"][0]) + 1 if window == WHOLE else window
-            yield Prediction(start, start + reach, len(events), *said)
+            yield Prediction(start, end, len(events), *said)
         batch.clear()
 
     for item in windows(source.chunks, window, stride):
@@ -300,7 +356,9 @@ def label_windows(
     yield from flush()
 
 
-def label_stream(trained: Trained, source: Source, window: int) -> Iterator[Prediction]:
+def label_stream(
+    trained: Trained, source: Source, window: int, min_events: int = 1
+) -> Iterator[Prediction]:
     """Label a stream as it comes, the membranes kept from one window to the next.
 
     The network takes one frame each T-th of a window and never starts anew, but after a whole
@@ -310,6 +368,7 @@ def label_stream(trained: Trained, source: Source, window: int) -> Iterator[Pred
         trained: From `engine.load_trained`.
         source: The stream.
         window: Length in µs.
+        min_events: Windows with fewer get no label; the network sees them all the same.
 
     Yields:
         A prediction at the end of each window.
@@ -335,7 +394,7 @@ def label_stream(trained: Trained, source: Source, window: int) -> Iterator[Pred
     model = trained.model.eval()
     reset_state(model)
     with torch.inference_mode():
-        for number, (start, events) in enumerate(windows(source.chunks, step, step), start=1):
+        for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
             counts.append(len(events))
             if sum(counts):
                 x = eye.frame(events)[None].to(trained.device)
@@ -345,7 +404,8 @@ def label_stream(trained: Trained, source: Source, window: int) -> Iterator[Pred
                 outputs.clear()
             if number % steps == 0:
                 end = start + step
-                said = _say(trained, sum(outputs)) if sum(counts) else (None, 0.0)
+                told = sum(counts) >= max(1, min_events)
+                said = _say(trained, sum(outputs)) if told else (None, 0.0)
                 yield Prediction(end - steps * step, end, sum(counts), *said)
     reset_state(model)
 
@@ -417,11 +477,16 @@ def adapt(
         out: Folder to write the adapted model to, as ``best.safetensors``.
 
     Raises:
-        InputError: A label that the model does not know, no sample at all, or as `label_windows`.
+        InputError: A label that the model does not know, no sample at all, a wrong ``lr``, an
+            ``out`` that holds a model already or cannot be made, or as `label_windows`.
     """
     cut = {"window": window, "stride": stride, "min_events": min_events}
     for labelled in (*recordings, *held_out):
         _check_labels(trained, labelled)
+    if not (math.isfinite(lr) and lr >= 0):
+        raise InputError(f"lr={lr}: give a learning rate of 0 or more")
+    if out is not None:
+        _make_place(Path(out))
     before, n_held = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
     samples = right = 0
@@ -451,6 +516,18 @@ def adapt(
     return Adapted(samples, right, before, after, n_held)
 
 
+def _make_place(out: Path) -> None:
+    """Make the folder of an adapted model, before the work is done; a model in it stays."""
+    if (out / "best.safetensors").exists():
+        raise InputError(f"{out}: holds a model already; choose another folder for the adapted one")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
+
+
 def _check_labels(trained: Trained, labelled: Labelled) -> None:
     classes = trained.about["classes"]
     for stretch in labelled.stretches:
@@ -466,10 +543,9 @@ def _samples(
 ) -> Iterator[_Sample]:
     source = open_source(labelled.path)
     eye = _Eye(trained, source)
-    for start, events in windows(source.chunks, window, stride):
+    for start, end, events in windows(source.chunks, window, stride):
         if len(events) < max(min_events, eye.fewest):
             continue
-        end = start + min(window, int(events["t"][-1] - events["t"][0]) + 1)
         for stretch in labelled.stretches:
             if stretch.start <= start and (stretch.end is None or end <= stretch.end):
                 target = trained.about["classes"].index(stretch.label)

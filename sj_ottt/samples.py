@@ -8,6 +8,7 @@ import torch
 
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ENCODINGS, EventFolder, ImageSet, open_dataset, transforms
+from sj_ottt.data.slicing import Window, split_for_validation
 from sj_ottt.errors import InputError
 
 __all__ = [
@@ -45,6 +46,7 @@ AUGMENTATIONS = {
 LAST_AUGMENTATIONS = {"cutout": transforms.Cutout}
 # Options that mean something for recordings only, and what stands for leaving them out.
 OF_RECORDINGS = {
+    "split_by": "count",
     "frames": "counts",
     "tau_us": None,
     "crop": None,
@@ -143,17 +145,24 @@ def _augmentations(kinds: dict[str, Callable], cfg: TrainConfig | None) -> list[
     return [kind(getattr(cfg, name)) for name, kind in kinds.items() if getattr(cfg, name)]
 
 
-def split_indices(targets: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split recordings into train and validation, the same share of each class.
+def split_indices(
+    targets: np.ndarray, fraction: float, seed: int, windows: Sequence[Window] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Split samples into train and validation, the same share of each class.
 
     Args:
-        targets: Class of each recording [n].
-        fraction: Share for validation; above 0, each class with two recordings gives at least one.
+        targets: Class of each sample [n].
+        fraction: Share for validation; above 0, each class with two samples gives at least one.
         seed: The split depends on nothing else.
+        windows: What the samples are of longer recordings [n], if they are: they may overlap, so
+            they part as `split_for_validation` says.
 
     Returns:
         Sorted indices of both parts.
     """
+    if windows is not None and fraction:
+        part = split_for_validation(windows, fraction, seed)
+        return np.flatnonzero(part == 0), np.flatnonzero(part == 1)
     rng = np.random.default_rng(seed)
     held = []
     for label in np.unique(targets):

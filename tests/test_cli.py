@@ -320,3 +320,51 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
     monkeypatch.setattr(engine, "train", defect)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", str(recipe)])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["train", "--head-epoch", "3"], "unknown: --head-epoch 3; did you mean --head-epochs?"),
+        (["train", "DIR"], "sj-ottt train: error: unknown: DIR; see --help"),
+        (["data", "slice", "a", "--label-from-folder", "--out", "b", "--windw=1s"], "--window?"),
+        (["eval", "--checkpoint", "a", "--split", "tst"], "choose from"),
+        (["analyze", "--checkpoint", "a", "--split", "tst"], "choose from"),
+    ],
+)
+def test_wrong_flags(capsys, argv, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_head_epochs_than_epochs(recipe, capsys):
+    assert "head_epochs must be at most epochs=1" in fails(
+        capsys, "train", "--config", recipe, "--head-epochs", 2
+    )
+
+
+def test_train_and_analyze_say_what_is_next(recipe, tmp_path, capsys):
+    assert cli.main(["train", "--config", str(recipe)]) == 0
+    out = capsys.readouterr().out
+    assert f"predict   sj-ottt predict --checkpoint {tmp_path / 'run'} FILE" in out
+    argv = ["analyze", "--checkpoint", str(tmp_path / "run"), "--what", "alignment"]
+    assert cli.main(argv) == 0
+    path = tmp_path / "run" / "analysis" / "alignment.csv"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == path.read_text().splitlines()[0].split(",")
+
+
+def test_a_closed_pipe_is_no_error():
+    code = (
+        "import sys; from sj_ottt import cli, zoo\n"
+        "zoo.model_rows = lambda: [{'name': 'x' * 99, 'params': 1, 'weights': []}] * 9999\n"
+        "sys.exit(cli.main(['models']))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

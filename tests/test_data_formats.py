@@ -147,7 +147,7 @@ def test_empty_and_header_only(name, encode, tmp_path):
     if name == "nmnist":  # without a mark, an empty file is an empty recording
         assert len(read_events(path)) == 0
     else:
-        with pytest.raises(InputError, match="does not begin as a file of the format"):
+        with pytest.raises(InputError, match="is empty"):
             read_events(path)
 
 
@@ -365,3 +365,18 @@ def test_unknown_formats_are_listed(tmp_path):
     with pytest.raises(InputError) as error:
         read_events(save(tmp_path, "a.avi", b"\x00\x01RIFF"))
     assert all(reader.name in str(error.value) for reader in READERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"t,x,y\n1,2,3\n", "name the columns in a first line: t,x,y,p"),
+        ("a.csv", b"time,xpos,ypos,pol\n1,2,3,1\n", "name the columns in a first line: t,x,y,p"),
+        ("a.dat", b"t,x\n", "truncated or misnamed"),
+    ],
+)
+def test_files_without_the_mark_of_their_ending(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        read_events(tmp_path / name)

@@ -331,6 +331,8 @@ def test_other_bad_input(tmp_path, folder):
         engine.train(options(tmp_path, data="ndigits", encoding="rows"))
     with pytest.raises(InputError, match=r"crop=\(4, 4\) is for recordings"):
         engine.train(options(tmp_path, crop=(4, 4)))
+    with pytest.raises(InputError, match=r"split_by=duration is for recordings"):
+        engine.train(options(tmp_path, split_by="duration"))
     (folder / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         open_dataset(f"folder:{folder}", split="train", steps=1)
@@ -363,3 +365,16 @@ def test_published_event_sets(tmp_path):
     (tmp_path / "dvs" / "events_np.building").touch()
     with pytest.raises(InputError, match="unfinished"):
         open_dataset(f"cifar10dvs:{tmp_path / 'dvs'}", split="test", steps=2)
+
+
+def test_the_encoding_decides_the_number_of_steps(tmp_path):
+    """Of which other numbers would have no effect."""
+    wanted = {"model": "ltc_rnn", "encoding": "rows", "rule": "bptt", "epochs": 1}
+    augment = {"flip": 0.0, "shift": 0, "cutout": 0}
+    with pytest.raises(InputError, match=r"steps=3: encoding=rows makes 12 of an image"):
+        engine.train(options(tmp_path, **wanted, **augment))
+    cfg = options(tmp_path, **wanted, **augment, steps=12)
+    engine.train(cfg)
+    assert [row["steps"] for row in engine.evaluate(cfg.out, device="cpu")] == [12]
+    with pytest.raises(InputError, match=r"steps=4: encoding=rows makes 12 of an image"):
+        engine.evaluate(cfg.out, steps=[12, 4], device="cpu")

@@ -131,7 +131,9 @@ def test_the_command(images, tmp_path, capsys):
     out = tmp_path / "events"
     argv = ["data", "simulate", str(images), "--out", str(out)]
     assert cli.main([*argv, "--sensor-size", "16", "18", "--position", "1", "-2"]) == 0
-    assert f"{out}: 8 for train, 2 for test" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(
+        "recorded  8 for train, 2 for test\ntrain     sj-ottt"
+    )
     assert EventFolder(out, 2, cache_dir=tmp_path).sensor_size == (16, 18)
     assert cli.main(argv) == 2
     assert "holds something already" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from sj_ottt.data.slicing import (
     Window,
     split_by_group,
     split_by_time,
+    split_for_validation,
     window_starts,
 )
 from tests.recording_files import dat
@@ -290,12 +291,117 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
         ["class", "train", "test"], ["left", "8", "4"], ["right", "8", "4"], ["all", "16", "8"],
     ]  # fmt: skip
     assert lines[4].startswith("test: 2 recordings: ") and ".dat" in lines[4]
+    assert "sensor    18 x 24 pixels (height x width)" in lines
     assert f"--data '{out}'" in lines[-1]
     train = ["train", "--data", str(out), "--out", str(tmp_path / "run"), "--epochs", "1"]
     train += ["--model", "test_ottt_vgg", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
     assert cli.main(train) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_test"] == 8
     capsys.readouterr()
+    recording = tmp_path / "raw" / "left" / "0.dat"
+    predict = ["predict", "--checkpoint", str(tmp_path / "run"), str(recording), "--device", "cpu"]
+    assert cli.main(predict) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[:2] for row in rows] == [[f"{i / 4:.3f}", f"{i / 4 + 0.25:.3f}"] for i in range(4)]
+    sparse = record(recording.with_name("sparse.dat"), 1, rate=90)
+    assert cli.main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
+    assert all(row.split()[2] == "-" for row in capsys.readouterr().out.splitlines()[1:])
+    capsys.readouterr()
     assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
-    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9"]) == 2
+    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err
+
+
+def overlap(a: Window, b: Window) -> bool:
+    return a.recording == b.recording and max(a.start, b.start) < min(
+        a.start + a.length, b.start + b.length
+    )
+
+
+@pytest.mark.parametrize(("n_recordings", "whole"), [(6, True), (3, False)])
+def test_validation_shares_no_event_with_training(n_recordings, whole):
+    windows = [
+        Window(f"r{r}", "s", label, start, 200, 9)
+        for r in range(n_recordings)
+        for label, begin in (("a", 0), ("b", 5000))
+        for start in range(begin, begin + 3000, 100)
+    ]
+    part = split_for_validation(windows, 0.1, seed=0)
+    train, val = ([w for w, p in zip(windows, part, strict=True) if p == i] for i in (0, 1))
+    assert {w.label for w in train} == {w.label for w in val} == {"a", "b"}
+    assert not any(overlap(a, b) for a in train for b in val)
+    shared = {w.recording for w in train} & {w.recording for w in val}
+    assert shared == (set() if whole else {w.recording for w in windows})
+    assert len(val) < len(windows) / 4
+
+
+def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
+    from sj_ottt import engine
+    from sj_ottt.config import TrainConfig
+
+    out = tmp_path / "set"
+    slice_recordings(
+        read_labels(all_labels(raw), find_recordings([raw])),
+        out,
+        SliceConfig(window=200_000, stride=50_000, min_events=1),
+    )
+    cfg = TrainConfig(
+        data=str(out), model="test_ottt_vgg", steps=1, device="cpu", out=str(tmp_path / "run")
+    )
+    run = engine._Run(cfg, None)
+    windows = EventFolder(out, 1, split="train").windows()
+    train, val = ([windows[i] for i in part.indices] for part in (run.train_part, run.val_part))
+    assert train and val and not any(overlap(a, b) for a in train for b in val)
+    with pytest.raises(InputError, match="is one part of the data set"):
+        EventFolder(out / "train", 1, split="train")
+    slices = out / "slices.csv"
+    text = slices.read_text()
+    slices.write_text(text.replace("train/", "tra/"))
+    with pytest.raises(InputError, match="has no line for train/still/"):
+        engine._Run(cfg, None)
+    slices.write_text(text.replace("start", "begin", 1))
+    with pytest.raises(InputError, match=r"is damaged.*slice the recordings again"):
+        engine._Run(cfg, None)
+
+
+def test_a_table_of_labels_among_the_recordings_is_none(raw):
+    everything = sorted(raw.rglob("*.npz"))
+    for name, text in (("labels.csv", "file,start,end,label"), ("a.txt", " File;START; end;label")):
+        (raw / name).write_text(f"{text}\n0.npz,,,a\n")
+    assert sorted(find_recordings([raw])) == everything
+    notes = raw / "notes.txt"
+    notes.write_text("recorded on Monday\n")
+    assert notes in find_recordings([raw])
+
+
+def test_recordings_of_two_cameras_are_refused(tmp_path):
+    for i, width in enumerate((24, 24, 30)):
+        path = record(tmp_path / "raw" / "a" / f"{i}.dat", 1, seed=i)
+        path.write_bytes(path.read_bytes().replace(b"Width 24", f"Width {width}".encode()))
+    labelled = labels_from_folders(find_recordings([tmp_path / "raw"]))
+    with pytest.raises(InputError, match=r"2.dat: .* 18 x 30 .*0.dat from one of 18 x 24"):
+        slice_recordings(labelled, tmp_path / "set", SliceConfig(200_000, 100_000, 1))
+    assert not (tmp_path / "set").exists()
+
+
+def test_rounded_labels_and_windows_longer_than_them(raw, tmp_path):
+    """A forgotten unit of the window is not blamed on labels that were rounded up."""
+    path = labels_file(tmp_path, "monday/0.npz,0,4.05s,a", "monday/1.npz,0,4.05s,a")
+    labelled = read_labels(path, find_recordings([raw]))
+    slice_recordings(labelled, tmp_path / "set", SliceConfig(200, 50_000, 1))
+    with pytest.raises(InputError, match=r"no window of 10000 ms .*longest stretch lasts 4050 ms"):
+        slice_recordings(labelled, tmp_path / "b", SliceConfig(10_000_000, 50_000, 1))
+
+
+def test_the_command_says_what_is_wrong_with_labels(raw, tmp_path, capsys):
+    argv = ["data", "slice", str(raw), "--out", str(tmp_path / "set"), "--labels"]
+    (tmp_path / "latin.csv").write_bytes("file,start,end,label\n0.npz,,,Tür".encode("latin-1"))
+    for given, message in (
+        ("nowhere.csv", "(No such file or directory); check the path"),
+        (str(raw), "(Is a directory); check the path"),
+        (str(tmp_path / "latin.csv"), "it is no UTF-8 text"),
+    ):
+        assert cli.main([*argv, given]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
+    assert "time '200' has no unit" in capsys.readouterr().err

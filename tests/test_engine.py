@@ -632,3 +632,13 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
     save_file(load_file(source), target)
     with pytest.raises(InputError, match="not written by"):
         engine.evaluate(tmp_path)
+
+
+def test_early_stop_needs_samples_to_validate_on(tmp_path):
+    data = write_recordings(tmp_path / "few", {"train": 1, "test": 1})
+    cfg = TrainConfig(
+        data=str(data), model="test_ottt_vgg", steps=1, early_stop=1, out=str(tmp_path / "run"),
+        device="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="too few samples to keep some aside"):
+        engine.train(cfg)

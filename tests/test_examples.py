@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from sj_ottt import checkpoint
-from tests.helpers import write_recordings
+from sj_ottt.data import EVENT_DTYPE
+from tests.recording_files import dat
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -60,11 +61,31 @@ def test_switching_the_import_changes_no_loss(run, tmp_path):
 
 
 def test_finetune_own_dvs(run, tmp_path):
-    folder = write_recordings(tmp_path / "mine", {"train": 8, "test": 3})
-    out = run(EXAMPLES / "finetune_own_dvs.py", folder, "--epochs", 3, "--steps", 3)
-    accuracies = [float(a) for a in re.findall(r"test accuracy (\S+)", out)]
-    assert len(accuracies) == 3 and accuracies[-1] > 0.6
-    assert (tmp_path / "finetuned.pt").exists()
+    """Raw recordings in which a band of events changes its place every 200 ms."""
+    rng = np.random.default_rng(0)
+    rows = ["file,start,end,label"]
+    folder = tmp_path / "my recordings"
+    folder.mkdir()
+    for number in range(7):
+        events = np.zeros(4 * 800, EVENT_DTYPE)
+        events["t"] = np.linspace(0, 799_999, len(events)).astype(int)
+        place = events["t"] // 200_000 % 2
+        events["x"] = np.clip(rng.normal(4 + 8 * place, 1), 0, 15)
+        events["y"], events["p"] = rng.integers(0, 16, (2, len(events))) // [[1], [8]]
+        path = folder / f"{number}.dat"
+        path.write_bytes(dat(events.tolist(), "% Width 16\n% Height 16\n"))
+        for i in range(4):
+            rows.append(f"{path.name},{200 * i}ms,{200 * (i + 1)}ms,{('left', 'right')[i % 2]}")
+    labels = folder / "labels.csv"
+    labels.write_text("\n".join(row for row in rows if not row.startswith("6.dat")))
+    new = path.rename(tmp_path / "new.dat")
+    args = (EXAMPLES / "finetune_own_dvs.py", folder, labels, new, "--epochs", 3)
+    out = run(*args)
+    assert re.search(r"{'train': \d+, 'test': [48]} samples", out)
+    assert float(re.search(r"test accuracy (\S+)", out)[1]) == 1.0
+    said = re.findall(r"^(\S+) s: (\w+) \(\d+%\)$", out, re.MULTILINE)
+    assert said == [("0.0", "left"), ("0.2", "right"), ("0.4", "left"), ("0.6", "right")]
+    assert run(*args).endswith(out.partition("test accuracy")[2])  # from what is there
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])

@@ -15,6 +15,7 @@ from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
 from sj_ottt.data.formats.text import TextStream
 from sj_ottt.learning import predict
 from tests.helpers import CLASSES, write_recordings
+from tests.recording_files import dat
 
 WINDOW = 100_000
 
@@ -71,15 +72,15 @@ def test_windows_of_any_pieces(piece, length, stride):
     found = list(live.windows(chunks, length, stride))
     t = events["t"] - 1000
     starts = range(0, int(t[-1]) + 2 - length, stride)
-    assert [start for start, _ in found] == list(starts)
-    for start, part in found:
+    assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
+    for start, _, part in found:
         assert np.array_equal(part, events[(t >= start) & (t < start + length)])
 
 
 def test_windows_of_short_and_empty_streams():
     events = band(0)
-    ((start, whole),) = live.windows([events[:5], events[5:]], 10**9, 10**9)
-    assert start == 0 and np.array_equal(whole, events)
+    ((*place, whole),) = live.windows([events[:5], events[5:]], 10**9, 10**9)
+    assert place == [0, WINDOW] and np.array_equal(whole, events)
     assert list(live.windows([events[:0]], 5, 5)) == []
 
 
@@ -171,9 +172,9 @@ def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
     real = live.windows
 
     def watched(chunks, length, stride):
-        for start, events in real(chunks, length, stride):
+        for start, end, events in real(chunks, length, stride):
             sizes.append(0 if events.base is None else len(events.base))
-            yield start, events
+            yield start, end, events
 
     live.windows, before = watched, live.windows
     try:
@@ -327,6 +328,13 @@ def test_a_model_of_sliced_samples_knows_its_window(trained):
     trained.about["window"] = 5000
     assert live.durations(trained, None, "1ms") == (5000, 1000)
     assert live.durations(trained, "2ms", None) == (2000, 2000)
+    assert live.fewest_events(trained, None, None) == 1
+    trained.about["min_events"] = 50
+    assert live.fewest_events(trained, None, None) == 50
+    assert live.fewest_events(trained, None, "2ms") == 1
+    assert live.fewest_events(trained, 7, None) == 7
+    with pytest.raises(InputError, match="min_events=0: give a whole number"):
+        live.fewest_events(trained, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -337,6 +345,10 @@ def test_a_model_of_sliced_samples_knows_its_window(trained):
         (["predict", "--window", "0ms", "x"], "window=0ms: give a time above 0"),
         (["predict", "--window", "fast", "x"], "time 'fast'"),
         (["predict", "--live", "/dev/null"], "a stream has no end"),
+        (["predict", "--window", "200", "x"], "time '200' has no unit: give it one, as in 200ms"),
+        (["predict", "--live", "--stride", "1s", "x"], "--stride: with --live"),
+        (["predict", "--idle", "1", "x"], "--idle: goes with --live only"),
+        (["predict", "-"], "standard input: goes with --live only"),
         (["adapt", "--label-from-folder", "/nowhere.npz"], "no such recording"),
     ],
 )
@@ -371,3 +383,59 @@ def test_more_bad_input(trained, session, tmp_path):
     del trained.about["sensor_size"]
     with pytest.raises(InputError, match="was not trained on recordings"):
         list(live.label_windows(trained, live.Source("x", [band(0)]), WINDOW, WINDOW))
+
+
+def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
+    path = tmp_path / "long.dat"
+    path.write_bytes(dat(long_recording([0]).tolist(), "% Width 16\n% Height 16\n"))
+    argv = ["predict", "--checkpoint", str(run), "--device", "cpu", "--window", "100ms", str(path)]
+    assert cli.main(argv) == 0
+    capsys.readouterr()
+    assert cli.main([*argv, "--live"]) == 2
+    assert "is a recording of the format Prophesee DAT" in capsys.readouterr().err
+
+
+def test_another_sensor_is_refused(trained):
+    source = live.Source("x", [band(0)], (480, 640))
+    for label in (
+        live.label_windows(trained, source, WINDOW, WINDOW),
+        live.label_stream(trained, source, WINDOW),
+    ):
+        with pytest.raises(InputError, match=r"x: comes from a sensor of 480 x 640 .* of 16 x 16"):
+            list(label)
+    same = source._replace(sensor_size=(16, 16))
+    assert next(live.label_windows(trained, same, WINDOW, WINDOW)).label == "left"
+
+
+def test_few_events_of_a_stream_get_no_label(trained):
+    source = live.Source("x", [long_recording([0, 2])])
+    counts = [one.events for one in live.label_stream(trained, source, WINDOW)]
+    few = live.label_stream(trained, source, WINDOW, min_events=max(counts) + 1)
+    assert [one.label for one in few] == [None, None]
+    told = [one.label for one in live.label_stream(trained, source, WINDOW, min_events=min(counts))]
+    assert told == ["left", "right"]
+
+
+def test_one_table_labels_many_recordings(session, tmp_path):
+    """A folder of recordings, and a table that names others too."""
+    files, held = session
+    csv = tmp_path / "labels.csv"
+    names = [f"{p.parent.name}/{p.name}" for p in (*files, *held)]
+    csv.write_text("\n".join(["file,start,end,label", *(f"{n},,,left" for n in names), "b,,,x"]))
+    learned, none = live.open_labelled([files[0].parent], [], csv)
+    assert [one.path for one in learned] == sorted(files[0].parent.iterdir()) and none == []
+
+
+def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
+    learned, _ = live.open_labelled(*session, None)
+    cut = {"window": live.WHOLE, "stride": live.WHOLE}
+    before = (run / "best.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a model already"):
+        live.adapt(trained, learned, **cut, out=run)
+    assert (run / "best.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        live.adapt(trained, learned, **cut, out=tmp_path / "file" / "a")
+    for lr in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="give a learning rate"):
+            live.adapt(trained, learned, **cut, lr=lr)

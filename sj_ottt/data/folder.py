@@ -15,9 +15,10 @@ from sj_ottt.data.cache import cached_counts, open_counts
 from sj_ottt.data.events import extent
 from sj_ottt.data.frames import Crop, check_size
 from sj_ottt.data.framing import Framing
-from sj_ottt.data.layout import PARTS, Classes, digest, part_by_split, scan
+from sj_ottt.data.layout import PARTS, SLICES, Classes, digest, part_by_split, scan
 from sj_ottt.data.parallel import ordered_map
 from sj_ottt.data.readers import READERS, read_events, read_recording
+from sj_ottt.data.slicing import Window, read_slices
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write, cache_root
 
@@ -113,6 +114,11 @@ class EventFolder(Dataset):
         if split is None:
             chosen = _merge(parts.values())
         elif "" in parts:
+            if (self.root.parent / SLICES).exists():
+                raise InputError(
+                    f"{self.root}: is one part of the data set {self.root.parent}, whose windows "
+                    "may overlap, so it cannot be split anew; give the data set"
+                )
             chosen, self.split_file = part_by_split(
                 self.root, parts[""], split, test_fraction=test_fraction, seed=seed, cache_dir=cache
             )
@@ -183,6 +189,26 @@ class EventFolder(Dataset):
     def window(self) -> int | None:
         """Length of a sample in µs, where the samples were sliced from longer recordings."""
         return (_description(self.root) or {}).get("window")
+
+    @property
+    def min_events(self) -> int | None:
+        """The fewest events that a sample may have, where the samples were sliced."""
+        return (_description(self.root) or {}).get("min_events")
+
+    def windows(self) -> list[Window] | None:
+        """Return which part of which recording each sample is; None where they were not sliced.
+
+        Raises:
+            InputError: The list of windows is damaged, or lacks a sample.
+        """
+        if (found := read_slices(self.root)) is None:
+            return None
+        if missing := [file for file in self.files if file not in found]:
+            raise InputError(
+                f"{self.root / SLICES}: has no line for {missing[0]}; slice the recordings again, "
+                "or delete the list if you changed the data set yourself"
+            )
+        return [found[file] for file in self.files]
 
     def identity(self) -> list[list]:
         """Return what tells these recordings from others, in values that JSON can hold."""

@@ -237,6 +237,8 @@ def _imagenet(root: Path, split: str) -> _Images:
 
 def _folder(root: Path, split: str) -> _Images:
     names = ("train",) if split == "train" else ("test", "val")
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; check the path")
     place = next((root / name for name in names if (root / name).is_dir()), None)
     if place is None:
         raise InputError(

@@ -18,6 +18,7 @@ from sj_ottt.errors import InputError, suggest
 _UNITS_US = {"": 1, "us": 1, "µs": 1, "μs": 1, "ms": 1_000, "s": 1_000_000, "min": 60_000_000}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]*)")
 _COLUMNS = ("file", "start", "end", "label")
+_LONGEST_LINE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,19 @@ class Labelled:
     stretches: tuple[Stretch, ...]
 
 
-def parse_duration(text: str) -> int:
+def parse_duration(text: str, *, unit: bool = False) -> int:
     """Return a time in whole µs: ``"1500"``, ``"200ms"``, ``"1.5 s"``.
+
+    Args:
+        text: The time.
+        unit: Whether it must have one: who types 200 for a window hardly means 200 µs.
 
     Raises:
         InputError: No number of 0 or more with a known unit (us, ms, s, min), nor whole µs.
     """
     match = _DURATION.fullmatch(text.strip())
+    if unit and match and not match[2]:
+        raise InputError(f"time {text!r} has no unit: give it one, as in 200ms, 200us or 0.2s")
     # Fractions of a µs are seconds whose unit was forgotten.
     if not match or match[2] not in _UNITS_US or (not match[2] and not match[1].isdecimal()):
         raise InputError(
@@ -71,12 +78,15 @@ def labels_from_folders(recordings: Sequence[Path]) -> list[Labelled]:
     return found
 
 
-def read_labels(path: str | Path, recordings: Sequence[Path]) -> list[Labelled]:
+def read_labels(
+    path: str | Path, recordings: Sequence[Path], *, others: bool = False
+) -> list[Labelled]:
     """Read a CSV of labels and find the recording of each row.
 
     Args:
         path: The CSV; see this module for its form.
         recordings: Those that rows may name. One that no row names is left out.
+        others: Whether rows may name further recordings; they are passed over.
 
     Raises:
         InputError: The file or a row is wrong; names the line.
@@ -84,7 +94,14 @@ def read_labels(path: str | Path, recordings: Sequence[Path]) -> list[Labelled]:
     rows: dict[Path, list[Stretch]] = {}
     sessions: dict[Path, str] = {}
     for source, row in _rows(Path(path)):
-        recording = _find(row["file"], recordings, source)
+        if (recording := _find(row["file"], recordings, source)) is None:
+            if others:
+                continue
+            near = suggest(row["file"], {p.name for p in recordings})
+            raise InputError(
+                f"{source}: file {row['file']!r} is none of the recordings{near}; mend the name, "
+                "give that recording too, or remove the line"
+            )
         start = _time(row["start"], source) or 0
         end = _time(row["end"], source)
         if end is not None and end <= start:
@@ -98,6 +115,18 @@ def read_labels(path: str | Path, recordings: Sequence[Path]) -> list[Labelled]:
                 f"{sessions[recording]!r} for the same file; give one session for each file"
             )
     return [Labelled(p, sessions[p], join_stretches(rows[p])) for p in recordings if p in rows]
+
+
+def is_table_of_labels(path: Path) -> bool:
+    """Whether a file is a CSV that `read_labels` reads, by its first line."""
+    if path.suffix.lower() not in (".csv", ".txt"):
+        return False
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            cells = re.split("[,;]", file.readline(_LONGEST_LINE).strip().lower())
+    except OSError:  # whoever reads it says why it cannot be read
+        return False
+    return set(_COLUMNS) <= {cell.strip() for cell in cells}
 
 
 def join_stretches(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
@@ -128,7 +157,11 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, str]]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a CSV of labels ({error})") from error
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(
+            f"{path}: cannot be read as a CSV of labels ({why}); check the path, or save the table "
+            "as CSV in UTF-8"
+        ) from error
     separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
     found, names = [], None
@@ -157,7 +190,7 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, str]]]:
     return found
 
 
-def _find(name: str, recordings: Sequence[Path], source: str) -> Path:
+def _find(name: str, recordings: Sequence[Path], source: str) -> Path | None:
     wanted = Path(name).parts
     if not wanted:
         raise InputError(f"{source}: names no file; give the recording's name")
@@ -166,10 +199,7 @@ def _find(name: str, recordings: Sequence[Path], source: str) -> Path:
         raise InputError(
             f"{source}: file {name!r} fits {matches[0]} and {matches[1]}; give its folder too"
         )
-    if not matches:
-        near = suggest(name, {p.name for p in recordings})
-        raise InputError(f"{source}: file {name!r} is none of the recordings{near}")
-    return matches[0]
+    return matches[0] if matches else None
 
 
 def _time(text: str, source: str) -> int | None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from sj_ottt.data.labels import is_table_of_labels
 from sj_ottt.data.readers import recording_suffixes
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write
@@ -29,8 +30,8 @@ def digest(*values: object) -> str:
 def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
     """List recordings: files as given, folders searched to any depth, each file once.
 
-    Within folders, what is hidden, has an ending that no reader knows, or belongs to a data set
-    that was itself sliced from recordings is passed over.
+    Within folders, what is hidden, has an ending that no reader knows, is a table of labels, or
+    belongs to a data set that was itself sliced from recordings is passed over.
 
     Raises:
         InputError: A place is missing, or a folder holds no recordings.
@@ -41,6 +42,7 @@ def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
         if place.is_dir():
             inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes)
             inside = [p for p in inside if p.is_file() and not _is_passed_over(p, place)]
+            inside = [p for p in inside if not is_table_of_labels(p)]
             if not inside:
                 raise InputError(
                     f"{place}: holds no recordings; readable are {', '.join(suffixes)}"

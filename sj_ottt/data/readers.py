@@ -24,6 +24,7 @@ class Reader(NamedTuple):
             format has no mark of its own, and the ending decides.
         read: Reads a file; raises `InputError`.
         sensor_size: (height, width) where the format has only one, else None.
+        remedy: What to do about a file with such an ending, but without the format's mark.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Reader(NamedTuple):
     sniff: Callable[[bytes], bool] | None
     read: Callable[[Path], Recording]
     sensor_size: tuple[int, int] | None = None
+    remedy: str = "it is truncated or misnamed: copy or convert it again"
 
 
 # The open table: a further format is one more row. The first row that knows a file's mark reads it.
@@ -41,7 +43,13 @@ READERS: tuple[Reader, ...] = (
     Reader("Prophesee RAW (EVT2, EVT3)", (".raw",), prophesee.sniff_raw, prophesee.read_raw),
     Reader("Prophesee DAT", (".dat",), prophesee.sniff_dat, prophesee.read_dat),
     Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.read),
-    Reader("text", (".csv", ".txt"), text.sniff, text.read),
+    Reader(
+        "text",
+        (".csv", ".txt"),
+        text.sniff,
+        text.read,
+        remedy="give t, x, y and p in each line, and name the columns in a first line: t,x,y,p",
+    ),
     Reader("N-MNIST", (".bin",), None, nmnist.read, nmnist.SENSOR_SIZE),
 )
 
@@ -97,10 +105,11 @@ def _reader_for(path: Path, head: bytes) -> Reader:
     if candidates := [reader for reader in READERS if path.suffix.lower() in reader.suffixes]:
         if candidates[0].sniff is None:
             return candidates[0]
+        if not head:
+            raise InputError(f"{path}: is empty; copy it again, or record it again")
         names = " or ".join(reader.name for reader in candidates)
         raise InputError(
-            f"{path}: does not begin as a file of the format {names} does; it is truncated or "
-            "misnamed: copy or convert it again"
+            f"{path}: does not begin as a file of the format {names} does; {candidates[0].remedy}"
         )
     known = ", ".join(f"{reader.name} ({'/'.join(reader.suffixes)})" for reader in READERS)
     raise InputError(f"{path}: unknown recording format; convert it to one of: {known}")

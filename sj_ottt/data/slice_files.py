@@ -22,6 +22,9 @@ from sj_ottt.data.slicing import SliceConfig, Window, split_by_group, split_by_t
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_folder, atomic_write
 
+# Times of labels may be rounded up by so many µs, or by a window where that is longer.
+_ROUNDED = 100_000
+
 
 @dataclass
 class SliceResult:
@@ -73,9 +76,13 @@ def slice_recordings(
 
 def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> SliceResult:
     windows, left_out, height, width = [], Counter(), 1, 1
+    sensor: tuple[Path, tuple[int, int]] | None = None
     for recording in tqdm(labelled, desc="slicing", unit="file", leave=False, disable=None):
         os.utime(folder)  # whoever looks for folders left behind sees that this one is in use
         events, size = read_recording(recording.path)
+        if size is not None:
+            sensor = sensor or (recording.path, size)
+            _check_sensors(*sensor, recording.path, size)
         rows, columns = size or extent(events)
         check_events(events, recording.path, (rows, columns))
         height, width = max(height, rows), max(width, columns)
@@ -108,11 +115,22 @@ def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> Sli
     return SliceResult(chosen, (height, width), +left_out)
 
 
+def _check_sensors(
+    first: Path, first_size: tuple[int, int], path: Path, size: tuple[int, int]
+) -> None:
+    if size != first_size:
+        raise InputError(
+            f"{path}: comes from a sensor of {size[0]} x {size[1]} pixels (height x width), "
+            f"{first} from one of {first_size[0]} x {first_size[1]}; slice the recordings of each "
+            "camera into a data set of its own"
+        )
+
+
 def _end(stretch: Stretch, path: Path, length: int, window: int) -> int:
     """Return where a stretch ends; `InputError` where that is clearly beyond the recording."""
     end = length if stretch.end is None else stretch.end
     # A label may well be rounded up, and a sensor fall silent before the recording's end.
-    if end > length + window or stretch.start >= length:
+    if end > length + max(window, _ROUNDED) or stretch.start >= length:
         raise InputError(
             f"{stretch.source}: reaches from {stretch.start / 1e6:g} s to {end / 1e6:g} s, where "
             f"{path} lasts {length / 1e6:g} s from its first event; mend the times (without a unit "
@@ -141,9 +159,14 @@ def _check_classes(
 ) -> None:
     labels = {stretch.label for recording in labelled for stretch in recording.stretches}
     if missing := sorted(labels - {w.label for w in windows}):
+        stretches = [s for recording in labelled for s in recording.stretches]
+        lengths = [s.end and s.end - s.start for s in stretches if s.label == missing[0]]
+        known = (
+            "" if None in lengths else f" (its longest stretch lasts {max(lengths) / 1000:g} ms)"
+        )
         raise InputError(
             f"class {missing[0]!r} gives no window of {config.window / 1000:g} ms with at least "
-            f"{config.min_events} events; change window or min_events, or remove the class"
+            f"{config.min_events} events{known}; change window or min_events, or remove the class"
         )
 
 

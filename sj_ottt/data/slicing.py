@@ -1,15 +1,19 @@
 """How recordings are cut into windows, and windows split so that no overlapping ones part."""
 
+import csv
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from sj_ottt.data.layout import digest
+from sj_ottt.data.layout import SLICES, digest
 from sj_ottt.errors import InputError
 
 SLICE_SPLITS = ("recording", "session", "time")
+# With fewer recordings of a class, a whole one is too much to give away for validation.
+_RECORDINGS_TO_SPARE = 5
 
 
 @dataclass(frozen=True)
@@ -151,3 +155,44 @@ def split_by_time(windows: Sequence[Window], test_fraction: float) -> np.ndarray
             part[members[first_test:]] = 1
             part[members[:first_test][~before[:first_test]]] = -1
     return part
+
+
+def split_for_validation(windows: Sequence[Window], fraction: float, seed: int) -> np.ndarray:
+    """Keep training windows aside so that none shares an event with one that is learned from.
+
+    Whole recordings where every class is in five or more (`split_by_group`), else the end of every
+    recording (`split_by_time`).
+
+    Returns:
+        int8 [n]: 1 for validation, 0 for training, -1 for neither.
+    """
+    recordings: dict[str, set[str]] = {}
+    for window in windows:
+        recordings.setdefault(window.label, set()).add(window.recording)
+    if min(map(len, recordings.values())) < _RECORDINGS_TO_SPARE:
+        return split_by_time(windows, fraction)
+    return split_by_group(windows, [w.recording for w in windows], fraction, seed)
+
+
+def read_slices(root: Path) -> dict[str, Window] | None:
+    """Return the window that each file of a sliced data set is; None for any other data set.
+
+    Raises:
+        InputError: The list of windows is damaged.
+    """
+    path = root / SLICES
+    if not path.is_file():
+        return None
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return {row["file"]: _window(row) for row in csv.DictReader(file)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: is damaged ({type(error).__name__}: {error}); slice the recordings again"
+        ) from error
+
+
+def _window(row: dict[str, str]) -> Window:
+    start = int(row["start"])
+    origin = row["recording"], row["session"], row["label"]
+    return Window(*origin, start, int(row["end"]) - start, int(row["events"]))
