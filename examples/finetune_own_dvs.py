@@ -13,6 +13,7 @@ from pathlib import Path
 from sj_ottt import InputError, engine, live
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
+from sj_ottt.data.streams import open_source
 
 
 def main() -> None:
@@ -42,7 +43,7 @@ def main() -> None:
 
     trained = engine.load_trained(run)
     window, _ = live.durations(trained, None, None)  # that of the samples
-    for said in live.label_windows(trained, live.open_source(args.new), window, window):
+    for said in live.label_windows(trained, open_source(args.new), window, window):
         print(f"{said.start / 1e6:.1f} s: {said.label} ({said.confidence:.0%})")
 
 

@@ -201,6 +201,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     from sj_ottt import live
+    from sj_ottt.data.streams import follow, open_source
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
@@ -210,13 +211,13 @@ def _predict(args: argparse.Namespace) -> None:
     if args.live and args.stride is not None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
-        source = live.follow(args.file, args.idle)
+        source = follow(args.file, args.idle)
         said = live.label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
-        source = live.open_source(args.file)
+        source = open_source(args.file)
         said = live.label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.about["classes"])
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
@@ -262,14 +263,15 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
 
 def _adapt(args: argparse.Namespace) -> None:
     from sj_ottt import live
+    from sj_ottt.adapt import adapt, open_labelled
     from sj_ottt.engine import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
     live.check_trained(trained)
     window, stride = live.durations(trained, args.window, args.stride)
     fewest = live.fewest_events(trained, args.min_events, args.window)
-    learned, held = live.open_labelled(args.recordings, args.hold_out, args.labels)
-    result = live.adapt(
+    learned, held = open_labelled(args.recordings, args.hold_out, args.labels)
+    result = adapt(
         trained,
         learned,
         held,

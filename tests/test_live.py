@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from sj_ottt import InputError, cli, engine, live
+from sj_ottt.adapt import _samples, adapt, open_labelled
 from sj_ottt.config import TrainConfig
-from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
+from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, streams, write_events
 from sj_ottt.data.formats.text import TextStream
+from sj_ottt.data.streams import WHOLE
 from sj_ottt.learning import predict
 from tests.helpers import CLASSES, write_recordings
 from tests.recording_files import dat
@@ -69,7 +71,7 @@ def test_windows_of_any_pieces(piece, length, stride):
     events["t"] = 1000 + np.sort(rng.integers(0, 200, 400))
     events["t"][0], events["x"] = 1000, np.arange(400)
     chunks = [events[i : i + piece] for i in range(0, 400, piece)]
-    found = list(live.windows(chunks, length, stride))
+    found = list(streams.windows(chunks, length, stride))
     t = events["t"] - 1000
     starts = range(0, int(t[-1]) + 2 - length, stride)
     assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
@@ -79,9 +81,9 @@ def test_windows_of_any_pieces(piece, length, stride):
 
 def test_windows_of_short_and_empty_streams():
     events = band(0)
-    ((*place, whole),) = live.windows([events[:5], events[5:]], 10**9, 10**9)
+    ((*place, whole),) = streams.windows([events[:5], events[5:]], 10**9, 10**9)
     assert place == [0, WINDOW] and np.array_equal(whole, events)
-    assert list(live.windows([events[:0]], 5, 5)) == []
+    assert list(streams.windows([events[:0]], 5, 5)) == []
 
 
 # Labels of windows
@@ -92,7 +94,7 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     events = long_recording(labels)
     path = tmp_path / "long.npz"
     write_events(path, events)
-    said = list(live.label_windows(trained, live.open_source(path), WINDOW, WINDOW))
+    said = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW))
     assert [CLASSES.index(one.label) for one in said] == labels
     assert [one.start for one in said] == [i * WINDOW for i in range(36)]
     # The same numbers as the data set of those windows gives.
@@ -103,18 +105,18 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     assert said[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
     assert said[1].end - said[1].start == WINDOW and said[1].events == 240
     # Overlapping windows.
-    half = list(live.label_windows(trained, live.open_source(path), WINDOW, WINDOW // 2))
+    half = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW // 2))
     assert half[::2] == said and len(half) == 71
 
 
 def test_windows_with_too_few_events_get_no_label(trained):
     events = long_recording([0, 1, 2])
     events = events[(events["t"] < WINDOW) | (events["t"] >= 2 * WINDOW) | (events["x"] == 3)]
-    source = live.Source("test", [events])
+    source = streams.Source("test", [events])
     few = [one.events for one in live.label_windows(trained, source, WINDOW, WINDOW)][1]
     said = list(live.label_windows(trained, source, WINDOW, WINDOW, min_events=few + 1))
     assert [one.label for one in said] == ["left", None, "right"] and said[1].confidence == 0
-    two = live.Source("test", [np.concatenate([events[:240], band(1, 2, begin=WINDOW)])])
+    two = streams.Source("test", [np.concatenate([events[:240], band(1, 2, begin=WINDOW)])])
     assert next(live.label_windows(trained, two, 2 * WINDOW, WINDOW)).label == "left"
 
 
@@ -123,7 +125,7 @@ def test_windows_with_too_few_events_get_no_label(trained):
 
 def test_a_stream_keeps_its_membranes(trained):
     events = long_recording([0, 0, 1, 1, 2, 2])
-    said = list(live.label_stream(trained, live.Source("test", [events]), WINDOW))
+    said = list(live.label_stream(trained, streams.Source("test", [events]), WINDOW))
     step = WINDOW // 3
     model, expected = trained.model.eval(), []
     outputs = []
@@ -143,7 +145,7 @@ def test_a_stream_keeps_its_membranes(trained):
         assert one.confidence == pytest.approx(shares.max().item(), abs=1e-5)
     # State from window to window: the same windows, each on its own, are less or more sure.
     alone = [
-        next(live.label_stream(trained, live.Source("x", [events[240 * i :]]), WINDOW))
+        next(live.label_stream(trained, streams.Source("x", [events[240 * i :]]), WINDOW))
         for i in range(1, 4)
     ]
     assert any(
@@ -158,7 +160,7 @@ def test_a_stream_starts_anew_after_a_silent_window(trained):
     with pytest.MonkeyPatch.context() as patch:
         real = live.reset_state
         patch.setattr(live, "reset_state", lambda model: reset.append(1) or real(model))
-        said = list(live.label_stream(trained, live.Source("x", [events]), WINDOW))
+        said = list(live.label_stream(trained, streams.Source("x", [events]), WINDOW))
     assert said[0].label == "left" and said[-1].label == "right"
     assert all(one.label is None for one in said[2:49]) and len(reset) > 100
 
@@ -176,13 +178,9 @@ def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
             sizes.append(0 if events.base is None else len(events.base))
             yield start, end, events
 
-    live.windows, before = watched, live.windows
-    try:
-        assert (
-            sum(1 for _ in live.label_stream(trained, live.Source("x", endless(60)), WINDOW)) >= 59
-        )
-    finally:
-        live.windows = before
+    monkeypatch.setattr(live, "windows", watched)
+    said = live.label_stream(trained, streams.Source("x", endless(60)), WINDOW)
+    assert sum(1 for _ in said) >= 59
     assert max(sizes) <= 3 * 240
 
 
@@ -200,10 +198,10 @@ def test_follow_a_growing_file(trained, tmp_path):
 
     writer = threading.Thread(target=write)
     writer.start()
-    found = np.concatenate(list(live.follow(path, idle=1.0).chunks))
+    found = np.concatenate(list(streams.follow(path, idle=1.0).chunks))
     writer.join()
     assert np.array_equal(found, events)
-    said = list(live.label_stream(trained, live.follow(path, idle=0), WINDOW))
+    said = list(live.label_stream(trained, streams.follow(path, idle=0), WINDOW))
     assert [one.label for one in said][:2] == ["left", "right"]
 
 
@@ -214,7 +212,7 @@ def test_standard_input(trained, monkeypatch):
     os.close(writer)
     with os.fdopen(reader, "rb") as stdin:
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
-        found = np.concatenate(list(live.follow("-").chunks))
+        found = np.concatenate(list(streams.follow("-").chunks))
     assert np.array_equal(found, events)
 
 
@@ -248,21 +246,21 @@ def session(tmp_path):
 
 
 def test_adapt_learns_what_changed(trained, session, tmp_path):
-    learned, held = live.open_labelled(*session, None)
-    cut = {"window": live.WHOLE, "stride": live.WHOLE}
-    result = live.adapt(trained, learned * 4, held, **cut, lr=0.1, out=tmp_path / "adapted")
+    learned, held = open_labelled(*session, None)
+    cut = {"window": WHOLE, "stride": WHOLE}
+    result = adapt(trained, learned * 4, held, **cut, lr=0.1, out=tmp_path / "adapted")
     assert (result.samples, result.held_out) == (72, 6)
     assert result.before == pytest.approx(1 / 3) and result.after == 1.0
     again = engine.load_trained(tmp_path / "adapted", "cpu")
     assert again.about["adapted"] == 72 and again.about["steps"] == 3
-    same = live.adapt(again, learned[:1], held, **cut, lr=0.0)
+    same = adapt(again, learned[:1], held, **cut, lr=0.0)
     assert same.before == same.after == 1.0
 
 
 def test_a_rate_of_zero_learns_nothing(trained, session):
     before = {k: v.clone() for k, v in trained.model.state_dict().items()}
-    learned, held = live.open_labelled(*session, None)
-    result = live.adapt(trained, learned, held, window=live.WHOLE, stride=live.WHOLE, lr=0.0)
+    learned, held = open_labelled(*session, None)
+    result = adapt(trained, learned, held, window=WHOLE, stride=WHOLE, lr=0.0)
     assert result.before == result.after and result.right == 6
     assert all(torch.equal(before[k], v) for k, v in trained.model.state_dict().items())
 
@@ -272,8 +270,8 @@ def test_adapt_takes_windows_inside_labels(trained, tmp_path):
     write_events(path, long_recording([0, 1, 2, 2]))
     csv = tmp_path / "labels.csv"
     csv.write_text("file,start,end,label\none.npz,0,100ms,left\none.npz,150ms,,right\n")
-    learned, _ = live.open_labelled([path], [], csv)
-    seen = list(live._samples(trained, learned[0], window=WINDOW, stride=WINDOW, min_events=1))
+    learned, _ = open_labelled([path], [], csv)
+    seen = list(_samples(trained, learned[0], window=WINDOW, stride=WINDOW, min_events=1))
     assert [sample.target for sample in seen] == [0, 2, 2]
 
 
@@ -316,7 +314,7 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     trained = engine.load_trained(tmp_path / "run", "cpu")
     right = 0
     for file in files:
-        (one,) = live.label_windows(trained, live.open_source(file), live.WHOLE, live.WHOLE)
+        (one,) = live.label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
         right += one.label == file.parent.name
     (row,) = engine.evaluate(tmp_path / "run", device="cpu")
     assert right == round(100 * row["accuracy"])
@@ -324,7 +322,7 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
 
 def test_a_model_of_sliced_samples_knows_its_window(trained):
     assert trained.about["window"] is None
-    assert live.durations(trained, None, None) == (live.WHOLE, live.WHOLE)
+    assert live.durations(trained, None, None) == (WHOLE, WHOLE)
     trained.about["window"] = 5000
     assert live.durations(trained, None, "1ms") == (5000, 1000)
     assert live.durations(trained, "2ms", None) == (2000, 2000)
@@ -360,29 +358,29 @@ def test_bad_input(run, argv, message, capsys):
 def test_more_bad_input(trained, session, tmp_path):
     files, _ = session
     with pytest.raises(InputError, match="is given twice"):
-        live.open_labelled(files, files[:1], None)
+        open_labelled(files, files[:1], None)
     csv = tmp_path / "labels.csv"
     csv.write_text(f"file,start,end,label\n{files[0].name},,,left\n")
     with pytest.raises(InputError, match=f"has no line for .*{files[1].name}"):
-        live.open_labelled(files[:2], [], csv)
+        open_labelled(files[:2], [], csv)
     csv.write_text(f"file,start,end,label\n{files[0].name},,,lft\n")
-    learned, _ = live.open_labelled(files[:1], [], csv)
-    cut = {"window": live.WHOLE, "stride": live.WHOLE}
+    learned, _ = open_labelled(files[:1], [], csv)
+    cut = {"window": WHOLE, "stride": WHOLE}
     with pytest.raises(InputError, match=r"'lft' is no class of the model; did you mean left\?"):
-        live.adapt(trained, learned, **cut)
-    learned, _ = live.open_labelled(files[:1], [], None)
+        adapt(trained, learned, **cut)
+    learned, _ = open_labelled(files[:1], [], None)
     with pytest.raises(InputError, match="no window with 9999 events"):
-        live.adapt(trained, learned, **cut, min_events=9999)
+        adapt(trained, learned, **cut, min_events=9999)
     with pytest.raises(InputError, match="lies outside the sensor"):
         wide = band(0)
         wide["x"] += 16
-        list(live.label_windows(trained, live.Source("x", [wide]), WINDOW, WINDOW))
+        list(live.label_windows(trained, streams.Source("x", [wide]), WINDOW, WINDOW))
     trained.about["frames"] = "surface"
     with pytest.raises(InputError, match="predict without --live"):
-        list(live.label_stream(trained, live.Source("x", [band(0)]), WINDOW))
+        list(live.label_stream(trained, streams.Source("x", [band(0)]), WINDOW))
     del trained.about["sensor_size"]
     with pytest.raises(InputError, match="was not trained on recordings"):
-        list(live.label_windows(trained, live.Source("x", [band(0)]), WINDOW, WINDOW))
+        list(live.label_windows(trained, streams.Source("x", [band(0)]), WINDOW, WINDOW))
 
 
 def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
@@ -396,7 +394,7 @@ def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
 
 
 def test_another_sensor_is_refused(trained):
-    source = live.Source("x", [band(0)], (480, 640))
+    source = streams.Source("x", [band(0)], (480, 640))
     for label in (
         live.label_windows(trained, source, WINDOW, WINDOW),
         live.label_stream(trained, source, WINDOW),
@@ -408,7 +406,7 @@ def test_another_sensor_is_refused(trained):
 
 
 def test_few_events_of_a_stream_get_no_label(trained):
-    source = live.Source("x", [long_recording([0, 2])])
+    source = streams.Source("x", [long_recording([0, 2])])
     counts = [one.events for one in live.label_stream(trained, source, WINDOW)]
     few = live.label_stream(trained, source, WINDOW, min_events=max(counts) + 1)
     assert [one.label for one in few] == [None, None]
@@ -422,20 +420,20 @@ def test_one_table_labels_many_recordings(session, tmp_path):
     csv = tmp_path / "labels.csv"
     names = [f"{p.parent.name}/{p.name}" for p in (*files, *held)]
     csv.write_text("\n".join(["file,start,end,label", *(f"{n},,,left" for n in names), "b,,,x"]))
-    learned, none = live.open_labelled([files[0].parent], [], csv)
+    learned, none = open_labelled([files[0].parent], [], csv)
     assert [one.path for one in learned] == sorted(files[0].parent.iterdir()) and none == []
 
 
 def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
-    learned, _ = live.open_labelled(*session, None)
-    cut = {"window": live.WHOLE, "stride": live.WHOLE}
+    learned, _ = open_labelled(*session, None)
+    cut = {"window": WHOLE, "stride": WHOLE}
     before = (run / "best.safetensors").read_bytes()
     with pytest.raises(InputError, match="holds a model already"):
-        live.adapt(trained, learned, **cut, out=run)
+        adapt(trained, learned, **cut, out=run)
     assert (run / "best.safetensors").read_bytes() == before
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
-        live.adapt(trained, learned, **cut, out=tmp_path / "file" / "a")
+        adapt(trained, learned, **cut, out=tmp_path / "file" / "a")
     for lr in (-1.0, float("nan")):
         with pytest.raises(InputError, match="give a learning rate"):
-            live.adapt(trained, learned, **cut, lr=lr)
+            adapt(trained, learned, **cut, lr=lr)

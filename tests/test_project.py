@@ -42,8 +42,9 @@ LEVELS = {
     "live": 8,
     "report": 8,
     "data_cli": 8,
-    "cli": 9,
-    "__main__": 10,
+    "adapt": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 
 
