@@ -458,7 +458,7 @@ def train_step(
     loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
 
     def loss_at(logits: Tensor, t: int) -> Tensor:
-        if logits.dim() != 2:
+        if logits.dim() != 2 and not own_loss:
             raise InputError(
                 f"the model gave an output of shape {list(logits.shape)} for one time step; "
                 'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
