@@ -92,7 +92,7 @@ def picture(
     """Draw scenes, their objects (dashed) and the boxes that a model sees (solid)."""
     figure = Figure(figsize=(12, 9.4), layout="constrained")
     for axes, seen, scene in zip(figure.subplots(3, 4).flat, found, scenes, strict=False):
-        axes.imshow(scene.image[0], cmap="gray", vmin=0, vmax=1)
+        axes.imshow(scene.image[0].numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_axis_off()
         for box in scene.boxes:
             _outline(axes, box, "white", linestyle="--")
