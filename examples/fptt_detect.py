@@ -91,13 +91,15 @@ def picture(
 ) -> Figure:
     """Draw scenes, their objects (dashed) and the boxes that a model sees (solid)."""
     figure = Figure(figsize=(12, 9.4), layout="constrained")
-    for axes, seen, scene in zip(figure.subplots(3, 4).flat, found, scenes, strict=False):
-        axes.imshow(scene.image[0].numpy(), cmap="gray", vmin=0, vmax=1)
+    for axes in figure.subplots(3, 4).flat:
         axes.set_axis_off()
+    for axes, seen, scene in zip(figure.axes, found, scenes, strict=False):
+        axes.imshow(scene.image[0].numpy(), cmap="gray", vmin=0, vmax=1)
         for box in scene.boxes:
             _outline(axes, box, "white", linestyle="--")
         overlaps = box_iou(seen["boxes"], scene.boxes)
-        for box, score, label, overlap in zip(*seen.values(), overlaps, strict=True):
+        said = (seen["boxes"], seen["scores"], seen["labels"])
+        for box, score, label, overlap in zip(*said, overlaps, strict=True):
             if score < SHOWN:
                 continue
             right = (overlap.ge(0.5) & scene.labels.eq(label)).any()
@@ -198,6 +200,8 @@ def main() -> None:
     for name in ("batches", "batch_size", "steps", "width", "every", "test_scenes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if args.lr <= 0 or args.seed < 0:
+        parser.error("--lr must be above 0, and --seed at least 0")
     try:
         run(args)
     except InputError as error:

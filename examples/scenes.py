@@ -25,14 +25,12 @@ class Items(NamedTuple):
     """What scenes show.
 
     Attributes:
-        images: Grey images [H, W] in [0, 1], each cut to its object.
-        labels: Of each, int64 [n].
-        classes: Their names.
+        classes: Names of the classes.
+        images: Of each class the grey images [H, W] in [0, 1], cut to their objects.
     """
 
-    images: list[Tensor]
-    labels: np.ndarray
     classes: tuple[str, ...]
+    images: list[list[Tensor]]
 
 
 class Scene(NamedTuple):
@@ -57,20 +55,27 @@ def load_items(part: str, packed: Path | None = None) -> Items:
         packed: An npz file as in `sj_ottt.data.ImageSet`, of grey images such as Fashion-MNIST.
 
     Raises:
-        InputError: The file is bad, or its images are not grey.
+        InputError: The file is bad, its images are not grey, or a class has none.
     """
     digits = load_digits()
     chosen = slice(TRAIN_DIGITS) if part == "train" else slice(TRAIN_DIGITS, None)
-    images = [_cut(image) for image in torch.tensor(digits.images[chosen]).float() / 16]
-    labels, classes = digits.target[chosen].astype(np.int64), tuple(map(str, digits.target_names))
-    if packed is not None:
-        more = ImageSet(str(packed), part)
-        if len(more[0][0]) != 1:
-            raise InputError(f"{packed}: holds images in colour, but scenes are grey")
-        images += [_cut(more[i][0][0]) for i in range(len(more))]
-        labels = np.concatenate((labels, more.targets + len(classes)))
-        classes += more.classes
-    return Items(images, labels, classes)
+    images: list[list[Tensor]] = [[] for _ in digits.target_names]
+    for image, label in zip(digits.images[chosen], digits.target[chosen], strict=True):
+        images[label].append(_cut(torch.tensor(image / 16, dtype=torch.float32)))
+    classes = tuple(map(str, digits.target_names))
+    if packed is None:
+        return Items(classes, images)
+    more = ImageSet(str(packed), part)
+    if len(more[0][0]) != 1:
+        raise InputError(f"{packed}: holds images in colour, but scenes are grey")
+    images += [[] for _ in more.classes]
+    for image, label in (more[i] for i in range(len(more))):
+        images[len(classes) + label].append(_cut(image[0]))
+    items = Items(classes + more.classes, images)
+    for name, found in zip(*items, strict=True):
+        if not found:
+            raise InputError(f"{packed}: has no {part} image of class {name}")
+    return items
 
 
 def _cut(image: Tensor) -> Tensor:
@@ -85,23 +90,28 @@ def _resize(image: Tensor, height: int, width: int, mode: str = "bilinear") -> T
     return F.interpolate(image[None, None], (height, width), mode=mode)[0, 0]
 
 
+def _choose(items: Items, rng: np.random.Generator) -> tuple[int, Tensor]:
+    """Draw a class, each as likely as any other, and one of its images."""
+    label = int(rng.integers(len(items.classes)))
+    return label, items.images[label][rng.integers(len(items.images[label]))]
+
+
 def draw_scene(items: Items, rng: np.random.Generator, most: int = 4) -> Scene:
     """Draw a scene: uneven light, noise, fragments of items, and 1 to `most` whole items.
 
-    Each class is as likely as any other. Objects hardly overlap.
+    Objects hardly overlap.
     """
     light = torch.from_numpy(0.35 * rng.random((4, 4), np.float32))
     scene = _resize(light, SIZE, SIZE, "bicubic")
     scene += torch.from_numpy(0.05 * rng.standard_normal((SIZE, SIZE), np.float32))
     for _ in range(rng.integers(4, 10)):
-        piece = _resize(items.images[rng.integers(len(items.images))], *rng.integers(14, 24, 2))
+        piece = _resize(_choose(items, rng)[1], *rng.integers(14, 24, 2))
         height, width = rng.integers(4, 8, 2)
         y, x = rng.integers(piece.shape[0] - height), rng.integers(piece.shape[1] - width)
         _paste(scene, piece[y : y + height, x : x + width], rng, 0.3, 0.7)
     boxes, labels = torch.zeros(0, 4), []
     for _ in range(rng.integers(1, most + 1)):
-        label = rng.integers(len(items.classes))
-        item = items.images[rng.choice(np.flatnonzero(items.labels == label))]
+        label, item = _choose(items, rng)
         side = np.exp(rng.uniform(*np.log(SIDES)))
         item = _resize(item, *(max(4, round(side * n / max(item.shape))) for n in item.shape))
         for _ in range(20):
@@ -109,7 +119,7 @@ def draw_scene(items: Items, rng: np.random.Generator, most: int = 4) -> Scene:
             box = torch.tensor([[x, y, x + item.shape[1], y + item.shape[0]]]).float()
             if not (box_iou(box, boxes) > 0.02).any():
                 _paste(scene, item, rng, 0.7, 1.0, at=(y, x))
-                boxes, labels = torch.cat((boxes, box)), [*labels, int(label)]
+                boxes, labels = torch.cat((boxes, box)), [*labels, label]
                 break
     return Scene(scene.clamp(0, 1)[None], boxes, torch.tensor(labels))
 

@@ -166,7 +166,7 @@ def test_network_learns_a_scene(items):
 
 def test_scenes_hold_what_they_say(items):
     held_out = scenes.load_items("test")
-    assert len(items.images) + len(held_out.images) == 1797
+    assert sum(map(len, items.images + held_out.images)) == 1797
     assert items.classes == held_out.classes == tuple("0123456789")
     seen, counts = set(), set()
     for seed in range(40):
@@ -188,14 +188,14 @@ def test_scenes_hold_what_they_say(items):
     assert all(torch.equal(a, b) for a, b in zip(scene, again, strict=True))
 
 
-def pack(path, colour=()):
+def pack(path, colour=(), labels=(0, 1, 0)):
     """Two classes: a bright square, and a bar in the middle."""
-    images = np.zeros((4, 12, 12, *colour), np.uint8)
+    images = np.zeros((3, 12, 12, *colour), np.uint8)
     images[::2, 2:10, 2:10] = 250
-    images[1::2, 1:11, 4:7] = 250
-    labels = np.array([0, 1, 0, 1], np.uint8)
-    arrays = {f"{part}_{k}": v for part in ("train", "test") for k, v in
-              (("images", images), ("labels", labels))}  # fmt: skip
+    images[1, 1:11, 4:7] = 250
+    arrays = {}
+    for part in ("train", "test"):
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images, np.array(labels, np.uint8)
     np.savez(path, **arrays, class_names=np.array(["square", "bar"]))
     return path
 
@@ -203,11 +203,15 @@ def pack(path, colour=()):
 def test_packed_images_come_after_the_digits_and_without_their_borders(tmp_path):
     items = scenes.load_items("test", pack(tmp_path / "items.npz"))
     assert items.classes == (*"0123456789", "square", "bar")
-    assert items.labels[-4:].tolist() == [10, 11, 10, 11]
-    assert [tuple(image.shape) for image in items.images[-2:]] == [(8, 8), (10, 3)]
-    assert items.images[-1].unique().tolist() == [pytest.approx(250 / 255)]
-    with pytest.raises(InputError, match="colour"):
-        scenes.load_items("test", pack(tmp_path / "colour.npz", (3,)))
+    assert [len(images) for images in items.images[-2:]] == [2, 1]
+    assert items.images[10][1].shape == (8, 8) and items.images[11][0].shape == (10, 3)
+    assert items.images[11][0].unique().tolist() == [pytest.approx(250 / 255)]
+    for wrong, kwargs in (
+        ("colour", {"colour": (3,)}),
+        ("no test image of class bar", {"labels": (0, 0, 0)}),
+    ):
+        with pytest.raises(InputError, match=wrong):
+            scenes.load_items("test", pack(tmp_path / "wrong.npz", **kwargs))
     with pytest.raises(InputError, match=r"none\.npz"):
         scenes.load_items("test", tmp_path / "none.npz")
 
@@ -249,6 +253,7 @@ def test_script_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
         (["whole", "--resume", "--images", packed], "was started with"),
         (["none", "--resume"], "nothing to resume"),
         (["none", "--batches", 0], "--batches must be at least 1"),
+        (["none", "--lr", 0], "--lr must be above 0"),
         (["none", "--parts", 4], "x_seq has 3 time steps"),
     ):
         capsys.readouterr()
