@@ -105,9 +105,10 @@ def picture(
             right = (overlap.ge(0.5) & scene.labels.eq(label)).any()
             colour = "limegreen" if right else "orangered"
             _outline(axes, box, colour)
-            text = {"color": "black", "fontsize": 8, "va": "bottom" if box[1] > 4 else "top"}
-            around = {"facecolor": colour, "edgecolor": "none", "pad": 0.8}
-            axes.text(box[0], box[1] - 0.9, f"{classes[label]} {score:.2f}", bbox=around, **text)
+            x, across = (box[0], "left") if box[0] < SIZE / 2 else (box[2], "right")
+            text = axes.text(x, box[1] - 0.9, f"{classes[label]} {score:.2f}", fontsize=8)
+            text.set(ha=across, va="bottom" if box[1] > 4 else "top", in_layout=False)
+            text.set_bbox({"facecolor": colour, "edgecolor": "none", "pad": 0.8})
     figure.suptitle("held-out scenes: objects dashed, boxes found green where right, red where not")
     return figure
 

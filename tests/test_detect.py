@@ -12,6 +12,7 @@ import pytest
 import scenes
 import torch
 from detector import ANCHOR, assign, decode, detect, detection_loss, make_cells
+from torch import nn
 
 from sj_ottt import InputError, checkpoint
 from sj_ottt.learning import FPTT, train_step
@@ -162,6 +163,21 @@ def test_network_learns_a_scene(items):
         for _ in range(30)
     ]
     assert losses[-1] < 0.6 * losses[0], losses
+
+
+def test_outputs_come_in_the_order_of_the_cells():
+    class Place(nn.Module):
+        def forward(self, maps):
+            height, width = maps.shape[-2:]
+            y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+            return torch.stack((x, y, torch.full_like(x, 48 // width)))[None].float()
+
+    model = detector.Detector(10, width=2)
+    model.heads, model.integrator = nn.ModuleList((Place(), Place())), nn.Identity()
+    (place,) = model(torch.rand(1, 1, 32, 48))
+    cells = make_cells(32, 48)
+    torch.testing.assert_close(place[:, :2] * cells[:, 2:] + cells[:, 2:] / 2, cells[:, :2])
+    assert torch.equal(place[:, 2], cells[:, 2])
 
 
 def test_scenes_hold_what_they_say(items):
