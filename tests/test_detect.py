@@ -112,13 +112,12 @@ def test_loss_of_a_network_that_says_nothing_by_hand():
     assert detection_loss(output, target, CELLS).item() == pytest.approx(expected)
     output[0, seen, 2:4] = math.log(2)  # four times the area: IoU 1/4
     assert detection_loss(output, target, CELLS).item() == pytest.approx(expected + 2 * 0.75)
-    # Twice the scene: twice as many cells that see something.
-    both = [torch.cat((x, x)) for x in (output, target)]
-    assert detection_loss(*both, CELLS).item() == pytest.approx(expected + 2 * 0.75)
-    nothing = torch.full_like(target, detector.NOTHING)
-    assert detection_loss(output, nothing, CELLS).item() == pytest.approx(
-        0.75 * len(CELLS) * 0.25 * math.log(2)
-    )
+    # An empty scene beside it adds its cells, but none that the loss is divided by.
+    empty = torch.full_like(target, detector.NOTHING)
+    alone = 0.75 * len(CELLS) * 0.5**2 * math.log(2)
+    assert detection_loss(torch.zeros_like(output), empty, CELLS).item() == pytest.approx(alone)
+    both = torch.cat((output, torch.zeros_like(output))), torch.cat((target, empty))
+    assert detection_loss(*both, CELLS).item() == pytest.approx(expected + 2 * 0.75 + alone)
 
 
 def test_average_precision_of_perfect_and_of_shifted_boxes():
