@@ -180,7 +180,9 @@ class TrainConfig:
         0.05, _number(lambda v: v > 0, "a finite number above 0"), "highest learning rate"
     )
     optimizer: str = _option(
-        "sgd", _choice("sgd", "adam", "adamw"), "sgd (momentum 0.9), adam or adamw"
+        "sgd",
+        _choice("sgd", "adam", "adamw", "adamax"),
+        "sgd (momentum 0.9), adam, adamw or adamax",
     )
     weight_decay: float = _option(
         0.0, _number(lambda v: v >= 0, "a finite number from 0 on"), "weight decay"

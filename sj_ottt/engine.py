@@ -113,8 +113,8 @@ def _build_optimizer(model: nn.Module, cfg: TrainConfig) -> torch.optim.Optimize
     groups = finetune.parameter_groups(model, cfg.layer_decay)
     if cfg.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=0.9, **options)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
-    return kind(groups, **options)
+    kind = {"adam": "Adam", "adamw": "AdamW", "adamax": "Adamax"}[cfg.optimizer]
+    return getattr(torch.optim, kind)(groups, **options)
 
 
 def _build_trainer(

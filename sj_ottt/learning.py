@@ -398,7 +398,8 @@ def train_step(
     after, so batches of any size may follow each other.
 
     Args:
-        model: Maps [N, ...] to logits [N, classes], one time step a call.
+        model: Maps [N, ...] to logits [N, classes], one time step a call; with a `loss_fn` of your
+            own, to what it takes.
         optimizer: Updates the model's parameters. `FPTT` cuts the sequence into parts and updates
             after each, by the loss of the part's last output in the weight that it gives the part.
         x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
@@ -458,7 +459,7 @@ def train_step(
     loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
 
     def loss_at(logits: Tensor, t: int) -> Tensor:
-        if logits.dim() != 2:
+        if logits.dim() != 2 and not own_loss:
             raise InputError(
                 f"the model gave an output of shape {list(logits.shape)} for one time step; "
                 'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'

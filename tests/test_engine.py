@@ -344,7 +344,7 @@ def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
 def test_schedule_and_optimizers(options, tmp_path):
     rates = {}
     for schedule in ("cosine", "constant"):
-        for optimizer in ("sgd", "adamw"):
+        for optimizer in ("sgd", "adamw", "adamax"):
             out = str(tmp_path / schedule / optimizer)
             result = train(
                 options, schedule=schedule, optimizer=optimizer, weight_decay=0.1, out=out

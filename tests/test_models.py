@@ -58,6 +58,7 @@ def test_all_names_are_registered():
         "test_ottt_nf_resnet",
         "ltc_rnn",
         "ltc_cnn",
+        "ltc_cnn_small",
         "ltc_cnn_dvs",
         "test_ltc_rnn",
         "test_ltc_cnn",
@@ -348,6 +349,6 @@ def test_ltc_cnn_keeps_its_dense_layer_with_a_new_head():
     before = model.dense[0].weight
     model.reset_classifier(3)
     assert model.dense[0].weight is before and model.fc.out_features == 3
-    for name in ("ltc_cnn", "ltc_cnn_dvs"):
+    for name in ("ltc_cnn", "ltc_cnn_small", "ltc_cnn_dvs"):
         cfg = get_pretrained_cfg(name)
         assert timm.create_model(name).global_pool.output_size == cfg.pool_size[0]

@@ -217,6 +217,7 @@ _CNN = {
         grid=2,
         b0=0.5,
     ),
+    "ltc_cnn_small": LTCCNNCfg(((16, 3, True), (32, 3, True), (64, 3, True)), grid=3),
     "test_ltc_cnn": LTCCNNCfg(((6, 3, False), (8, 3, True), (10, 3, True)), grid=2),
 }
 
@@ -234,6 +235,7 @@ default_cfgs = generate_default_cfgs(
             for name in _RNN
         },
         "ltc_cnn.untrained": _frames(28, 1, 10, 3),
+        "ltc_cnn_small.untrained": _frames(28, 1, 10, 3),
         "ltc_cnn_dvs.untrained": _frames(128, 2, 11, 2),
         "test_ltc_cnn.untrained": _frames(32, 1, 10, 8),
     }
@@ -256,6 +258,12 @@ def ltc_cnn(pretrained: bool = False, **kwargs: Any) -> LTCCNN:
 def ltc_cnn_dvs(pretrained: bool = False, **kwargs: Any) -> LTCCNN:
     """Build the convolutional LTC network for DVS-Gesture (14.1M parameters)."""
     return create(LTCCNN, _CNN["ltc_cnn_dvs"], "ltc_cnn_dvs", pretrained, **kwargs)
+
+
+@register_model
+def ltc_cnn_small(pretrained: bool = False, **kwargs: Any) -> LTCCNN:
+    """Build a convolutional LTC network that two CPU cores can train (0.17M parameters)."""
+    return create(LTCCNN, _CNN["ltc_cnn_small"], "ltc_cnn_small", pretrained, **kwargs)
 
 
 @register_model
