@@ -45,7 +45,7 @@ def rules(args: argparse.Namespace) -> list[dict]:
     """
     names = args.rows or list(ROWS)
     results = {name: [_run(name, seed, args) for seed in args.seeds] for name in names}
-    configs = {name: TrainConfig(**found[0]["config"]) for name, found in results.items()}
+    configs = {name: TrainConfig.from_sources(args.recipe, ROWS[name]) for name in names}
     sizes = {name: found[0]["data"]["frame_size"] for name, found in results.items()}
     steps = {name: _training_step(configs[name], sizes[name]) for name in names}
     batches = {name: configs[name].batch_size for name in names}
