@@ -75,6 +75,7 @@ def _number(accepts: Callable[[float], bool], message: str) -> Callable[[Any], f
 
 
 _share = _number(lambda v: 0 <= v <= 1, "a number from 0 to 1")
+_below_one = _number(lambda v: 0 <= v < 1, "a number from 0 to below 1")
 
 
 def _optional(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -286,7 +287,7 @@ class TrainConfig:
     )
     drop_events: float = _option(
         0.0,
-        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        _below_one,
         "share of the events of a training recording that is dropped, at most",
     )
     time_jitter: float = _option(
@@ -296,12 +297,10 @@ class TrainConfig:
     cutmix: float = _option(
         0.0, _share, "probability that a training batch has boxes of its recordings exchanged"
     )
-    drop_rate: float = _option(
-        0.0, _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"), "dropout probability"
-    )
+    drop_rate: float = _option(0.0, _below_one, "dropout probability")
     spike_drop_rate: float = _option(
         0.0,
-        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        _below_one,
         "dropout probability behind each neuron, of models that have it (the VGGs)",
     )
     mse_weight: float = _option(
@@ -319,7 +318,7 @@ class TrainConfig:
     )
     val_fraction: float = _option(
         0.1,
-        _number(lambda v: 0 <= v < 1, "a number from 0 to below 1"),
+        _below_one,
         "share of the training recordings kept aside to choose the best epoch",
     )
     seed: int = _option(0, _integer(0), "seed of the weights, the split, the order, the dropout")
