@@ -7,10 +7,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import DataLoader
 
 from benchmarks.measure import interleaved_medians
-from sj_ottt import engine
 from sj_ottt.data import (
     EVENT_DTYPE,
     Compose,
@@ -24,6 +22,7 @@ from sj_ottt.data import (
     saccade_events,
     write_events,
 )
+from sj_ottt.samples import batches
 
 SIZE, STEPS = (48, 48), 10
 EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have
@@ -78,7 +77,7 @@ def loading(args: argparse.Namespace) -> list[dict]:
         runs = {}
         for (name, chain), workers in itertools.product(TRANSFORMS.items(), args.workers):
             dataset = _open(root, "kept", transform=Compose(chain))
-            loader = DataLoader(dataset, 32, num_workers=workers, collate_fn=engine.stack)
+            loader = batches(dataset, 32, workers)
             runs[name, workers] = lambda loader=loader: sum(len(y) for _, y in loader)
         for workers in args.workers:
             runs["building the cache", workers] = lambda workers=workers: _build(root, workers)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from sj_ottt import engine
+from sj_ottt import engine, evaluation
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import write_event_dataset
 
@@ -45,7 +45,7 @@ def sessions(args: argparse.Namespace) -> list[dict]:
         first = {**FIRST, "data": str(data["a"]), "out": str(root / "a"), "seed": seed}
         known = _train(first)["test_accuracy"]
         found.setdefault("session A's model on session A", []).append(known)
-        (row,) = engine.evaluate(root / "a", str(data["b"]))
+        (row,) = evaluation.evaluate(root / "a", str(data["b"]))
         found.setdefault("session A's model, as it is", []).append(row["accuracy"])
         for few in FEW:
             for name, start in (("fine-tuned", str(root / "a")), ("from scratch", None)):

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sj_ottt import InputError, engine, live
+from sj_ottt import InputError, engine, evaluation, live
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 from sj_ottt.data.streams import open_source
@@ -41,7 +41,7 @@ def main() -> None:
     result = engine.train(config, resume=(run / "last.pt").exists())
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
-    trained = engine.load_trained(run)
+    trained = evaluation.load_trained(run)
     window, _ = live.durations(trained, None, None)  # that of the samples
     for said in live.label_windows(trained, open_source(args.new), window, window):
         print(f"{said.start / 1e6:.1f} s: {said.label} ({said.confidence:.0%})")

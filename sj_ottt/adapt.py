@@ -13,8 +13,8 @@ from sj_ottt.checkpoint import write_model
 from sj_ottt.data.labels import Labelled, labels_from_folders, read_labels
 from sj_ottt.data.layout import find_recordings
 from sj_ottt.data.streams import open_source, windows
-from sj_ottt.engine import Trained
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.evaluation import Trained
 from sj_ottt.learning import CrossEntropyMSE, train_step
 from sj_ottt.live import Eye, logits_of
 

@@ -110,9 +110,9 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from sj_ottt import engine
+    from sj_ottt import evaluation
 
-    rows = engine.evaluate(
+    rows = evaluation.evaluate(
         args.checkpoint,
         args.data,
         args.steps,
@@ -202,7 +202,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 def _predict(args: argparse.Namespace) -> None:
     from sj_ottt import live
     from sj_ottt.data.streams import follow, open_source
-    from sj_ottt.engine import load_trained
+    from sj_ottt.evaluation import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
     live.check_trained(trained)
@@ -264,7 +264,7 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
 def _adapt(args: argparse.Namespace) -> None:
     from sj_ottt import live
     from sj_ottt.adapt import adapt, open_labelled
-    from sj_ottt.engine import load_trained
+    from sj_ottt.evaluation import load_trained
 
     trained = load_trained(args.checkpoint, args.device)
     live.check_trained(trained)

@@ -1,4 +1,4 @@
-"""The training run: epochs, checkpoints, pictures and the result; and the evaluation of a run.
+"""The training run: epochs, checkpoints, pictures and the result.
 
 What makes a run repeatable:
 
@@ -18,7 +18,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from sj_ottt import finetune, zoo
@@ -41,16 +41,17 @@ from sj_ottt.checkpoint import (
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ImageSet, transforms
 from sj_ottt.errors import InputError
+from sj_ottt.evaluation import count_right, measure, resolve_device
 from sj_ottt.eventlog import EventLog
-from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, predict, train_step
+from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, train_step
 from sj_ottt.samples import (
     FRAMING,
     augmented,
+    batches,
     choose,
     open_part,
     raw,
     split_indices,
-    stack,
     static_steps,
 )
 
@@ -84,18 +85,6 @@ def configure(
 def _seed_of(seed: int, epoch: int) -> int:
     """Return the 64-bit seed of an epoch; epoch 0 is the initialisation."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
-
-
-def _resolve_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}); try cpu or auto") from error
-    return device
 
 
 def _weight_file(pretrained: bool | str | None) -> Path | None:
@@ -140,45 +129,6 @@ def _lr_at(cfg: TrainConfig, batch: int, total: int) -> float:
     return cfg.lr * 0.5 * (1 + math.cos(math.pi * batch / total))
 
 
-def _loader(
-    dataset: Dataset, batch_size: int, workers: int, generator: torch.Generator | None = None
-) -> DataLoader:
-    """Batches of a dataset, shuffled if there is a generator to shuffle with."""
-    return DataLoader(
-        dataset,
-        batch_size,
-        shuffle=generator is not None,
-        num_workers=workers,
-        collate_fn=stack,
-        generator=generator,
-    )
-
-
-def _correct(logits: torch.Tensor, target: torch.Tensor) -> int:
-    """Count the right answers; of mixed recordings, the one that shows more is right."""
-    classes = target if target.dim() == 1 else target.argmax(1)
-    return int((logits.argmax(1) == classes).sum())
-
-
-def _test(
-    model: nn.Module, loader: DataLoader, steps: int, device: torch.device
-) -> tuple[float, float]:
-    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
-    correct, total, seconds = 0, 0, 0.0
-    # LTC neurons start at random, and an encoding may draw; a test is to give the same result
-    # whenever it is done.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
-        for x_seq, target in loader:
-            x_seq, target = x_seq.to(device), target.to(device)
-            start = time.perf_counter()
-            # Counting the right answers waits for the device, so the time is the whole time.
-            correct += _correct(predict(model, x_seq, static_steps(x_seq, steps)), target)
-            seconds += time.perf_counter() - start
-            total += len(target)
-    return correct / total, seconds / total
-
-
 def _cpu_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
 
@@ -191,7 +141,7 @@ class _Run:
 
     def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
         self.cfg, self.out = cfg, Path(cfg.out)
-        self.device = _resolve_device(cfg.device)
+        self.device = resolve_device(cfg.device)
         options = {name: getattr(cfg, name) for name in FRAMING}
         plain = open_part(cfg.data, "train", **options)
         self.test = open_part(cfg.data, "test", **options)
@@ -388,7 +338,7 @@ class _Run:
                     backward_steps=self.cfg.backward_steps,
                     scaler=self.scaler,
                 )
-            yield float(loss), _correct(logits, target), len(target)
+            yield float(loss), count_right(logits, target), len(target)
 
     def run_epoch(self) -> dict[str, Any]:
         """Train for one epoch, validate, and return the epoch's row of the history."""
@@ -396,7 +346,7 @@ class _Run:
         self.epoch += 1
         torch.manual_seed(_seed_of(cfg.seed, self.epoch))
         order = torch.Generator().manual_seed(_seed_of(cfg.seed, self.epoch))
-        loader = _loader(self.train_part, cfg.batch_size, cfg.workers, order)
+        loader = batches(self.train_part, cfg.batch_size, cfg.workers, order)
         self.model.train()
         loss_sum, correct, seen = 0.0, 0, 0
         val_accuracy = None
@@ -410,9 +360,9 @@ class _Run:
                     bar.set_postfix(shown, refresh=False)
                     bar.update()
             if len(self.val_part):
-                held = _loader(self.val_part, cfg.batch_size, cfg.workers)
+                held = batches(self.val_part, cfg.batch_size, cfg.workers)
                 with self.averaged():
-                    val_accuracy, _ = _test(self.model, held, self.steps, self.device)
+                    val_accuracy, _ = measure(self.model, held, self.steps, self.device)
                 bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
         row = {
             "epoch": self.epoch,
@@ -439,13 +389,13 @@ class _Run:
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and, last, ``result.json``."""
         start = time.perf_counter()
-        loader = _loader(self.test, self.cfg.batch_size, self.cfg.workers)
+        loader = batches(self.test, self.cfg.batch_size, self.cfg.workers)
         with self.averaged():
-            last_accuracy, _ = _test(self.model, loader, self.steps, self.device)
+            last_accuracy, _ = measure(self.model, loader, self.steps, self.device)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy, _ = _test(self.model, loader, self.steps, self.device)
+            test_accuracy, _ = measure(self.model, loader, self.steps, self.device)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,
@@ -532,111 +482,3 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
                 log.scalars(row["epoch"], {k: v for k, v in row.items() if k != "epoch"})
                 run.save()
     return run.finish()
-
-
-# Evaluation
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """A run's best model and what it was trained on.
-
-    Attributes:
-        path: Its file.
-        model: In training mode, on `device`.
-        about: What the file says: model, data, classes, and how samples become frames (`FRAMING`).
-        device: Where it runs.
-    """
-
-    path: Path
-    model: torch.nn.Module
-    about: dict[str, Any]
-    device: torch.device
-
-    def dataset(self, data: str | None, split: str, steps: int) -> Dataset:
-        """Open recordings cut into `steps` frames; those of the run if `data` is None.
-
-        Raises:
-            InputError: Bad data, classes other than the model's, or steps that the encoding does
-                not make.
-        """
-        source = data or self.about["data"]
-        # A file that lacks an option is older than it: it was trained with the default.
-        options = {k: self.about[k] for k in (*FRAMING, "stats") if k in self.about}
-        dataset = open_part(source, split, **{**options, "steps": steps})
-        if list(dataset.classes) != self.about["classes"]:
-            raise InputError(
-                f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
-                f"was trained on {', '.join(self.about['classes'])}; give matching --data"
-            )
-        made = dataset[0][0]
-        if made.dim() != 3 and len(made) != steps:
-            raise InputError(
-                f"steps={steps}: encoding={self.about['encoding']} makes {len(made)} of an image "
-                f"of {source}; leave steps out"
-            )
-        return dataset
-
-
-def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
-    """Load the best model of a run.
-
-    Args:
-        checkpoint: The folder of the run.
-        device: As in `TrainConfig`.
-
-    Raises:
-        InputError: A missing or changed checkpoint, or a device that cannot be used.
-    """
-    path = Path(checkpoint) / "best.safetensors"
-    tensors, about = read_model(path)
-    where = _resolve_device(device)
-    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"])
-    model.load_state_dict(tensors)
-    return Trained(path, model.to(where), about, where)
-
-
-def evaluate(
-    checkpoint: str | Path,
-    data: str | None = None,
-    steps: Sequence[int] | None = None,
-    *,
-    split: str = "test",
-    batch_size: int = 64,
-    workers: int = 0,
-    device: str = "auto",
-) -> list[dict[str, Any]]:
-    """Measure a run's best model with different numbers of time steps.
-
-    Args:
-        checkpoint: The folder of a run.
-        data: Recordings; those that the run used if not given.
-        steps: Numbers of time steps, each recording is cut anew into that many frames; the
-            number used in training if not given.
-        split: "test" or "train".
-        batch_size: Recordings per batch.
-        workers: Processes that load data.
-        device: As in `TrainConfig`.
-
-    Returns:
-        A row for each number of steps: ``steps``, ``accuracy`` (0-1), ``n`` recordings and
-        ``ms``, the milliseconds that the model takes for a recording, loading not counted.
-
-    Raises:
-        InputError: A missing or changed checkpoint, bad data, classes other than the model's.
-    """
-    trained = load_trained(checkpoint, device)
-    steps = [trained.about["steps"]] if steps is None else list(steps)
-    if not steps or min(steps) < 1:
-        raise InputError(f"steps must be whole numbers from 1 on, not {steps}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
-    model, where, rows = trained.model, trained.device, []
-    for count in steps:
-        dataset = trained.dataset(data, split, count)
-        # The first call pays for lazy set-up, so one recording goes ahead of the clock.
-        first, _ = stack([dataset[0]])
-        predict(model, first.to(where), static_steps(first, count))
-        accuracy, seconds = _test(model, _loader(dataset, batch_size, workers), count, where)
-        rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
-    return rows

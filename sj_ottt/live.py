@@ -15,8 +15,8 @@ from sj_ottt.data import NormalizeFrames, check_events
 from sj_ottt.data.framing import Framing
 from sj_ottt.data.labels import parse_duration
 from sj_ottt.data.streams import WHOLE, Source, windows
-from sj_ottt.engine import Trained
 from sj_ottt.errors import InputError
+from sj_ottt.evaluation import Trained
 from sj_ottt.learning import predict, reset_state
 
 __all__ = [
@@ -152,7 +152,7 @@ def label_windows(
     """Label windows of a recording, each on its own, as the samples in training were.
 
     Args:
-        trained: From `engine.load_trained`.
+        trained: From `evaluation.load_trained`.
         source: The recording.
         window: Length in µs.
         stride: From one window's start to the next one's, in µs.
@@ -192,7 +192,7 @@ def label_stream(
     window without events. The label of a window is that of its T outputs.
 
     Args:
-        trained: From `engine.load_trained`.
+        trained: From `evaluation.load_trained`.
         source: The stream.
         window: Length in µs.
         min_events: Windows with fewer get no label; the network sees them all the same.

@@ -10,8 +10,8 @@ import torch
 
 from sj_ottt import analysis, plots
 from sj_ottt.checkpoint import write_file
-from sj_ottt.engine import load_trained
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.evaluation import load_trained
 from sj_ottt.samples import stack, static_steps
 
 __all__ = ["INSTRUMENTS", "analyze"]
@@ -70,7 +70,7 @@ def analyze(
         For each instrument its rows and the path of its CSV file; the picture stands beside it.
 
     Raises:
-        InputError: An unknown instrument, a number below 1, or as `engine.evaluate`.
+        InputError: An unknown instrument, a number below 1, or as `evaluation.evaluate`.
     """
     for name in what:
         if name not in INSTRUMENTS:

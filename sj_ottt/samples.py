@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ENCODINGS, EventFolder, ImageSet, open_dataset, transforms
@@ -14,6 +15,7 @@ from sj_ottt.errors import InputError
 __all__ = [
     "FRAMING",
     "augmented",
+    "batches",
     "choose",
     "open_part",
     "raw",
@@ -203,3 +205,17 @@ def stack(items: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Te
 def static_steps(batch: torch.Tensor, steps: int) -> int | None:
     """Return T for a batch of still images [N, C, H, W], None for one of sequences."""
     return steps if batch.dim() == 4 else None
+
+
+def batches(
+    dataset: Dataset, batch_size: int, workers: int, generator: torch.Generator | None = None
+) -> DataLoader:
+    """Return batches of a data set, shuffled if there is a generator to shuffle with."""
+    return DataLoader(
+        dataset,
+        batch_size,
+        shuffle=generator is not None,
+        num_workers=workers,
+        collate_fn=stack,
+        generator=generator,
+    )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from sj_ottt import InputError, engine
+from sj_ottt import InputError, engine, evaluation
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
 from sj_ottt.learning import predict
@@ -215,9 +215,9 @@ def options(tmp_path, **changes):
 def test_a_run_on_images(tmp_path):
     result = engine.train(options(tmp_path, epochs=6, shift=0, cutout=0, flip=0))
     assert result["test_accuracy"] == 1.0 and result["n_test"] == 10
-    rows = engine.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
+    rows = evaluation.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
     assert rows[1]["accuracy"] == 1.0
-    trained = engine.load_trained(tmp_path / "run", "cpu")
+    trained = evaluation.load_trained(tmp_path / "run", "cpu")
     assert trained.about["in_chans"] == 1 and trained.about["encoding"] == "direct"
     # Others' images are standardized as those that the network learned from.
     pack(tmp_path / "dim.npz", train_images=drawings(12)[0] // 2)
@@ -375,6 +375,6 @@ def test_the_encoding_decides_the_number_of_steps(tmp_path):
         engine.train(options(tmp_path, **wanted, **augment))
     cfg = options(tmp_path, **wanted, **augment, steps=12)
     engine.train(cfg)
-    assert [row["steps"] for row in engine.evaluate(cfg.out, device="cpu")] == [12]
+    assert [row["steps"] for row in evaluation.evaluate(cfg.out, device="cpu")] == [12]
     with pytest.raises(InputError, match=r"steps=4: encoding=rows makes 12 of an image"):
-        engine.evaluate(cfg.out, steps=[12, 4], device="cpu")
+        evaluation.evaluate(cfg.out, steps=[12, 4], device="cpu")

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sj_ottt import engine
+from sj_ottt import engine, evaluation, samples
 from sj_ottt.checkpoint import load_checkpoint, write_file
 from sj_ottt.config import TrainConfig
 from sj_ottt.errors import InputError
@@ -123,7 +123,7 @@ def test_best_model_is_the_latest_of_the_best_on_validation(finished):
     best = max(range(6), key=lambda i: (accuracies[i], i))
     assert result["best_epoch"] == best + 1
     assert result["val_accuracy"] == accuracies[best]
-    rows = engine.evaluate(out, device="cpu")
+    rows = evaluation.evaluate(out, device="cpu")
     assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
 
 
@@ -135,11 +135,11 @@ def test_without_validation_the_last_model_is_the_best(options):
 
 def test_split_keeps_each_class_and_loses_nothing():
     targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
-    train_part, val_part = engine.split_indices(targets, 0.1, seed=3)
+    train_part, val_part = samples.split_indices(targets, 0.1, seed=3)
     assert sorted([*train_part, *val_part]) == list(range(63))
     assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
-    again = engine.split_indices(targets, 0.1, seed=3)
-    other = engine.split_indices(targets, 0.1, seed=4)
+    again = samples.split_indices(targets, 0.1, seed=3)
+    other = samples.split_indices(targets, 0.1, seed=4)
     assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
 
 
@@ -193,11 +193,11 @@ def test_a_model_sees_recordings_as_it_learned_on_them(options):
     again = train(options, resume=True, **framing)
     assert again == json.loads(json.dumps(result))
     assert result["data"]["frame_size"] == [12, 14] and result["data"]["tau_us"] == 9e3
-    trained = engine.load_trained(options["out"], "cpu")
+    trained = evaluation.load_trained(options["out"], "cpu")
     data = trained.dataset(None, "test", 3)
     assert data.framing.frames == "surface" and data.frame_size == (12, 14)
     assert (data.framing.tau_us, data.framing.hot_pixels) == (9e3, 30.0)
-    row = engine.evaluate(options["out"], device="cpu")[0]
+    row = evaluation.evaluate(options["out"], device="cpu")[0]
     assert row["accuracy"] == result["test_accuracy"]
 
 
@@ -392,7 +392,7 @@ def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, mod
         assert average.shape == p.shape and torch.equal(kept[name], average)
         assert name.endswith("bias") or not torch.equal(kept[name], raw), name
     # An LTC network starts at random: its test is the same each time all the same.
-    rows = engine.evaluate(again["out"], batch_size=9, device="cpu")
+    rows = evaluation.evaluate(again["out"], batch_size=9, device="cpu")
     assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
 
 
@@ -598,25 +598,25 @@ def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, 
 
 def test_evaluate_cuts_the_recordings_anew(finished):
     out, result = finished
-    rows = engine.evaluate(out, steps=[1, 4], device="cpu")
+    rows = evaluation.evaluate(out, steps=[1, 4], device="cpu")
     assert [row["steps"] for row in rows] == [1, 4]
     assert rows[1]["accuracy"] == result["test_accuracy"]
     assert all(row["n"] == 9 and row["ms"] > 0 for row in rows)
-    (row,) = engine.evaluate(out, split="train", batch_size=7, device="cpu")
+    (row,) = evaluation.evaluate(out, split="train", batch_size=7, device="cpu")
     assert row["n"] == 30 and row["steps"] == 4
 
 
 def test_evaluate_refuses_what_does_not_fit(finished, tmp_path):
     out, _ = finished
     with pytest.raises(InputError, match="does not exist"):
-        engine.evaluate(tmp_path)
+        evaluation.evaluate(tmp_path)
     for classes in (("left", "middle"), ("left", "middle", "wrong")):
         data = write_recordings(tmp_path / classes[-1], {"train": 1, "test": 1}, classes)
         with pytest.raises(InputError, match=f"classes left, middle.*{out}"):
-            engine.evaluate(out, str(data))
+            evaluation.evaluate(out, str(data))
     for steps in ([], [0], [4, -1]):
         with pytest.raises(InputError, match="steps"):
-            engine.evaluate(out, steps=steps)
+            evaluation.evaluate(out, steps=steps)
 
 
 def test_evaluate_refuses_a_changed_model(finished, tmp_path):
@@ -624,14 +624,14 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
     data = bytearray(source.read_bytes())
     target.write_bytes(data[:-10])
     with pytest.raises(InputError, match="damaged"):
-        engine.evaluate(tmp_path)
+        evaluation.evaluate(tmp_path)
     data[-3] ^= 1
     target.write_bytes(data)
     with pytest.raises(InputError, match="changed after training"):
-        engine.evaluate(tmp_path)
+        evaluation.evaluate(tmp_path)
     save_file(load_file(source), target)
     with pytest.raises(InputError, match="not written by"):
-        engine.evaluate(tmp_path)
+        evaluation.evaluate(tmp_path)
 
 
 def test_early_stop_needs_samples_to_validate_on(tmp_path):

@@ -150,12 +150,12 @@ def test_dropout_behind_neurons(options):
 
 def test_early_stop(options, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.7, 0.9])
-    real = engine._test
+    real = engine.measure
 
     def scripted(model, loader, *args):
         return (next(accuracies), 0.0) if len(loader.dataset) == 6 else real(model, loader, *args)
 
-    monkeypatch.setattr(engine, "_test", scripted)
+    monkeypatch.setattr(engine, "measure", scripted)
     options |= {"epochs": 9, "early_stop": 3, "val_fraction": 0.2}
     result = engine.train(TrainConfig(**options))
     assert result["epochs"] == 5 and result["best_epoch"] == 5

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sj_ottt import InputError, cli, engine, live
+from sj_ottt import InputError, cli, engine, evaluation, live
 from sj_ottt.adapt import _samples, adapt, open_labelled
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, streams, write_events
@@ -57,7 +57,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def trained(run):
-    return engine.load_trained(run, "cpu")
+    return evaluation.load_trained(run, "cpu")
 
 
 # Windows
@@ -251,7 +251,7 @@ def test_adapt_learns_what_changed(trained, session, tmp_path):
     result = adapt(trained, learned * 4, held, **cut, lr=0.1, out=tmp_path / "adapted")
     assert (result.samples, result.held_out) == (72, 6)
     assert result.before == pytest.approx(1 / 3) and result.after == 1.0
-    again = engine.load_trained(tmp_path / "adapted", "cpu")
+    again = evaluation.load_trained(tmp_path / "adapted", "cpu")
     assert again.about["adapted"] == 72 and again.about["steps"] == 3
     same = adapt(again, learned[:1], held, **cut, lr=0.0)
     assert same.before == same.after == 1.0
@@ -311,12 +311,12 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     assert cli.main(["predict", "--checkpoint", str(tmp_path / "run"), str(files[0])]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     # File by file, as the data set of all of them.
-    trained = engine.load_trained(tmp_path / "run", "cpu")
+    trained = evaluation.load_trained(tmp_path / "run", "cpu")
     right = 0
     for file in files:
         (one,) = live.label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
         right += one.label == file.parent.name
-    (row,) = engine.evaluate(tmp_path / "run", device="cpu")
+    (row,) = evaluation.evaluate(tmp_path / "run", device="cpu")
     assert right == round(100 * row["accuracy"])
 
 
