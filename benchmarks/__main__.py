@@ -129,12 +129,12 @@ def main() -> None:
     for name in args.what:
         on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")
         device = "gpu" if on_gpu else f"cpu{torch.get_num_threads()}"
-        rows = what[name](argparse.Namespace(**{**vars(args), "runs": args.runs or f"runs/{name}"}))
+        stem = f"{name}-{Path(args.recipe).stem}" if name in ("rules", "folds") else name
+        rows = what[name](argparse.Namespace(**{**vars(args), "runs": args.runs or f"runs/{stem}"}))
         print(f"\n{name}, {platform.machine()}, {device}, torch {torch.__version__}")
         print(what[name].__doc__.splitlines()[0])
         print_table(rows)
         if args.csv:
-            stem = f"{name}-{Path(args.recipe).stem}" if name in ("rules", "folds") else name
             path = RESULTS / f"{stem}-{device}-{torch.__version__}.csv"
             path.parent.mkdir(exist_ok=True)
             with path.open("w", newline="") as file:

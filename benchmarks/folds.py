@@ -1,7 +1,6 @@
 """Cross-validation: every recording of a folder is tested on once, by a model that never saw it."""
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
@@ -45,8 +44,6 @@ def stratified(targets: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
 
 def _run(data: EventFolder, tests: np.ndarray, k: int, args: argparse.Namespace) -> dict:
     out = Path(args.runs) / f"fold-{k}"
-    if (out / "result.json").exists():
-        return json.loads((out / "result.json").read_text())
     with tempfile.TemporaryDirectory() as folder:
         for file, label, test in zip(data.files, data.targets, tests, strict=True):
             place = Path(folder) / ("test" if test else "train") / data.classes[label]

@@ -1,7 +1,6 @@
 """Learning rules side by side on one data set: one recipe, one budget, several seeds."""
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -40,8 +39,9 @@ def rules(args: argparse.Namespace) -> list[dict]:
     """Test accuracy over seeds, time per sample and bytes per neuron of each learning rule.
 
     Runs that are finished are not run again, and one that was stopped goes on: the folder --runs
-    keeps them. Several processes may share the rows and seeds between them (--rows, --seeds). The
-    time is that of training batches in one interleaved run at the end, not that of the runs.
+    keeps them, and refuses those of another recipe, data set or budget. Several processes may
+    share the rows and seeds between them (--rows, --seeds). The time is that of training batches
+    in one interleaved run at the end, not that of the runs.
     """
     names = args.rows or list(ROWS)
     results = {name: [_run(name, seed, args) for seed in args.seeds] for name in names}
@@ -75,8 +75,6 @@ def _run(name: str, seed: int, args: argparse.Namespace) -> dict:
     for option in ("data", "epochs"):
         if getattr(args, option):
             overrides[option] = getattr(args, option)
-    if (out / "result.json").exists():
-        return json.loads((out / "result.json").read_text())
     config = TrainConfig.from_sources(args.recipe, overrides)
     return engine.train(config, resume=(out / "last.pt").exists())
 

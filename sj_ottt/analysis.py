@@ -79,7 +79,7 @@ def synaptic_operations(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     Raises:
         InputError: If the model has no such neuron, or no layer behind one.
     """
-    layers = _fed_by_spikes(model, x_seq[0])
+    layers = _fed_by_spikes(model, x_seq)
     found = dict.fromkeys(layers, 0.0)
 
     def count(name: str, args: tuple, out: Tensor) -> None:
@@ -134,7 +134,8 @@ def gradient_alignment(
 
     The spike representation's gradient (section 4.1 of the OTTT paper) goes through
     a[T] ≈ min(max(0, I / V_th), 1), the mapping between weighted firing rates, evaluated at the
-    rates that the network really has. Its length has another unit, so only its direction counts.
+    rates that the network really has. Its length has another unit, so only its direction counts. A
+    feedback counts in it as if it were not a step late.
 
     Args:
         model: Holds neurons of `sj_ottt.neuron`, with a soft reset.
@@ -146,7 +147,8 @@ def gradient_alignment(
     Returns:
         A row for each rule, reference ("bptt", "spike representation") and parameter, and for
         "all" parameters as one vector: "cosine", "sign_agreement" (share of entries of the same
-        sign) and "relative_error" (None against the spike representation).
+        sign) and "relative_error" (None against the spike representation). All are None where
+        one of the two gradients is zero, as behind a readout that starts at zero.
 
     Raises:
         InputError: If a layer of neurons is silent, a rule is unknown, or the model has no neuron.
@@ -168,17 +170,15 @@ def gradient_alignment(
                     torch.cat([g.flatten() for k, g in part.items() if name in (k, "all")]).double()
                     for part in (grads, reference)
                 )
-                error = (ours - theirs).norm() / theirs.norm()
-                rows.append(
-                    {
-                        "rule": rule,
-                        "against": against,
-                        "parameter": name,
-                        "cosine": F.cosine_similarity(ours, theirs, 0).item(),
-                        "sign_agreement": (ours.sign() == theirs.sign()).double().mean().item(),
-                        "relative_error": error.item() if against == "bptt" else None,
-                    }
-                )
+                row = {"rule": rule, "against": against, "parameter": name}
+                row |= dict.fromkeys(("cosine", "sign_agreement", "relative_error"))
+                if ours.any() and theirs.any():
+                    row["cosine"] = F.cosine_similarity(ours, theirs, 0).item()
+                    same = ours.sign() == theirs.sign()
+                    row["sign_agreement"] = same.double().mean().item()
+                    if against == "bptt":
+                        row["relative_error"] = ((ours - theirs).norm() / theirs.norm()).item()
+                rows.append(row)
     return rows
 
 
@@ -204,7 +204,8 @@ def theorem1(
 
     Returns:
         A row for each layer that sees spikes: "layer", "left", "right", "holds" (left < right),
-        "inner_product" and "cosine".
+        "inner_product" and "cosine". The synapse of a feedback, which the theorem does not know,
+        has none.
 
     Raises:
         InputError: If the theorem does not speak of such neurons, or no layer sees spikes.
@@ -220,6 +221,8 @@ def theorem1(
     rows = []
     for name, record in _record(model, x_seq, target, loss_fn).items():
         traces = [trace for trace, _ in record.steps]
+        if len(traces) < steps:  # of a feedback, which is silent in the first step
+            continue
         norm = [(1 - lam ** (t + 1)) / (1 - lam) for t in range(steps)]
         rates = [a / n for a, n in zip(traces, norm, strict=True)]
         late = [
@@ -280,8 +283,11 @@ def three_factor(
             f"{suggest(layer, records)}"
         )
     record, steps = records[layer], len(x_seq)
-    if not record.errors:
-        raise InputError(f'layer="{layer}" feeds no neuron directly, so it has no error signal')
+    if len(record.errors) < steps:
+        raise InputError(
+            f'layer="{layer}" does not feed a neuron directly at every step (a feedback may be '
+            "added to its output), so it has no error signal"
+        )
     if not 0 <= delay < steps:
         raise InputError(f"delay={delay}: x_seq has {steps} time steps; give 0 to {steps - 1}")
     presynaptic = torch.stack([trace for trace, _ in record.steps])
@@ -337,6 +343,13 @@ def _record(
 ) -> dict[str, _Record]:
     """Run OTTT on a copy and return a record for each layer that sees spikes."""
     _refuse_silence(model, x_seq)
+    fed = _fed_by_spikes(model, x_seq)
+    foreign = [name for name, module in fed.items() if not hasattr(module, "gather")]
+    if foreign:
+        raise InputError(
+            f"{', '.join(foreign)}: sees spikes, but only layers of sj_ottt.layer write down what "
+            "reaches them: use those, or sj_ottt.convert(model)"
+        )
     model, loss_fn = _copy(model, "ottt"), CrossEntropyMSE() if loss_fn is None else loss_fn
 
     def note(node: OTTTLIFNode, args: tuple, out: list) -> None:
@@ -369,10 +382,7 @@ def _record(
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name: record for name, record in records.items() if record.steps}
-    if not found:
-        raise InputError(f"{type(model).__name__} has no layer that sees spikes of a neuron")
-    return found
+    return {name: record for name, record in records.items() if record.steps}
 
 
 def _gradients(
@@ -417,6 +427,8 @@ def _representation_gradients(
     lam = 1 - 1 / next(iter(nodes.values())).tau
     weights = torch.tensor([lam ** (len(x_seq) - 1 - t) for t in range(len(x_seq))]).to(x_seq)
     mean = torch.tensordot(weights / weights.sum(), x_seq, 1)
+    with torch.no_grad():
+        model(mean)  # shows the rates to the feedback, if there is one
     loss_fn(model(mean), target).backward()
     return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}
 
@@ -460,23 +472,34 @@ def _refuse_silence(model: nn.Module, x_seq: Tensor) -> None:
         )
 
 
-def _fed_by_spikes(model: nn.Module, x: Tensor) -> dict[str, nn.Module]:
-    """The synapses whose input comes from neurons, seen from what a training step hands them."""
-    clone = _copy(model, "ottt")
+def _fed_by_spikes(model: nn.Module, x_seq: Tensor) -> dict[str, nn.Module]:
+    """The synapses whose input is spikes, at most pooled, scaled or summed.
+
+    Found in a copy where the outputs of neurons ask for a gradient, and those of synapses do not.
+    """
+    clone = _copy(model, "bptt").eval().requires_grad_(False)  # bptt: nothing else is detached
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    synapses = {name: m for name, m in clone.named_modules() if isinstance(m, kinds)}
-    found = []
+    synapses = {module: name for name, module in clone.named_modules() if isinstance(module, kinds)}
+    found = set()
 
-    def look(name: str, args: tuple, out: object) -> None:
-        if isinstance(args[0], list | tuple):
-            found.append(name)
+    def synapse(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        if args[0].requires_grad:
+            found.add(synapses[module])
+        return out.detach()
 
-    with _watching(synapses, look), torch.no_grad():
-        clone(x)
+    def neuron(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
+        return out.detach().requires_grad_()
+
+    for module in synapses:
+        module.register_forward_hook(synapse)
+    for node in _nodes(clone).values():
+        node.register_forward_hook(neuron, prepend=True)  # before a feedback takes its output
+    with torch.enable_grad():
+        for x in x_seq[:2]:  # a feedback takes part in the second step
+            clone(x)
     if not found:
         raise InputError(f"{type(model).__name__} has no layer that sees spikes of a neuron")
-    modules = dict(model.named_modules())
-    return {name: modules[name] for name in found}
+    return {name: module for name, module in model.named_modules() if name in found}
 
 
 @contextmanager

@@ -373,6 +373,11 @@ class TrainConfig:
                     f'{field.name}={value} does not go with rule="{self.rule}": leave it out, or '
                     "use rule=fptt"
                 )
+        if self.rule_variant != "paper" and self.rule != "ndot":
+            raise InputError(
+                f'rule_variant={self.rule_variant} does not go with rule="{self.rule}": leave it '
+                "out, or use rule=ndot"
+            )
         if self.parts is not None and self.parts > self.steps and not self._steps_from_image:
             raise InputError(f"parts must be at most steps={self.steps}, not {self.parts}")
         if self.fptt_form == "grad" and (self.fptt_beta, self.fptt_rho) != (0.5, 0.0):

@@ -41,7 +41,7 @@ from sj_ottt.checkpoint import (
 from sj_ottt.config import TrainConfig
 from sj_ottt.data import ImageSet, transforms
 from sj_ottt.errors import InputError
-from sj_ottt.evaluation import count_right, measure, resolve_device
+from sj_ottt.evaluation import OF_MODEL, count_right, measure, resolve_device
 from sj_ottt.eventlog import EventLog
 from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, train_step
 from sj_ottt.samples import (
@@ -203,7 +203,7 @@ class _Run:
         if first_stage is not None:
             share = 1  # of the updates in a sequence
             if cfg.update == "online" or cfg.rule == "fptt":
-                share = cfg.parts or self.steps
+                share = cfg.parts or cfg.backward_steps or self.steps
             pull = Pull(self.model, first_stage, cfg.pull / share, cfg.pull_norm)
             self.optimizer.register_step_pre_hook(pull)
         self.trainer = _build_trainer(self.optimizer, cfg)
@@ -301,6 +301,7 @@ class _Run:
             **{name: getattr(cfg, name) for name in FRAMING},
             "steps": self.steps,
             "size": self.augmented.frame_size,
+            **{name: getattr(cfg, name) for name in OF_MODEL},
         }
         if isinstance(self.augmented, ImageSet):
             about["stats"] = (self.augmented.mean, self.augmented.std)

@@ -16,6 +16,10 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.samples import FRAMING, batches, open_part, stack, static_steps
 
+OF_MODEL = ("readout", "rule_variant")
+"""Options of a run that belong to its model beside the weights; the rule does not, for instruments
+compare several and `adapt` has its own."""
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device of a name; of "auto", the GPU where there is one.
@@ -113,7 +117,9 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     path = Path(checkpoint) / "best.safetensors"
     tensors, about = read_model(path)
     where = resolve_device(device)
-    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"])
+    # A file that lacks an option is older than it: it was trained with the default.
+    options = {name: about[name] for name in OF_MODEL if name in about}
+    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"], **options)
     model.load_state_dict(tensors)
     return Trained(path, model.to(where), about, where)
 

@@ -4,6 +4,7 @@ from typing import Self
 
 import torch.nn.functional as F
 from spikingjelly.activation_based import base
+from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
@@ -41,14 +42,16 @@ class Feedback(base.MemoryModule):
         Args:
             source: Hands on spikes: a neuron, or a module that ends with one.
             target: A neuron (any module that takes a current), which runs before `source` does, or
-                is `source` itself.
+                is `source` itself. In step mode "m" both belong to one `layer.OTTTSequential`,
+                which then runs its time steps one by one.
 
         Returns:
             This module, which must be a part of the network, for its parameters to be found.
 
         Raises:
-            InputError: At the first step, if `source` runs before `target`; and in step mode "m"
-                (in training, the neurons refuse it).
+            InputError: At the first step, if `source` runs before `target`, or `target` takes
+                spikes; at the second, if `source` did not run; and in step mode "m" outside an
+                `OTTTSequential`.
         """
         self.disconnect()
         # Bound methods, which a copy of the network binds to its own copy of this module.
@@ -56,7 +59,13 @@ class Feedback(base.MemoryModule):
             target.register_forward_pre_hook(self._feed),
             source.register_forward_hook(self._remember),
         ]
+        target.fed_back = True
         return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is laid."""
+        return bool(self._hooks)
 
     def disconnect(self) -> None:
         """Take the connection away."""
@@ -65,16 +74,30 @@ class Feedback(base.MemoryModule):
         self._hooks = []
 
     def _feed(self, target: nn.Module, args: tuple) -> tuple | None:
-        self.target_ran = True
-        at_once = getattr(target, "step_mode", "s") == "m"
-        if at_once and not target.training:
+        if getattr(target, "step_mode", "s") == "m":
+            if target.training and getattr(target, "rule", "bptt") != "bptt":
+                return None  # the neuron itself refuses to train so
             raise InputError(
-                'a network with feedback cannot run in step_mode="m", because each step needs the '
-                'one before: call it once per time step in step_mode="s"'
+                'a feedback cannot run in step_mode="m", because each step needs the one before: '
+                'call the network once per time step in step_mode="s", or put source and target '
+                "into one OTTTSequential, which does so in evaluation"
             )
-        if at_once or self.last is None:  # in training, the neuron itself refuses
-            return None
         x, last = args[0], self.last
+        if isinstance(x, list):
+            if not isinstance(target, sj_neuron.BaseNode):
+                raise InputError(
+                    f"the target of a Feedback, {type(target).__name__}, takes the spikes of a "
+                    "neuron, and a feedback adds to a current: give the neuron behind it as target"
+                )
+            x = x[0]
+        if last is None:
+            if self.target_ran:
+                raise InputError(
+                    "the source of a Feedback did not run in the time step before: give a layer "
+                    "that runs at each step, or reset the network between sequences"
+                )
+            self.target_ran = True
+            return None
         if len(x.shape) == 4 and last.shape[2:] != x.shape[2:]:
             last = F.interpolate(last, size=x.shape[2:])
         return (x + self.synapse(last), *args[1:])
@@ -90,3 +113,17 @@ class Feedback(base.MemoryModule):
         else:
             through_time = any(getattr(m, "rule", None) == "bptt" for m in source.modules())
             self.last = out if through_time else out.detach()
+
+
+def check_connected(model: nn.Module) -> None:
+    """Refuse a network with a feedback that connects nothing.
+
+    Raises:
+        InputError: If there is one; it is named.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Feedback) and not module.connected:
+            raise InputError(
+                f"the feedback {name or type(module).__name__} connects nothing: call "
+                "connect(source=..., target=...), or take it out of the model"
+            )

@@ -329,10 +329,29 @@ class OTTTSequential(nn.Sequential):
         _check_chain(self, pair=False)
 
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
-        """Run one time step."""
+        """Run one time step; in evaluation in step mode "m", all of them."""
+        if not self.training and any(_needs_the_step_before(part) for part in self.modules()):
+            return one_by_one(self, x)
         for module in self:
             x = _step(module, x) if isinstance(x, (list, tuple)) else module(x)
         return x
+
+
+def _needs_the_step_before(module: nn.Module) -> bool:
+    """Whether a module that is to run all time steps at once is the target of a feedback."""
+    return "fed_back" in module.__dict__ and getattr(module, "step_mode", "s") == "m"
+
+
+def one_by_one(module: nn.Module, x_seq: Tensor) -> Tensor:
+    """Run a module in step mode "m" as time steps: [T, N, ...] → [T, N, ...]."""
+    parts = [part for part in module.modules() if getattr(part, "step_mode", "s") == "m"]
+    try:
+        for part in parts:
+            part.step_mode = "s"
+        return torch.stack([module(x) for x in x_seq])
+    finally:
+        for part in parts:
+            part.step_mode = "m"
 
 
 def _takes_pairs(module: nn.Module) -> bool:

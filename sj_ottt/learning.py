@@ -12,9 +12,10 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
+from sj_ottt.feedback import check_connected
 from sj_ottt.fptt import FPTT, Divergence
 from sj_ottt.gather import gathered, made_once
-from sj_ottt.rules import rule_of, set_rule
+from sj_ottt.rules import follows, rule_of, set_rule
 
 __all__ = [
     "FPTT",
@@ -306,6 +307,7 @@ def _train(
     scaler: torch.amp.GradScaler | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Train on [T, N, ...] by the model's rule, yielding each step's loss and output."""
+    check_connected(model)
     if isinstance(optimizer, FPTT):
         return _fptt(model, optimizer, x_seq, loss_at)
     if rule_of(model) != "bptt":
@@ -432,7 +434,7 @@ def train_step(
             parts than steps, or a loss is not finite (named by its step; no parameter is changed by
             it).
     """
-    if rule is not None and rule != rule_of(model):
+    if rule is not None and not follows(model, rule):
         set_rule(model, rule)
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')

@@ -124,7 +124,8 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         Raises:
             InputError: If its trace cannot be stored as `trace_dtype` says.
         """
-        traces.check(self.trace_dtype, 0.0 if rule == "sltt" else 1.0 - 1.0 / self.tau)
+        # NDOT and BPTT store no such trace, and SLTT's does not decay into the next step.
+        traces.check(self.trace_dtype, 1.0 - 1.0 / self.tau if rule == "ottt" else 0.0)
 
     def extra_repr(self) -> str:
         """Describe the node in `print(model)`."""
@@ -254,6 +255,8 @@ class SLTTLIFNode(OTTTLIFNode):
         step_mode: "s" trains and evaluates; "m" evaluates only.
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: As in `OTTTLIFNode`.
+        trace_dtype: As in `OTTTLIFNode`. "packed" fits SLTT at any tau; a node that is to be
+            switched to OTTT needs tau=2 for it.
 
     Raises:
         InputError: As `OTTTLIFNode`.
@@ -272,6 +275,7 @@ class SLTTLIFNode(OTTTLIFNode):
         step_mode: str = "s",
         store_v_seq: bool = False,
         backend: str = "torch",
+        trace_dtype: str = "packed",
     ):
         super().__init__(
             tau,
@@ -283,7 +287,7 @@ class SLTTLIFNode(OTTTLIFNode):
             step_mode,
             store_v_seq,
             backend,
-            "packed",
+            trace_dtype,
         )
 
     def _step(self, x: Tensor, state: dict[str, Tensor | None]) -> tuple[Tensor | Trace, ...]:

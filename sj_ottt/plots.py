@@ -210,28 +210,20 @@ def images(samples: Sequence[np.ndarray], names: Sequence[str]) -> bytes:
 Rows = Sequence[Mapping[str, Any]]
 
 
-def rates(rows: Rows) -> bytes:
-    """Draw the rows of `analysis.firing_rates`: ``neurons``, ``rate``."""
-    return _bars(
-        [row["neurons"] for row in rows],
-        [row["rate"] for row in rows],
-        "spikes per neuron and time step",
-        "{:.3f}",
-    )
+def rates(found: Mapping[str, float]) -> bytes:
+    """Draw what `analysis.firing_rates` returns."""
+    return _bars(found, "spikes per neuron and time step", "{:.3f}")
 
 
-def synops(rows: Rows) -> bytes:
-    """Draw the rows of `analysis.synaptic_operations`: ``layer``, ``operations``."""
-    return _bars(
-        [row["layer"] for row in rows],
-        [row["operations"] / 1e6 for row in rows],
-        "million synaptic operations per recording",
-        "{:.3g}",
-    )
+def synops(found: Mapping[str, float]) -> bytes:
+    """Draw what `analysis.synaptic_operations` returns."""
+    millions = {name: count / 1e6 for name, count in found.items()}
+    return _bars(millions, "million synaptic operations per recording", "{:.3g}")
 
 
-def _bars(names: Sequence[str], values: Sequence[float], label: str, text: str) -> bytes:
+def _bars(found: Mapping[str, float], label: str, text: str) -> bytes:
     """One horizontal bar a name, the last one (the sum or the mean) set off by its colour."""
+    names, values = list(found), list(found.values())
     figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
     colours = [BLUE] * (len(names) - 1) + [GREY]
@@ -246,13 +238,14 @@ def _bars(names: Sequence[str], values: Sequence[float], label: str, text: str) 
     return _png(figure)
 
 
-def latency(rows: Rows) -> bytes:
-    """Draw the rows of `analysis.latency_curve`: ``steps``, ``accuracy`` (0-1)."""
+def latency(curve: Sequence[float]) -> bytes:
+    """Draw what `analysis.latency_curve` returns."""
+    percent = [100 * accuracy for accuracy in curve]
     figure = Figure(figsize=(5.2, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot(
-        [row["steps"] for row in rows],
-        [100 * row["accuracy"] for row in rows],
+        range(1, len(percent) + 1),
+        percent,
         color=BLUE,
         marker="o",
         markersize=3.5,
@@ -260,7 +253,7 @@ def latency(rows: Rows) -> bytes:
     )
     axes.set(xlabel="inference steps", ylabel="accuracy (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    lowest = min(100 * row["accuracy"] for row in rows)
+    lowest = min(percent)
     axes.set_ylim(max(0, lowest - 0.1 * (100 - lowest) - 1), 100.5)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
@@ -268,7 +261,10 @@ def latency(rows: Rows) -> bytes:
 
 
 def alignment(rows: Rows) -> bytes:
-    """Draw the rows of `analysis.gradient_alignment`: one panel a reference, one line a rule."""
+    """Draw the rows of `analysis.gradient_alignment`: one panel a reference, one line a rule.
+
+    A cosine of None has no point.
+    """
     references = list(dict.fromkeys(row["against"] for row in rows))
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     names = [n for n in dict.fromkeys(r["parameter"] for r in rows) if n.endswith("weight")]
@@ -276,11 +272,11 @@ def alignment(rows: Rows) -> bytes:
     figure = Figure(figsize=(4.6 * len(references), 1.7 + 0.34 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(references), sharey=True, squeeze=False)[0]
     places = np.arange(len(names))
-    lowest = min(0.0, *(row["cosine"] for row in rows))
+    lowest = min(0.0, *(row["cosine"] for row in rows if row["cosine"] is not None))
     for axes, reference in zip(panels, references, strict=True):
         for index, rule in enumerate(rules):
             cosines = {
-                row["parameter"]: row["cosine"]
+                row["parameter"]: np.nan if row["cosine"] is None else row["cosine"]
                 for row in rows
                 if (row["rule"], row["against"]) == (rule, reference)
             }

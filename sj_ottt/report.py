@@ -2,13 +2,20 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sj_ottt import analysis, plots
+from sj_ottt import plots
+from sj_ottt.analysis import (
+    firing_rates,
+    gradient_alignment,
+    latency_curve,
+    synaptic_operations,
+)
 from sj_ottt.checkpoint import write_file
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.evaluation import load_trained
@@ -19,28 +26,25 @@ __all__ = ["INSTRUMENTS", "analyze"]
 Rows = list[dict[str, Any]]
 
 
-def _rates(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
-    rates = analysis.firing_rates(model, x_seq)
-    return [{"neurons": name, "rate": rate} for name, rate in rates.items()]
+def _pairs(first: str, second: str, found: Mapping[str, float]) -> Rows:
+    return [{first: name, second: value} for name, value in found.items()]
 
 
-def _synops(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
-    found = analysis.synaptic_operations(model, x_seq)
-    return [{"layer": name, "operations": count} for name, count in found.items()]
-
-
-def _latency(model: torch.nn.Module, x_seq: torch.Tensor, target: torch.Tensor) -> Rows:
-    curve = analysis.latency_curve(model, x_seq, target)
-    return [{"steps": t, "accuracy": accuracy} for t, accuracy in enumerate(curve, start=1)]
+def _curve(found: Sequence[float]) -> Rows:
+    return [{"steps": t, "accuracy": value} for t, value in enumerate(found, start=1)]
 
 
 INSTRUMENTS = {
-    "rates": (_rates, plots.rates),
-    "synops": (_synops, plots.synops),
-    "latency": (_latency, plots.latency),
-    "alignment": (analysis.gradient_alignment, plots.alignment),
+    "rates": (lambda model, x, y: firing_rates(model, x), partial(_pairs, "neurons", "rate")),
+    "synops": (
+        lambda model, x, y: synaptic_operations(model, x),
+        partial(_pairs, "layer", "operations"),
+    ),
+    "latency": (latency_curve, _curve),
+    "alignment": (gradient_alignment, list),
 }
-"""Name of each instrument → what measures a batch, and what draws its rows."""
+"""Name of each instrument → what measures a batch, and the rows of what it found; the function of
+`plots` of that name draws it."""
 
 
 def analyze(
@@ -91,11 +95,11 @@ def analyze(
     folder = Path(checkpoint) / "analysis" if out is None else Path(out)
     found = {}
     for name in what:
-        measure, draw = INSTRUMENTS[name]
-        rows = measure(trained.model, x_seq, target)
-        path = folder / f"{name}.csv"
+        measure, rows_of = INSTRUMENTS[name]
+        measured = measure(trained.model, x_seq, target)
+        rows, path = rows_of(measured), folder / f"{name}.csv"
         write_file(path, _csv(rows))
-        write_file(path.with_suffix(".png"), draw(rows))
+        write_file(path.with_suffix(".png"), getattr(plots, name)(measured))
         found[name] = (rows, path)
     return found
 

@@ -10,13 +10,14 @@
 g_u[t] is the gradient of the step's own loss in the first three, of all losses in the last.
 """
 
+from spikingjelly.activation_based import base
 from torch import nn
 
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.ltc import LeakyReadout, LiquidNode
 from sj_ottt.neuron import RULES, OTTTLIFNode, check_variant
 
-__all__ = ["RULES", "check_rule", "rule_of", "set_rule"]
+__all__ = ["RULES", "check_rule", "follows", "rule_of", "set_rule"]
 
 
 def check_rule(rule: str) -> None:
@@ -31,13 +32,14 @@ def check_rule(rule: str) -> None:
         )
 
 
-def set_rule(model: nn.Module, rule: str, variant: str = "paper") -> nn.Module:
+def set_rule(model: nn.Module, rule: str, variant: str | None = None) -> nn.Module:
     """Switch a model to a learning rule, in place; its weights stay, its state is reset.
 
     Args:
         model: Holds neurons of `sj_ottt.neuron`.
         rule: "ottt", "sltt", "ndot" or "bptt".
-        variant: Of NDOT, "paper" or "code"; see `neuron.NDOTLIFNode`.
+        variant: Of NDOT, "paper" or "code"; see `neuron.NDOTLIFNode`. None leaves each neuron
+            its own, which is "paper" until it is told otherwise.
 
     Returns:
         The model.
@@ -47,7 +49,8 @@ def set_rule(model: nn.Module, rule: str, variant: str = "paper") -> nn.Module:
             them cannot follow the rule (`trace_dtype`); nothing is changed then.
     """
     check_rule(rule)
-    check_variant(variant)
+    if variant is not None:
+        check_variant(variant)
     nodes = _nodes(model)
     if not nodes:
         raise InputError(
@@ -57,9 +60,17 @@ def set_rule(model: nn.Module, rule: str, variant: str = "paper") -> nn.Module:
     for node in nodes:
         node.check_rule(rule)
     for node in nodes:
-        node.rule, node.variant = rule, variant
-        node.reset()
+        node.rule = rule
+        node.variant = node.variant if variant is None else variant
+    for module in model.modules():
+        if isinstance(module, base.MemoryModule):
+            module.reset()
     return model
+
+
+def follows(model: nn.Module, rule: str) -> bool:
+    """Whether all neurons of a model follow a rule."""
+    return {node.rule for node in _nodes(model)} == {rule}
 
 
 def rule_of(model: nn.Module) -> str:

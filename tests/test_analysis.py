@@ -10,7 +10,7 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import nn
 
-from sj_ottt import InputError, analysis, layer, learning, set_rule
+from sj_ottt import InputError, analysis, layer, learning, plots, set_rule
 from sj_ottt.neuron import OTTTLIFNode, SLTTLIFNode
 from tests.networks import relative_error
 
@@ -189,6 +189,105 @@ def test_three_factors_make_the_gradient(kwargs):
     assert relative_error(late["update"], factors["update"]) > 1e-2
 
 
+def test_instruments_of_a_network_with_feedback():
+    torch.manual_seed(0)
+    model = timm.create_model("test_ottt_vggf", num_classes=4).double()
+    nn.init.normal_(model.feedback.synapse.weight, std=0.1)
+    x_seq, target = 3 * torch.randn(4, 3, 3, 32, 32).double(), torch.tensor([0, 1, 3])
+    operations = analysis.synaptic_operations(model, x_seq)
+    inputs = []
+    net = copy.deepcopy(model)
+    net.feedback.synapse.register_forward_hook(lambda _, args, out: inputs.append(args[0]))
+    learning.predict(net, x_seq)
+    assert len(inputs) == 3  # it is silent in the first of the four steps
+    met = sum(F.unfold((x != 0).double(), 3, padding=1).sum() for x in inputs) * 8
+    assert operations["feedback.synapse"] == pytest.approx(met.item() / 3) and met > 0
+    rows = analysis.gradient_alignment(model, x_seq, target)
+    found = {(r["rule"], r["against"], r["parameter"]): r["cosine"] for r in rows}
+    for against in ("bptt", "spike representation"):
+        assert 0 < found["ottt", against, "feedback.synapse.weight"] < 1
+    # Fed forward alone, the network has the gradients of one without feedback.
+    nn.init.zeros_(model.feedback.synapse.weight)
+    plain = timm.create_model("test_ottt_vgg", num_classes=4).double()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    parts = [analysis.gradient_alignment(net, x_seq, target, ("sltt",)) for net in (model, plain)]
+    ours, theirs = (
+        {(r["against"], r["parameter"]): r["cosine"] for r in part if r["parameter"] != "all"}
+        for part in parts
+    )
+    assert all(ours[key] == pytest.approx(value) for key, value in theirs.items())
+    assert len(ours) == len(theirs) + 2
+    layers = [row["layer"] for row in analysis.theorem1(model, x_seq, target)]
+    assert layers == [row["layer"] for row in analysis.theorem1(plain, x_seq, target)]
+    assert analysis.three_factor(model, "layer2.1", x_seq, target)["update"].any()
+    with pytest.raises(InputError, match="a feedback may be added to its output"):
+        analysis.three_factor(model, "feedback.synapse", x_seq, target)
+
+
+def test_layers_of_pytorch_are_seen_or_named():
+    """Synaptic operations need no layer of ours, a record of what reaches one does."""
+    x_seq, target = batch()
+    ours = network()
+    foreign = layer.OTTTSequential(
+        nn.Conv2d(2, 5, 3, padding=1),
+        OTTTLIFNode(),
+        nn.Conv2d(5, 6, 3, stride=2, padding=1, bias=False),
+        OTTTLIFNode(),
+        nn.Flatten(),
+        nn.Linear(6 * 4 * 4, 7),
+        OTTTLIFNode(),
+        nn.Linear(7, 4),
+    ).double()
+    foreign.load_state_dict(ours.state_dict())
+    plain = nn.Sequential(
+        *(
+            SLTTLIFNode(2.0, False, 1.0, None) if i in (1, 3, 6) else m
+            for i, m in enumerate(foreign)
+        )
+    )
+    expected = analysis.synaptic_operations(ours, x_seq)
+    for net in (foreign, plain):
+        assert analysis.synaptic_operations(net, x_seq) == expected
+        with pytest.raises(InputError, match="2, 5, 7: sees spikes, but only layers"):
+            analysis.theorem1(net, x_seq, target)
+    rows, expected = (
+        analysis.gradient_alignment(net, x_seq, target, ("ottt", "sltt")) for net in (foreign, ours)
+    )
+    assert [r["cosine"] for r in rows] == pytest.approx([r["cosine"] for r in expected])
+
+
+def test_a_zero_gradient_agrees_with_nothing():
+    x_seq, target = batch()
+    net = network()
+    nn.init.zeros_(net[7].weight)
+    rows = analysis.gradient_alignment(net, x_seq, target, ("ottt",))
+    found = {(r["against"], r["parameter"]): r for r in rows}
+    assert found["bptt", "7.weight"]["cosine"] > 0
+    measures = ("cosine", "sign_agreement", "relative_error")
+    assert [found["bptt", "0.weight"][name] for name in measures] == [None] * 3
+    assert plots.alignment(rows).startswith(b"\x89PNG")
+
+
+def test_ndots_variant_is_the_models_own():
+    x_seq, target = batch()
+    rows = [
+        analysis.gradient_alignment(set_rule(network(), "ndot", variant), x_seq, target, ("ndot",))
+        for variant in ("paper", "code")
+    ]
+    assert rows[0] != rows[1]
+
+
+def test_pictures_take_what_the_instruments_return():
+    x_seq, target = batch()
+    pictures = (
+        plots.rates(analysis.firing_rates(network(), x_seq)),
+        plots.synops(analysis.synaptic_operations(network(), x_seq)),
+        plots.latency(analysis.latency_curve(network(), x_seq, target)),
+        plots.alignment(analysis.gradient_alignment(network(), x_seq, target)),
+    )
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -201,7 +300,10 @@ def test_three_factors_make_the_gradient(kwargs):
         (lambda net, x, y: analysis.theorem1(network(v_threshold=0.9), x, y), "v_threshold=1"),
         (lambda net, x, y: analysis.theorem1(net, x[:1], y), "1 time step"),
         (lambda net, x, y: analysis.three_factor(net, "0", x, y), 'layer="0" sees no spikes'),
-        (lambda net, x, y: analysis.three_factor(net, "7", x, y), "feeds no neuron directly"),
+        (
+            lambda net, x, y: analysis.three_factor(net, "7", x, y),
+            "does not feed a neuron directly",
+        ),
         (lambda net, x, y: analysis.three_factor(net, "5", x, y, 6), "delay=6: x_seq has 6"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import folds, fptt, loading, networks, rules, sessions, sides
 from benchmarks.__main__ import print_table
-from sj_ottt import engine
+from sj_ottt import InputError, engine
 from tests.helpers import write_recordings
 
 SIDES = [("vgg", name, side, 8) for name, side in sides.VGG.items()]
@@ -64,10 +64,13 @@ def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     assert table[0]["ms/sample"] == "2.00" and float(table[0]["bytes/neuron"]) > 4
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == ["ottt_o-0", "ottt_o-1", "sltt_k__k___2-0", "sltt_k__k___2-1"]
-    monkeypatch.setattr(engine, "train", None)
+    monkeypatch.setattr(engine._Run, "run_epoch", None)
     assert rules.rules(args) == table
     print_table(table)
     assert "±" in capsys.readouterr().out
+    args.epochs = 2
+    with pytest.raises(InputError, match="epochs was 1, now 2"):
+        rules.rules(args)
 
 
 def test_simulating_has_each_effect():
@@ -144,7 +147,8 @@ def test_folds_test_on_every_recording_once(tmp_path, monkeypatch):
     assert len(seen) == len(set(seen)) == 18 and table[-1]["recordings"] == 18
     right = sum(float(row["accuracy"]) * row["recordings"] for row in table[:-1])
     assert float(table[-1]["accuracy"]) == pytest.approx(right / 18, abs=0.1)
-    monkeypatch.setattr(engine, "train", None)
+    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setattr(engine._Run, "run_epoch", None)
     assert folds.folds(args) == table
 
 

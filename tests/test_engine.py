@@ -18,6 +18,8 @@ from sj_ottt import engine, evaluation, samples
 from sj_ottt.checkpoint import load_checkpoint, write_file
 from sj_ottt.config import TrainConfig
 from sj_ottt.errors import InputError
+from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.rules import rule_of
 from tests.helpers import CLASSES, write_recordings
 
 # Processes forked from a server that has the imports done: a kill costs no second start of torch.
@@ -475,6 +477,7 @@ def _rewritten(path: Path, data: bytes) -> Path:
         ({"data": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"device": "toaster"}, "toaster"),
         ({"shift": -1}, "shift must be"),
+        ({"rule_variant": "code"}, "rule_variant=code does not go with rule"),
     ],
 )
 def test_bad_input_names_itself_and_leaves_nothing(options, changes, message):
@@ -632,6 +635,13 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
     save_file(load_file(source), target)
     with pytest.raises(InputError, match="not written by"):
         evaluation.evaluate(tmp_path)
+
+
+def test_what_belongs_to_the_model_is_loaded_with_it(options):
+    train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
+    model = evaluation.load_trained(options["out"], "cpu").model
+    assert model.readout == "exact" and rule_of(model) == "ottt"
+    assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
 
 
 def test_early_stop_needs_samples_to_validate_on(tmp_path):

@@ -187,6 +187,43 @@ def test_refusals():
     with pytest.raises(InputError, match="a connection forward"):
         net(batch()[0][0])
     net = Net().eval()
+    net.feedback.connect(source=net.body, target=net.first)
     sj_functional.set_step_mode(net, "m")
     with pytest.raises(InputError, match='cannot run in step_mode="m"'):
-        net(batch()[0])
+        net.body[1](batch()[0])
+    net = Net()
+    net.feedback.connect(source=net.second, target=net.body[2])
+    with pytest.raises(InputError, match="Linear, takes the spikes of a neuron"):
+        net(batch()[0][0])
+    net = Net()
+    net.feedback.connect(source=OTTTLIFNode(), target=net.first)
+    with pytest.raises(InputError, match="did not run in the time step before"):
+        train(net)
+    net = Net()
+    net.feedback.disconnect()
+    with pytest.raises(InputError, match="the feedback feedback connects nothing"):
+        train(net)
+
+
+def test_a_chain_with_feedback_evaluates_all_steps_in_one_call():
+    net, (x_seq, _) = Net().eval(), batch()
+    expected = torch.stack([net(x) for x in x_seq])
+    learning.reset_state(net)
+    sj_functional.set_step_mode(net, "m")
+    assert torch.equal(net(x_seq), expected) and net.first.step_mode == "m"
+    learning.reset_state(net)
+    nn.init.zeros_(net.feedback.synapse.weight)
+    assert not torch.equal(net(x_seq), expected)  # control
+
+
+def test_bptt_in_step_mode_m_keeps_the_feedback():
+    torch.manual_seed(0)
+    model = timm.create_model("test_ottt_vggf", num_classes=4, rule="bptt").double()
+    nn.init.normal_(model.feedback.synapse.weight, std=0.5)
+    x_seq, target = 3 * torch.randn(4, 3, 3, 32, 32).double(), torch.tensor([0, 1, 3])
+    learning.train_step(model, torch.optim.SGD(model.parameters(), 0.0), x_seq, target)
+    expected = model.feedback.synapse.weight.grad.clone()
+    model.zero_grad()
+    sj_functional.set_step_mode(model, "m")
+    sum(learning.CrossEntropyMSE()(y, target) / 4 for y in model(x_seq)).backward()
+    assert relative_error(model.feedback.synapse.weight.grad, expected) < 1e-12

@@ -317,6 +317,36 @@ def test_refusals(call, words):
         call()
 
 
+def test_a_mixed_network_is_brought_to_one_rule():
+    for first, other in (("ndot", "ottt"), ("bptt", "ottt"), ("ottt", "bptt")):
+        net = chain()
+        set_rule(net[1], first)
+        found = gradients(net, rule=other)
+        assert {m.rule for m in net if isinstance(m, OTTTLIFNode)} == {other}
+        assert largest_error(found, gradients(chain(), rule=other)) < 1e-12
+
+
+def test_switching_keeps_ndots_variant_unless_told():
+    net = set_rule(chain(), "ndot", "code")
+    found = gradients(net)
+    assert largest_error(gradients(set_rule(set_rule(net, "ottt"), "ndot")), found) < 1e-12
+    assert largest_error(gradients(set_rule(net, "ndot", "paper")), found) > 1e-3
+
+
+def test_slttlifnode_of_any_tau_takes_the_rules_that_store_no_decaying_trace():
+    node = partial(SLTTLIFNode, tau=1.5, decay_input=False, v_reset=None)
+    same = partial(OTTTLIFNode, tau=1.5)
+    for rule in ("bptt", "ndot"):
+        assert (
+            largest_error(gradients(chain(node), rule=rule), gradients(chain(same), rule=rule))
+            < 1e-12
+        )
+    with pytest.raises(InputError, match="trace_dtype"):
+        set_rule(chain(node), "ottt")
+    found = gradients(chain(partial(node, trace_dtype="float32")), rule="ottt")
+    assert largest_error(found, gradients(chain(same))) < 1e-12
+
+
 def mixed() -> nn.Module:
     net = chain()
     set_rule(net[1], "bptt")

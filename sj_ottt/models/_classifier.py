@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from spikingjelly.activation_based import base
 from timm.models import build_model_with_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from sj_ottt import layer, zoo
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
 from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.rules import set_rule
+from sj_ottt.rules import follows, rule_of, set_rule
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
@@ -132,21 +131,15 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
-        if hasattr(self, "feedback") and not self.training and x.dim() == 5:
+        at_once = hasattr(self, "feedback") and x.dim() == 5
+        if at_once and (not self.training or follows(self, "bptt")):  # else the neurons refuse it
             return self._one_by_one(x)
         return _value(self.forward_head(self.forward_features(x)))
 
     def _one_by_one(self, x_seq: Tensor) -> Tensor:
         """Run step mode "m" as time steps, each of which needs the one before."""
         self._check_input(x_seq)
-        parts = [module for module in self.modules() if isinstance(module, base.StepModule)]
-        try:
-            for part in parts:
-                part.step_mode = "s"
-            return torch.stack([self(x) for x in x_seq])
-        finally:
-            for part in parts:
-                part.step_mode = "m"
+        return layer.one_by_one(self, x_seq)
 
     def forward_intermediates(
         self,
@@ -248,12 +241,14 @@ def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: 
     if overlay and overlay.get("file"):
         kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
-    rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", "paper")
+    rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 
     def build(**model_kwargs: Any) -> nn.Module:
         with torch.device(device) if device is not None else nullcontext():
             model = model_cls(cfg, **model_kwargs).to(dtype=dtype)
-        return model if rule is None else set_rule(model, rule, rule_variant)
+        if rule is None and rule_variant is None:
+            return model
+        return set_rule(model, rule or rule_of(model), rule_variant)
 
     indices = tuple(range(model_cls.n_features(cfg)))
     return build_model_with_cfg(
