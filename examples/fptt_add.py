@@ -1,6 +1,8 @@
 """Learn to add two marked numbers of a long sequence, by FPTT or BPTT, with LTC neurons.
 
-    python examples/fptt_add.py --steps 200 --out runs/add200 [--rule bptt] [--resume]
+    python examples/fptt_add.py --steps 200 --out runs/add200
+    python examples/fptt_add.py --steps 1000 --batches 600 --out runs/add1000 [--rule bptt]
+    python examples/fptt_add.py --out runs/add1000 --resume
 
 Each step shows a number from U(0, 1) and a marker, which is set once in each half of the sequence;
 the target is the sum of the two marked numbers. Always answering 1 has a mean squared error of
@@ -27,6 +29,7 @@ from sj_ottt.neuron import ASRRecurrent, LTCRecurrent
 
 NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
 TEST_SEED = 2**40  # beyond those of the training batches
+FREE_ON_RESUME = ("every", "out", "resume")
 
 
 class AddNet(nn.Module):
@@ -70,7 +73,10 @@ def bptt_step(model: nn.Module, optimizer: torch.optim.Optimizer, x_seq: Tensor,
     optimizer.zero_grad()
     for x in x_seq:
         output = model(x)
-    squared_error(output, y).backward()
+    loss = squared_error(output, y)
+    if not loss.isfinite():
+        raise InputError(f"the loss is {loss.item()}: lower --lr")
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     reset_state(model)
@@ -114,11 +120,14 @@ def run(args: argparse.Namespace) -> None:
     if args.rule == "fptt":
         trainer = FPTT(optimizer, alpha=args.alpha, parts=args.parts)
     first, seconds, history = 0, 0.0, []
-    told = {k: v for k, v in vars(args).items() if k not in ("every", "out", "resume")}
+    told = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
     if args.resume:
         state = load_checkpoint(args.out)
         if state["told"] != told:
-            raise InputError(f"{args.out} was started with {state['told']}: resume it with these")
+            changed = [
+                f"--{k.replace('_', '-')} {v}" for k, v in state["told"].items() if v != told[k]
+            ]
+            raise InputError(f"{args.out} was started with {' '.join(changed)}: resume it so")
         model.load_state_dict(state["model"])
         trainer.load_state_dict(state["trainer"])
         first, seconds, history = state["batch"], state["seconds"], state["history"]
@@ -151,6 +160,21 @@ def run(args: argparse.Namespace) -> None:
     print(f"mean squared error {history[-1]['mse']:.4f} after {args.batches} batches: {args.out}")
 
 
+def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Complete the arguments, or end with what is wrong with them."""
+    if args.steps < 2:
+        parser.error("--steps must be at least 2: one marker in each half")
+    for name in ("batches", "batch_size", "hidden", "every"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 < args.lr < float("inf") or not 0 <= args.seed < 10**6:
+        parser.error("--lr must be a number above 0, and --seed from 0 to 999999")
+    if args.rule == "bptt" and args.parts is not None:
+        parser.error("--parts does not go with --rule bptt: leave it out")
+    if args.rule == "fptt" and args.parts is None:
+        args.parts = max(1, args.steps // 20)
+
+
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -168,10 +192,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fptt_add"))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     args = parser.parse_args()
-    if args.steps < 2:
-        parser.error("--steps must be at least 2: one marker in each half")
-    args.parts = args.parts or max(1, args.steps // 20)
     try:
+        if args.resume:  # what is not given again is as it was
+            parser.set_defaults(**load_checkpoint(args.out)["told"])
+            args = parser.parse_args()
+        check(args, parser)
         run(args)
     except InputError as error:
         parser.error(str(error))

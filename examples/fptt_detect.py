@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
 
 TEST_SEED = 2**40  # beyond those of the training batches
+FREE_ON_RESUME = ("every", "images", "out", "resume")
 CELLS = make_cells(SIZE, SIZE)
 SHOWN = 0.4  # least score of a box in the picture
 
@@ -137,12 +138,13 @@ def run(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.batches)
     loss_fn = partial(detection_loss, cells=CELLS)
     first, seconds, history = 0, 0.0, []
-    told = {k: v for k, v in vars(args).items() if k not in ("every", "images", "out", "resume")}
+    told = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
     told["classes"] = list(classes)
     if args.resume:
         state = load_checkpoint(args.out)
         if state["told"] != told:
-            raise InputError(f"{args.out} was started with {state['told']}: resume it with these")
+            changed = [f"{k}={v}" for k, v in state["told"].items() if v != told[k]]
+            raise InputError(f"{args.out} was started with {', '.join(changed)}: resume it so")
         model.load_state_dict(state["model"])
         fptt.load_state_dict(state["fptt"])
         schedule.load_state_dict(state["schedule"])
@@ -198,6 +200,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/detect"))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     args = parser.parse_args()
+    if args.resume:  # what is not given again is as it was
+        try:
+            told = load_checkpoint(args.out)["told"]
+        except InputError as error:
+            parser.error(str(error))
+        parser.set_defaults(**{k: v for k, v in told.items() if k != "classes"})
+        args = parser.parse_args()
     for name in ("batches", "batch_size", "steps", "width", "every", "test_scenes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

@@ -2,7 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+@contextmanager
+def same_draws(device: torch.device) -> Iterator[None]:
+    """Draw the same numbers each time, and leave the generators as they were.
+
+    LTC neurons start at random, and an encoding may draw; what a trained model says is to be the
+    same whenever it is asked.
+    """
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
+
+
 def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
     """Count the right answers; of mixed recordings, the one that shows more is right."""
     classes = target if target.dim() == 1 else target.argmax(1)
@@ -49,10 +62,7 @@ def measure(
 ) -> tuple[float, float]:
     """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
     correct, total, seconds = 0, 0, 0.0
-    # LTC neurons start at random, and an encoding may draw; a test is to give the same result
-    # whenever it is done.
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    with same_draws(device):
         for x_seq, target in loader:
             x_seq, target = x_seq.to(device), target.to(device)
             start = time.perf_counter()

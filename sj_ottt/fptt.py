@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -35,7 +36,10 @@ class Divergence:
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the scalar divergence of logits [N, classes]."""
         q = self.stored.to(logits)
-        q = q[target] if q.dim() == 2 else q.expand_as(logits)
+        if q.dim() == 1:
+            q = q.expand_as(logits)
+        else:  # of classes, or of their probabilities
+            q = target.to(q) @ q if target.is_floating_point() else q[target]
         return F.kl_div(logits.log_softmax(1), q, reduction="batchmean")
 
 
@@ -95,25 +99,37 @@ class FPTT:
     ):
         if form not in FORMS:
             raise InputError(f'form="{form}" is unknown: use "lambda" or "grad"')
-        for name, value, fits, wanted in (
-            ("alpha", alpha, 0 < alpha < float("inf"), "a finite number above 0"),
-            ("beta", beta, 0 <= beta <= 1, "a number from 0 to 1"),
-            ("rho", rho, 0 <= rho <= 1, "a number from 0 to 1"),
-            ("clip", clip, clip is None or clip > 0, "a number above 0, or None"),
-            ("parts", parts, parts is None or parts >= 1, "a whole number from 1 on, or None"),
+        for name, value, kind, fits, wanted in (
+            ("alpha", alpha, Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
+            ("beta", beta, Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            ("rho", rho, Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            ("clip", clip, Real | None, lambda v: v is None or v > 0, "a number above 0, or None"),
+            (
+                *("parts", parts, Integral | None),
+                lambda v: v is None or v >= 1,
+                "a whole number from 1 on, or None",
+            ),
         ):
-            if not fits:
-                raise InputError(f"{name}={value}: give {wanted}")
+            if not (isinstance(value, kind) and fits(value)):
+                raise InputError(f"{name}={value!r}: give {wanted}")
         if form == "grad" and (beta, rho) != (0.5, 0.0):
             raise InputError(f'form="grad" has no beta and rho: leave out beta={beta}, rho={rho}')
         self.optimizer, self.parts, self.form = optimizer, parts, form
         self._alpha, self._beta, self._rho, self._clip = alpha, beta, rho, clip
         self._weight = weight or (lambda p, n: (p + 1) / n)
         self._auxiliary = auxiliary
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         # By the parameter's place, as in the state of an optimizer.
         self._average: dict[int, Tensor] = {}
         self._dual: dict[int, Tensor] = {}
+
+    @property
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        # Read anew, as groups may be added to an optimizer.
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def total_weight(self, parts: int) -> float:
+        """Return the sum of the weights of all parts."""
+        return sum(self._weight(p, parts) for p in range(parts))
 
     def weighted(
         self, loss: Tensor, logits: Tensor, target: Tensor, part: int, parts: int
@@ -133,16 +149,19 @@ class FPTT:
 
         Raises:
             InputError: If there is a limit to the norm and a gradient is not finite; nothing is
-                changed then.
+                changed then. If that, or a loss that is not finite, comes in the second pass of
+                form "grad", the weights keep the step that was before it, and W̄ and Λ are as they
+                were.
         """
-        places = [i for i, p in enumerate(self._parameters) if p.grad is not None]
+        parameters = self._parameters
+        places = [i for i, p in enumerate(parameters) if p.grad is not None]
         if not places:
             return
         for i in places:
             if i not in self._average:
-                self._average[i] = self._parameters[i].detach().clone()
+                self._average[i] = parameters[i].detach().clone()
                 self._dual[i] = torch.zeros_like(self._average[i])
-        weights = [self._parameters[i] for i in places]
+        weights = [parameters[i] for i in places]
         average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
         self._pull([p.grad for p in weights], weights, average, dual)
         self.optimizer.step()
@@ -152,6 +171,7 @@ class FPTT:
             self.optimizer.zero_grad()
             with torch.enable_grad():
                 again()
+            self._norm([p.grad for p in weights if p.grad is not None])
             # A parameter that the second pass does not reach has a gradient of 0 there.
             for old, p in zip(dual, weights, strict=True):
                 old.zero_() if p.grad is None else old.copy_(p.grad)
@@ -165,8 +185,14 @@ class FPTT:
         torch._foreach_add_(grads, torch._foreach_sub(weights, average), alpha=self._alpha)
         share = 1 - self._rho if self.form == "lambda" else 0.5
         torch._foreach_sub_(grads, dual, alpha=share)
+        norm = self._norm(grads)
+        if self._clip is not None and norm > self._clip:
+            torch._foreach_mul_(grads, self._clip / norm)
+
+    def _norm(self, grads: list[Tensor]) -> float | None:
+        """Return the norm of all gradients together where there is a limit to it; it is finite."""
         if self._clip is None:
-            return
+            return None
         norm = torch.nn.utils.get_total_norm(grads).item()
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
@@ -174,8 +200,7 @@ class FPTT:
                 f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
                 "learning rate, or look for extreme values in x_seq and in the weights"
             )
-        if norm > self._clip:
-            torch._foreach_mul_(grads, self._clip / norm)
+        return norm
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -183,7 +208,8 @@ class FPTT:
 
         Do not train inside. Batch norm keeps its running statistics, which W has made.
         """
-        weights = [self._parameters[i] for i in self._average]
+        parameters = self._parameters
+        weights = [parameters[i] for i in self._average]
         kept = [p.detach().clone() for p in weights]
         try:
             _copy(weights, [*self._average.values()])
@@ -205,15 +231,14 @@ class FPTT:
         Raises:
             InputError: If it is not the state of FPTT on these parameters.
         """
+        parameters = self._parameters
         try:
             loaded = [
-                {i: v.detach().to(self._parameters[i], copy=True) for i, v in state[key].items()}
+                {i: v.detach().to(parameters[i], copy=True) for i, v in state[key].items()}
                 for key in ("average", "dual")
             ]
             fits = loaded[0].keys() == loaded[1].keys() and all(
-                value.shape == self._parameters[i].shape
-                for part in loaded
-                for i, value in part.items()
+                value.shape == parameters[i].shape for part in loaded for i, value in part.items()
             )
             if fits:
                 self.optimizer.load_state_dict(state["optimizer"])

@@ -423,9 +423,9 @@ def train_step(
             it is. "bptt" keeps the graph of all steps, and has one backward pass and update.
 
     Returns:
-        The loss summed over the steps (with FPTT: the parts), a scalar, and the logits,
-        [N, classes], summed over the steps or, of a model whose `prediction` is "last", those of
-        the last step; both detached.
+        The loss summed over the steps (with FPTT: the mean of the parts' losses by their weights),
+        a scalar, and the logits, [N, classes], summed over the steps or, of a model whose
+        `prediction` is "last", those of the last step; both detached.
 
     Raises:
         InputError: If the model is in evaluation mode, shapes do not fit, the input is not
@@ -492,6 +492,8 @@ def train_step(
             logits_sum = logits if predicts_last(model) else logits_sum + logits
     finally:
         reset_state(model)
+    if fptt is not None:
+        loss_sum = loss_sum / fptt.total_weight(fptt.parts or n_steps)
     return loss_sum, logits_sum
 
 

@@ -16,8 +16,8 @@ from sj_ottt.data.framing import Framing
 from sj_ottt.data.labels import parse_duration
 from sj_ottt.data.streams import WHOLE, Source, windows
 from sj_ottt.errors import InputError
-from sj_ottt.evaluation import Trained
-from sj_ottt.learning import predict, reset_state
+from sj_ottt.evaluation import Trained, same_draws
+from sj_ottt.learning import predict, predicts_last, reset_state
 
 __all__ = [
     "Eye",
@@ -189,7 +189,8 @@ def label_stream(
     """Label a stream as it comes, the membranes kept from one window to the next.
 
     The network takes one frame each T-th of a window and never starts anew, but after a whole
-    window without events. The label of a window is that of its T outputs.
+    window without events. The label of a window is that of its T outputs,
+    or of the last one where the model's `prediction` is "last".
 
     Args:
         trained: From `evaluation.load_trained`.
@@ -225,27 +226,31 @@ def label_stream(
             counts.append(len(events))
             if sum(counts):
                 x = eye.frame(events)[None].to(trained.device)
-                outputs.append(model(x)[0])
+                with same_draws(trained.device):
+                    outputs.append(model(x)[0])
             else:
                 reset_state(model)
                 outputs.clear()
             if number % steps == 0:
                 end = start + step
                 told = sum(counts) >= max(1, min_events)
-                said = _say(trained, sum(outputs)) if told else (None, 0.0)
+                told_by = outputs[-1] if predicts_last(model) else sum(outputs)
+                said = _say(trained, told_by) if told else (None, 0.0)
                 yield Prediction(end - steps * step, end, sum(counts), *said)
     reset_state(model)
 
 
 def logits_of(trained: Trained, samples: Sequence[Tensor]) -> Tensor:
-    """Return the logits of samples [T, 2, H, W], summed over the steps, [n, classes]."""
+    """Return what `predict` returns of samples [T, 2, H, W]: logits [n, classes]."""
     if not samples:
         return torch.empty(0)
-    return predict(trained.model, torch.stack(list(samples), 1).to(trained.device))
+    with same_draws(trained.device):
+        return predict(trained.model, torch.stack(list(samples), 1).to(trained.device))
 
 
 def _say(trained: Trained, logits: Tensor) -> tuple[str, float]:
-    """Return the label of logits that are summed over the steps, and its confidence."""
-    share = (logits / trained.about["steps"]).softmax(0)
+    """Return the label of logits as `predict` returns them, and its confidence."""
+    steps = 1 if predicts_last(trained.model) else trained.about["steps"]
+    share = (logits / steps).softmax(0)
     best = int(share.argmax())
     return trained.about["classes"][best], float(share[best])

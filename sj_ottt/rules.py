@@ -26,6 +26,12 @@ def check_rule(rule: str) -> None:
     Raises:
         InputError: If it is not one of `RULES`.
     """
+    if rule == "fptt":
+        raise InputError(
+            'rule="fptt" is no rule of neurons, which keep the gradient that they have: give '
+            "train_step an sj_ottt.learning.FPTT(optimizer, ...) in place of the optimizer, or "
+            "use `sj-ottt train --rule fptt`"
+        )
     if rule not in RULES:
         raise InputError(
             f'rule="{rule}" is unknown: use one of {", ".join(RULES)}{suggest(rule, RULES)}'

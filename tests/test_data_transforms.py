@@ -181,6 +181,16 @@ def test_cutmix_exchanges_one_box_for_all_steps():
     assert (x_seq == torch.arange(1.0, n + 1).view(1, n, 1, 1, 1)).all()
 
 
+def test_cutmix_of_images_is_that_of_one_step():
+    images, target = torch.rand(4, 1, 6, 6), torch.arange(4)
+    found = []
+    for x in (images, images[None]):
+        torch.manual_seed(0)
+        found.append(cutmix(x, target, 4))
+    assert torch.equal(found[0][0], found[1][0][0]) and torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], images)
+
+
 def test_cutmix_of_silence_keeps_the_label():
     torch.manual_seed(0)
     target = torch.tensor([0, 1])

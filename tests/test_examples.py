@@ -1,5 +1,6 @@
 """Each example, run as a user runs it, in a shortened form."""
 
+import copy
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fptt_add
 import numpy as np
 import pytest
+import torch
 
 from sj_ottt import checkpoint
 from sj_ottt.data import EVENT_DTYPE
@@ -118,13 +121,14 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     with pytest.raises(KeyboardInterrupt):
         add("halves", "--batches", 4)
     monkeypatch.setattr(checkpoint, "save_checkpoint", save)
-    add("halves", "--batches", 4, "--resume")
+    add("halves", "--resume")
     results = []
     for name in ("whole", "halves"):
         assert (tmp_path / name / "curve.png").read_bytes()[:4] == b"\x89PNG"
         results.append(json.loads((tmp_path / name / "result.json").read_text()))
         assert results[-1].pop("seconds") > 0 and results[-1].pop("peak_memory_mib") > 0
-    assert results[0] == results[1] and results[0]["parts"] == 2
+    assert results[0] == results[1]
+    assert results[0]["parts"] == (2 if rule == "fptt" else None)
     assert [row["batch"] for row in results[0]["history"]] == [2, 4]
     assert f"error {results[0]['mse']:.4f} after 4" in out
     for args, words in (
@@ -133,10 +137,40 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
         (["none", "--resume"], "nothing to resume"),
         (["none", "--steps", 1], "at least 2"),
         (["none", "--rule", "fptt", "--parts", 41], "x_seq has 40 time steps"),
+        (["none", "--rule", "bptt", "--parts", 4], "--parts does not go with"),
+        (["none", "--batches", 0], "--batches must be at least 1"),
+        (["none", "--lr", -1], "--lr must be a number above 0"),
     ):
         with pytest.raises(SystemExit):
             add(*args)
         assert words in capsys.readouterr().err
+
+
+def test_the_add_task_is_what_it_says():
+    """A number and one marker in each half; the target is the marked sum, whose variance is 1/6."""
+    x_seq, target = fptt_add.draw(21, 4000, seed=3)
+    numbers, markers = x_seq[..., 0], x_seq[..., 1]
+    assert torch.equal(markers[:10].sum(0), torch.ones(4000))
+    assert torch.equal(markers[10:].sum(0), torch.ones(4000))
+    assert markers.mean(1).min() > 0.03  # each place is drawn
+    assert torch.equal((numbers * markers).sum(0), target)
+    assert ((target - 1) ** 2).mean().item() == pytest.approx(1 / 6, rel=0.05)
+    assert not torch.equal(fptt_add.draw(21, 4000, seed=4)[0], x_seq)
+
+
+def test_the_add_tasks_bptt_has_the_last_outputs_gradient():
+    """Against autograd through the same loop, with the clip written out."""
+    torch.manual_seed(0)
+    net = fptt_add.AddNet("ltc", 6).double()
+    x_seq, target = (t.double() for t in fptt_add.draw(12, 5, seed=0))
+    twin = copy.deepcopy(net)
+    fptt_add.bptt_step(net, torch.optim.SGD(net.parameters(), 1.0), x_seq, target)
+    loss = fptt_add.squared_error([twin(x) for x in x_seq][-1], target)
+    grads = torch.autograd.grad(loss, [*twin.parameters()])
+    scale = min(1.0, 1.0 / torch.stack([g.norm() for g in grads]).norm().item())
+    for new, old, grad in zip(net.parameters(), twin.parameters(), grads, strict=True):
+        assert grad.any()
+        torch.testing.assert_close(old - new, scale * grad, rtol=1e-5, atol=1e-9)
 
 
 def test_fashion_events(run, tmp_path):

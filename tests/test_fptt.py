@@ -182,7 +182,7 @@ def test_every_step_is_trained_and_parts_differ_by_one_step():
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     fptt = FPTT(optimizer, 0.1, parts=3, weight=weight)
     train_step(model, fptt, x_seq, target, loss_fn=loss_fn)
-    assert ends == [3, 6, 8] and weights == [(0, 3), (1, 3), (2, 3)]
+    assert ends == [3, 6, 8] and list(dict.fromkeys(weights)) == [(0, 3), (1, 3), (2, 3)]
     shares = [FPTT(optimizer, 0.1).weighted(torch.ones(()), None, None, p, 4) for p in range(4)]
     assert shares == [0.25, 0.5, 0.75, 1.0]
 
@@ -344,6 +344,65 @@ def test_what_is_not_finite_changes_nothing(wrong):
     assert model[0].v is None
 
 
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_second_pass_that_is_not_finite_keeps_the_averages(wrong):
+    model, (x_seq, target) = LTCNet(), sequence()
+    fptt = FPTT(torch.optim.SGD(model.parameters(), 0.1), 0.5, parts=2, form="grad")
+    calls, states = [], []
+
+    def loss_fn(output, target):
+        calls.append(1)
+        states.append(copy.deepcopy(fptt.state_dict()))
+        loss = squared(output, target)
+        if len(calls) < 4:  # the second pass of the second part
+            return loss
+        return loss * float("nan") if wrong == "loss" else (loss * 0).sqrt()
+
+    with pytest.raises(InputError, match="time step 4 is nan" if wrong == "loss" else "norm nan"):
+        train_step(model, fptt, x_seq, target, loss_fn=loss_fn)
+    assert parameters(model).isfinite().all()
+    for key in ("average", "dual"):
+        now = fptt.state_dict()[key]
+        assert now and all(torch.equal(states[2][key][i], value) for i, value in now.items())
+
+
+def test_the_loss_told_is_the_mean_of_the_parts_by_their_weights():
+    model, (x_seq, target) = LTCNet(), sequence(6)
+    told = []
+
+    def loss_fn(output, target):
+        told.append(squared(output, target))
+        return told[-1]
+
+    fptt = FPTT(torch.optim.SGD(model.parameters(), 0.0), 0.5, parts=3)
+    loss, _ = train_step(model, fptt, x_seq, target, loss_fn=loss_fn)
+    a, b, c = told
+    assert loss.item() == pytest.approx(((a + 2 * b + 3 * c) / 6).item())
+
+
+def test_a_group_added_later_takes_part():
+    model, (x_seq, target) = LTCNet(), sequence()
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([first], 0.1)
+    fptt = FPTT(optimizer, 0.5)
+    optimizer.add_param_group({"params": others})
+    whole = LTCNet()
+    reference = FPTT(torch.optim.SGD(whole.parameters(), 0.1), 0.5)
+    for trained, by in ((model, fptt), (whole, reference)):
+        for _ in range(2):
+            train_step(trained, by, x_seq, target, loss_fn=squared)
+    assert torch.equal(parameters(model), parameters(whole))
+
+
+def test_divergence_takes_probabilities_of_classes():
+    torch.manual_seed(0)
+    divergence = Divergence(torch.rand(3, 3).softmax(1))
+    logits, target = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    soft = divergence(logits, F.one_hot(target, 3).float())
+    torch.testing.assert_close(soft, divergence(logits, target))
+    assert divergence(logits, torch.full((4, 3), 1 / 3)) != soft
+
+
 def held_bytes(steps, parts):
     """Peak bytes that autograd holds between forward and backward, over the steps."""
     model = LTCNet()
@@ -398,6 +457,8 @@ def test_bad_input_is_named():
         ({"rho": -0.1}, "rho=-0.1"),
         ({"clip": 0}, "clip=0"),
         ({"parts": 0}, "parts=0"),
+        ({"parts": 2.5}, "parts=2.5"),
+        ({"alpha": "0.5"}, "alpha='0.5'"),
         ({"form": "grad", "beta": 0.4}, "no beta"),
     ):
         with pytest.raises(InputError, match=words):

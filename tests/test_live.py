@@ -275,6 +275,49 @@ def test_adapt_takes_windows_inside_labels(trained, tmp_path):
     assert [sample.target for sample in seen] == [0, 2, 2]
 
 
+@pytest.fixture(scope="module")
+def ltc(tmp_path_factory):
+    """A run of LTC neurons, which start at random and whose last output is the prediction."""
+    root = tmp_path_factory.mktemp("ltc")
+    data = write_recordings(root / "data", {"train": 12, "test": 2})
+    config = TrainConfig(
+        model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
+        batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
+    )  # fmt: skip
+    engine.train(config)
+    return root / "run"
+
+
+def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
+    model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
+    write_events(path, band(1))
+    source = streams.open_source(path)
+    torch.manual_seed(0)
+    logits = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    other = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    assert not torch.equal(logits, other)  # from other membranes
+    for label in (
+        lambda source: live.label_windows(model, source, WHOLE, WHOLE),
+        lambda source: live.label_stream(model, source, WINDOW),
+    ):
+        (said,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
+        assert said == again and said.label == CLASSES[logits.argmax()]
+        assert said.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
+
+
+def test_adapt_trains_ltc_neurons_by_fptt(ltc, session, tmp_path):
+    model = evaluation.load_trained(ltc, "cpu")
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    learned, held = open_labelled(*session, None)
+    out = tmp_path / "adapted"
+    result = adapt(model, learned, held, window=WHOLE, stride=WHOLE, lr=0.1, out=out)
+    assert result.samples == 18
+    again = evaluation.load_trained(out, "cpu").model.state_dict()
+    assert not torch.equal(again["fc.weight"], before["fc.weight"])
+    # What is written is the average, not the last weights.
+    assert not torch.equal(again["fc.weight"], model.model.state_dict()["fc.weight"])
+
+
 # The commands
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sj_ottt import InputError, learning
-from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.neuron import LTCNode, OTTTLIFNode
 
 ALL = [n for m in ("ottt_vgg", "ottt_nf_resnet", "ltc") for n in timm.list_models(module=m)]
 NAMES = [n for n in ALL if not n.endswith("ltc_rnn")]  # those of images
@@ -76,11 +76,32 @@ def test_all_names_are_registered():
         ("ottt_vgg5_ws", 0.3, {}),
         ("ottt_nf_resnet34", 21.8, {"num_classes": 1000}),
         ("ltc_cnn_dvs", 14.1, {}),
+        ("ltc_rnn", 0.33, {}),
     ],
 )
 def test_parameter_counts_of_the_paper(name, millions, kwargs):
     model = timm.create_model(name, **kwargs)
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+    digits = len(str(millions).partition(".")[2])
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, digits) == millions
+
+
+@pytest.mark.parametrize(
+    ("name", "convs", "dense", "b0"),
+    [
+        ("ltc_cnn", [(32, 3), (128, 3), (256, 3), (512, 3)], [512, 512], 0.1),
+        ("ltc_cnn_dvs", [(64, 7), (128, 7), (128, 3), (256, 3), (256, 3), (512, 3)], [512], 0.5),
+        ("ltc_cnn_small", [(16, 3), (32, 3), (64, 3)], [64], 0.1),
+    ],
+)
+def test_ltc_networks_are_those_of_the_paper(name, convs, dense, b0):
+    """Channels and kernels of the convolutions, dense neurons, lowest thresholds."""
+    model = timm.create_model(name)
+    stages = [model.get_submodule(f"layer{i + 1}") for i in range(len(convs))]
+    assert [(s[0].out_channels, s[0].kernel_size[0]) for s in stages] == convs
+    assert [s[-1].b0 for s in stages] == [b0] * len(convs)
+    nodes = [m for m in model.dense if isinstance(m, LTCNode)]
+    assert [node.update.out_features for node in nodes] == dense
+    assert [node.b0 for node in nodes] == [0.1] * len(dense)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -300,6 +300,7 @@ def test_readout(readout):
     ("call", "words"),
     [
         (lambda: set_rule(chain(), "slt"), "did you mean sltt"),
+        (lambda: gradients(chain(), rule="fptt"), r"sj_ottt.learning.FPTT\(optimizer"),
         (lambda: set_rule(chain(), "ndot", "papr"), 'variant="papr" is unknown'),
         (lambda: NDOTLIFNode(variant="x"), 'variant="x" is unknown'),
         (lambda: set_rule(nn.Linear(2, 2), "sltt"), "Linear has no neuron of sj_ottt"),

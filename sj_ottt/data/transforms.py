@@ -218,13 +218,16 @@ def cutmix(x_seq: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Ten
     recording's own label has the share of its own values in the sum of all, over all T steps.
 
     Args:
-        x_seq: [T, N, C, H, W], from 0 on.
+        x_seq: [T, N, C, H, W], or a batch of images [N, C, H, W], from 0 on.
         target: Class indices [N].
         num_classes: How many classes there are.
 
     Returns:
         The mixed sequence, as a new tensor, and the probabilities of the classes [N, classes].
     """
+    if x_seq.dim() == 4:
+        mixed, labels = cutmix(x_seq[None], target, num_classes)
+        return mixed[0], labels
     height, width = x_seq.shape[-2:]
     area, y, x = torch.rand(3).tolist()
     box = (..., _side(y, area**0.5, height), _side(x, area**0.5, width))

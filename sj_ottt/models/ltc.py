@@ -75,7 +75,8 @@ class LTCRNN(nn.Module):
         if x.dim() != dims or x.shape[-1] != self.in_chans:
             raise InputError(
                 f"input of shape {list(x.shape)}: the model takes [N, {self.in_chans}], one time "
-                f'step, in step_mode="s" and [T, N, {self.in_chans}] in "m"'
+                f'step, in step_mode="s" and [T, N, {self.in_chans}] in "m" (of images, '
+                "encoding=rows, pixels or permuted makes such steps)"
             )
         return self.layers(x)
 
@@ -108,15 +109,17 @@ class LTCCNNCfg:
         grid: Height and width that the last feature map is pooled to; that of the variant's own
             input size, which is then left as it is.
         b0: Lowest threshold of the convolutional neurons.
+        dense: Number of fully connected layers before the readout.
     """
 
     convs: tuple[tuple[int, int, bool], ...]
     grid: int
     b0: float = 0.1
+    dense: int = 1
 
 
 class LTCCNN(SpikingClassifier):
-    """[convolution → BN → pool → LTC] in stages, a dense LTC layer, linear readout, integrator.
+    """[convolution → BN → pool → LTC] in stages, dense LTC layers, linear readout, integrator.
 
     [N, C, H, W] → [N, classes] a step; the prediction is the output of the last step. Batch norm
     takes the statistics of one time step. Trained by FPTT or BPTT.
@@ -125,7 +128,7 @@ class LTCCNN(SpikingClassifier):
         cfg: The variant.
         num_classes: Size of the output; 0 leaves the classifier out.
         in_chans: Number of input channels; 2 for event frames.
-        global_pool: "avg", for the dense layer behind pooling to the variant's grid, or "" for the
+        global_pool: "avg", for the dense layers behind pooling to the variant's grid, or "" for the
             unpooled feature map.
         drop_rate: Dropout before the classifier, one mask per sequence.
         readout: For the interface of the other models; without traces "exact" and "traced" agree.
@@ -170,7 +173,7 @@ class LTCCNN(SpikingClassifier):
         )
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace classifier and integrator by fresh ones; the dense layer goes with the pooling.
+        """Replace classifier and integrator by fresh ones; the dense layers go with the pooling.
 
         Raises:
             InputError: As `SpikingClassifier.reset_classifier`.
@@ -183,13 +186,14 @@ class LTCCNN(SpikingClassifier):
             grid, width = self._cfg.grid, self.num_features
             self.global_pool = layer.AdaptiveAvgPool2d(grid)
             if not isinstance(getattr(self, "dense", None), nn.Sequential):
-                synapse = layer.Linear(width * grid**2, width)
-                self.dense = nn.Sequential(synapse, LTCNode(width)).to(body)
+                sizes = (width * grid**2, *[width] * (self._cfg.dense - 1))
+                dense = [m for n in sizes for m in (layer.Linear(n, width), LTCNode(width))]
+                self.dense = nn.Sequential(*dense).to(body)
         self.integrator = LeakyReadout(num_classes).to(body) if num_classes else nn.Identity()
         self.train(self.training)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Pool, run the dense layer, and classify; `pre_logits` stops before the classifier."""
+        """Pool, run the dense layers, and classify; `pre_logits` stops before the classifier."""
         x = self.head_drop(self.dense(self.flatten(self.global_pool(x))))
         return x if pre_logits else self.integrator(self.fc(x))
 
@@ -208,7 +212,9 @@ _RNN = {
     "test_ltc_rnn": LTCRNNCfg((12, 8)),
 }
 _CNN = {
-    "ltc_cnn": LTCCNNCfg(((32, 3, False), (128, 3, True), (256, 3, True), (512, 3, True)), grid=3),
+    "ltc_cnn": LTCCNNCfg(
+        ((32, 3, False), (128, 3, True), (256, 3, True), (512, 3, True)), grid=3, dense=2
+    ),
     "ltc_cnn_dvs": LTCCNNCfg(
         (
             *((64, 7, True), (128, 7, True), (128, 3, True)),
