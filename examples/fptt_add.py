@@ -1,12 +1,13 @@
 """Learn to add two marked numbers of a long sequence, by FPTT or BPTT, with LTC neurons.
 
     python examples/fptt_add.py --steps 200 --out runs/add200
-    python examples/fptt_add.py --steps 1000 --batches 600 --out runs/add1000 [--rule bptt]
-    python examples/fptt_add.py --out runs/add1000 --resume
+    python examples/fptt_add.py --steps 1000 --batches 600 --out runs/add1000
+    python examples/fptt_add.py --out runs/add1000 --resume [--beside runs/another]
 
 Each step shows a number from U(0, 1) and a marker, which is set once in each half of the sequence;
 the target is the sum of the two marked numbers. Always answering 1 has a mean squared error of
-1/6. A run leaves result.json, curve.png and the checkpoint last.pt in --out.
+1/6. A run leaves result.json, curve.png and the checkpoint last.pt in --out. The authors of FPTT
+train 10,000 batches with --alpha 0.5 --parts 10, --lr 1e-3 at T = 200 and 3e-3 at T = 1000.
 """
 
 import argparse
@@ -29,7 +30,8 @@ from sj_ottt.neuron import ASRRecurrent, LTCRecurrent
 
 NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
 TEST_SEED = 2**40  # beyond those of the training batches
-FREE_ON_RESUME = ("every", "out", "resume")
+PLACES = ("out", "resume", "beside")
+FREE_ON_RESUME = ("every", *PLACES)
 
 
 class AddNet(nn.Module):
@@ -82,10 +84,10 @@ def bptt_step(model: nn.Module, optimizer: torch.optim.Optimizer, x_seq: Tensor,
     reset_state(model)
 
 
-def write_results(args: argparse.Namespace, history: list[dict], seconds: float) -> dict:
-    """Write result.json and curve.png; return the former."""
+def write_result(args: argparse.Namespace, history: list[dict], seconds: float) -> None:
+    """Write result.json."""
     result = {
-        **{name: value for name, value in vars(args).items() if name not in ("out", "resume")},
+        **{name: value for name, value in vars(args).items() if name not in PLACES},
         "mse": history[-1]["mse"],
         "best_mse": min(row["mse"] for row in history),
         "seconds": round(seconds, 1),
@@ -94,17 +96,24 @@ def write_results(args: argparse.Namespace, history: list[dict], seconds: float)
     }
     with atomic_write(args.out / "result.json") as file:
         file.write((json.dumps(result, indent=2) + "\n").encode())
+
+
+def draw_curve(args: argparse.Namespace, history: list[dict]) -> None:
+    """Write curve.png: the errors of the run, and of those of --beside."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.subplots()
     at = [row["batch"] for row in history]
     axes.plot(at, [row["mse"] for row in history], label=f"{args.neuron}, {args.rule}")
+    for folder in args.beside:
+        other = json.loads((folder / "result.json").read_text())
+        at, mse = zip(*((row["batch"], row["mse"]) for row in other["history"]), strict=True)
+        axes.plot(at, mse, label=f"{other['neuron']}, {other['rule']}")
     axes.axhline(1 / 6, color="grey", linestyle="--", label="always answering 1")
     axes.set(xlabel="batches", ylabel="mean squared error", yscale="log")
     axes.set_title(f"add task, T = {args.steps}", fontsize="medium")
     axes.legend(frameon=False)
     with atomic_write(args.out / "curve.png") as file:
         figure.savefig(file, format="png", dpi=120)
-    return result
 
 
 def run(args: argparse.Namespace) -> None:
@@ -156,7 +165,9 @@ def run(args: argparse.Namespace) -> None:
                 state = {"model": model.state_dict(), "trainer": trainer.state_dict()}
                 state |= {"batch": batch + 1, "seconds": seconds, "history": history}
                 save_checkpoint(args.out, {**state, "told": told})
-                write_results(args, history, seconds)
+                write_result(args, history, seconds)
+                draw_curve(args, history)
+    draw_curve(args, history)  # of a finished run too, for other runs beside it
     print(f"mean squared error {history[-1]['mse']:.4f} after {args.batches} batches: {args.out}")
 
 
@@ -169,6 +180,9 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if not 0 < args.lr < float("inf") or not 0 <= args.seed < 10**6:
         parser.error("--lr must be a number above 0, and --seed from 0 to 999999")
+    for folder in args.beside:
+        if not (folder / "result.json").exists():
+            parser.error(f"--beside {folder}: holds no result.json; give the --out of another run")
     if args.rule == "bptt" and args.parts is not None:
         parser.error("--parts does not go with --rule bptt: leave it out")
     if args.rule == "fptt" and args.parts is None:
@@ -191,6 +205,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="batches between two tests")
     parser.add_argument("--out", type=Path, default=Path("runs/fptt_add"))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], help="other runs, for the picture"
+    )
     args = parser.parse_args()
     try:
         if args.resume:  # what is not given again is as it was

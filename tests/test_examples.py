@@ -131,7 +131,11 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     assert results[0]["parts"] == (2 if rule == "fptt" else None)
     assert [row["batch"] for row in results[0]["history"]] == [2, 4]
     assert f"error {results[0]['mse']:.4f} after 4" in out
+    picture = (tmp_path / "whole" / "curve.png").read_bytes()
+    add("whole", "--resume", "--beside", tmp_path / "halves")
+    assert (tmp_path / "whole" / "curve.png").read_bytes() != picture
     for args, words in (
+        (["none", "--beside", tmp_path / "nowhere"], "holds no result.json"),
         (["whole"], "holds a run"),
         (["whole", "--batches", 4, "--resume", "--lr", 1], "was started with"),
         (["none", "--resume"], "nothing to resume"),
