@@ -67,7 +67,8 @@ def set_rule(model: nn.Module, rule: str, variant: str | None = None) -> nn.Modu
         node.check_rule(rule)
     for node in nodes:
         node.rule = rule
-        node.variant = node.variant if variant is None else variant
+        if variant is not None:
+            node.variant = variant
     for module in model.modules():
         if isinstance(module, base.MemoryModule):
             module.reset()
