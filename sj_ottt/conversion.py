@@ -43,7 +43,8 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
     layers, dropout, and `OTTTSequential` or `nn.Sequential` around them become ours; so do
     PyTorch's own layers. Batch norm that sees one step at a time stays. A module with a forward of
     its own, such as a residual block, keeps it, and may add what neurons hand on (`trace.Pair`).
-    Every neuron detaches its reset. The result runs in step mode "s".
+    Every neuron detaches its reset, and with tau = 2 packs its trace (`trace_dtype`). The result
+    runs in step mode "s".
 
     Args:
         model: The model; it is not changed.
@@ -70,7 +71,7 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
         if isinstance(module, base.MemoryModule):  # a state with a graph cannot be copied
             states = [s for s in module._memories.values() if isinstance(s, Tensor)]
             known |= {id(state): state.detach() for state in states}
-    clone = _replaced(copy.deepcopy(model, known))
+    clone = _replaced(copy.deepcopy(model, known), {})
     for module in clone.modules():
         if isinstance(module, base.StepModule):
             module.step_mode = "s"
@@ -100,10 +101,19 @@ def _obstacle(module: nn.Module) -> str | None:
     return None
 
 
-def _replaced(module: nn.Module) -> nn.Module:
-    """Put our classes in the place of theirs, in a copy."""
-    for name, child in module.named_children():
-        setattr(module, name, _replaced(child))
+def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """Put our classes in the place of theirs, in a copy; a module in two places stays one."""
+    if module in done:
+        return done[module]
+    done[module] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            setattr(module, name, _replaced(child, done))
+    done[module] = _ours(module)
+    return done[module]
+
+
+def _ours(module: nn.Module) -> nn.Module:
     kind = type(module)
     if kind in _NEURONS:
         return OTTTLIFNode(

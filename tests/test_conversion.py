@@ -171,6 +171,12 @@ def test_a_model_in_step_mode_m_comes_out_in_s():
     assert net(torch.rand(2, 4)).shape == (2, 3)
 
 
+def test_a_module_in_two_places_stays_one():
+    node = lif()
+    net = convert(nn.Sequential(nn.Linear(4, 4), node, nn.Linear(4, 4), node))
+    assert net[1] is net[3] and type(net[1]) is OTTTLIFNode and net[0] is not net[2]
+
+
 def test_names_all_that_stands_in_the_way():
     model = nn.Sequential(
         sj_layer.Conv2d(2, 4, 3),
