@@ -7,7 +7,8 @@
 Each step shows a number from U(0, 1) and a marker, which is set once in each half of the sequence;
 the target is the sum of the two marked numbers. Always answering 1 has a mean squared error of
 1/6. A run leaves result.json, curve.png and the checkpoint last.pt in --out. The authors of FPTT
-train 10,000 batches with --alpha 0.5 --parts 10, --lr 1e-3 at T = 200 and 3e-3 at T = 1000.
+train 10,000 batches with --alpha 0.5 --parts 10, --lr 1e-3 at T = 200 and 3e-3 at T = 1000. Look at
+the firing rate: the readout sees membranes, which can do without spikes.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sj_ottt.analysis import firing_rates
 from sj_ottt.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.errors import InputError
 from sj_ottt.files import atomic_write
@@ -90,6 +92,7 @@ def write_result(args: argparse.Namespace, history: list[dict], seconds: float) 
         **{name: value for name, value in vars(args).items() if name not in PLACES},
         "mse": history[-1]["mse"],
         "best_mse": min(row["mse"] for row in history),
+        "firing_rate": history[-1]["firing_rate"],
         "seconds": round(seconds, 1),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "history": history,
@@ -159,8 +162,9 @@ def run(args: argparse.Namespace) -> None:
             if (batch + 1) % args.every == 0 or batch + 1 == args.batches:
                 # The weights themselves are tested here, not their averages, as in the reference.
                 mse = squared_error(predict(model, x_test), y_test).item()
-                history.append({"batch": batch + 1, "mse": mse})
-                bar.set_postfix(mse=f"{mse:.4f}")
+                rate = firing_rates(model, x_test[:, :100])["mean"]
+                history.append({"batch": batch + 1, "mse": mse, "firing_rate": rate})
+                bar.set_postfix(mse=f"{mse:.4f}", rate=f"{rate:.4f}")
                 seconds = time.perf_counter() - start
                 state = {"model": model.state_dict(), "trainer": trainer.state_dict()}
                 state |= {"batch": batch + 1, "seconds": seconds, "history": history}

@@ -130,6 +130,7 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     assert results[0] == results[1]
     assert results[0]["parts"] == (2 if rule == "fptt" else None)
     assert [row["batch"] for row in results[0]["history"]] == [2, 4]
+    assert 0 < results[0]["firing_rate"] < 1
     assert f"error {results[0]['mse']:.4f} after 4" in out
     picture = (tmp_path / "whole" / "curve.png").read_bytes()
     add("whole", "--resume", "--beside", tmp_path / "halves")
