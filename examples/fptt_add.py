@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from resuming import parse_args
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -109,7 +110,8 @@ def draw_curve(args: argparse.Namespace, history: list[dict]) -> None:
     axes.plot(at, [row["mse"] for row in history], label=f"{args.neuron}, {args.rule}")
     for folder in args.beside:
         other = json.loads((folder / "result.json").read_text())
-        at, mse = zip(*((row["batch"], row["mse"]) for row in other["history"]), strict=True)
+        at = [row["batch"] for row in other["history"]]
+        mse = [row["mse"] for row in other["history"]]
         axes.plot(at, mse, label=f"{other['neuron']}, {other['rule']}")
     axes.axhline(1 / 6, color="grey", linestyle="--", label="always answering 1")
     axes.set(xlabel="batches", ylabel="mean squared error", yscale="log")
@@ -135,11 +137,6 @@ def run(args: argparse.Namespace) -> None:
     told = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
     if args.resume:
         state = load_checkpoint(args.out)
-        if state["told"] != told:
-            changed = [
-                f"--{k.replace('_', '-')} {v}" for k, v in state["told"].items() if v != told[k]
-            ]
-            raise InputError(f"{args.out} was started with {' '.join(changed)}: resume it so")
         model.load_state_dict(state["model"])
         trainer.load_state_dict(state["trainer"])
         first, seconds, history = state["batch"], state["seconds"], state["history"]
@@ -185,8 +182,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if not 0 < args.lr < float("inf") or not 0 <= args.seed < 10**6:
         parser.error("--lr must be a number above 0, and --seed from 0 to 999999")
     for folder in args.beside:
-        if not (folder / "result.json").exists():
-            parser.error(f"--beside {folder}: holds no result.json; give the --out of another run")
+        try:
+            json.loads((folder / "result.json").read_text())["history"][0]["mse"]
+        except (OSError, ValueError, LookupError):
+            parser.error(f"--beside {folder}: holds no result of this program")
     if args.rule == "bptt" and args.parts is not None:
         parser.error("--parts does not go with --rule bptt: leave it out")
     if args.rule == "fptt" and args.parts is None:
@@ -212,11 +211,8 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, nargs="+", default=[], help="other runs, for the picture"
     )
-    args = parser.parse_args()
     try:
-        if args.resume:  # what is not given again is as it was
-            parser.set_defaults(**load_checkpoint(args.out)["told"])
-            args = parser.parse_args()
+        args = parse_args(parser, FREE_ON_RESUME)
         check(args, parser)
         run(args)
     except InputError as error:

@@ -21,6 +21,7 @@ import torch
 from detector import Detector, assign, detect, detection_loss, make_cells
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from resuming import parse_args
 from scenes import SIZE, Items, Scene, draw_scene, load_items
 from torch import Tensor
 from torchvision.ops import box_iou
@@ -143,8 +144,7 @@ def run(args: argparse.Namespace) -> None:
     if args.resume:
         state = load_checkpoint(args.out)
         if state["told"] != told:
-            changed = [f"{k}={v}" for k, v in state["told"].items() if v != told[k]]
-            raise InputError(f"{args.out} was started with {', '.join(changed)}: resume it so")
+            raise InputError(f"{args.out} was started with other --images: give the same")
         model.load_state_dict(state["model"])
         fptt.load_state_dict(state["fptt"])
         schedule.load_state_dict(state["schedule"])
@@ -199,14 +199,10 @@ def main() -> None:
     parser.add_argument("--test-scenes", type=int, default=300)
     parser.add_argument("--out", type=Path, default=Path("runs/detect"))
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    args = parser.parse_args()
-    if args.resume:  # what is not given again is as it was
-        try:
-            told = load_checkpoint(args.out)["told"]
-        except InputError as error:
-            parser.error(str(error))
-        parser.set_defaults(**{k: v for k, v in told.items() if k != "classes"})
-        args = parser.parse_args()
+    try:
+        args = parse_args(parser, FREE_ON_RESUME)
+    except InputError as error:
+        parser.error(str(error))
     for name in ("batches", "batch_size", "steps", "width", "every", "test_scenes"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")

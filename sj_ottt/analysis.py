@@ -165,9 +165,13 @@ def gradient_alignment(
     for rule in rules:
         grads = _gradients(model, x_seq, target, rule, loss_fn)
         for against, reference in references.items():
-            for name in (*reference, "all"):
+            # A feedback has no gradient in its first step, where others have theirs.
+            zero = {k: torch.zeros_like(g) for k, g in {**grads, **reference}.items()}
+            for name in (*zero, "all"):
                 ours, theirs = (
-                    torch.cat([g.flatten() for k, g in part.items() if name in (k, "all")]).double()
+                    torch.cat(
+                        [g.flatten() for k, g in {**zero, **part}.items() if name in (k, "all")]
+                    ).double()
                     for part in (grads, reference)
                 )
                 row = {"rule": rule, "against": against, "parameter": name}
@@ -382,7 +386,12 @@ def _record(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: record for name, record in records.items() if record.steps}
+    found = {name: record for name, record in records.items() if record.steps}
+    if not found:
+        raise InputError(
+            f"{type(model).__name__} has no layer whose gradient takes the trace of a neuron"
+        )
+    return found
 
 
 def _gradients(
@@ -488,7 +497,7 @@ def _fed_by_spikes(model: nn.Module, x_seq: Tensor) -> dict[str, nn.Module]:
         return out.detach()
 
     def neuron(module: nn.Module, args: tuple, out: Tensor) -> Tensor:
-        return out.detach().requires_grad_()
+        return out.detach().requires_grad_().clone()  # no leaf: it may be added to in place
 
     for module in synapses:
         module.register_forward_hook(synapse)

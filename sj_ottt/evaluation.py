@@ -130,7 +130,13 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
     # A file that lacks an option is older than it: it was trained with the default.
     options = {name: about[name] for name in OF_MODEL if name in about}
     model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"], **options)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} does not fit this version's {about['model']}: take the version that trained "
+            "it, or train again"
+        ) from error
     return Trained(path, model.to(where), about, where)
 
 

@@ -1,5 +1,6 @@
 """Connections from a layer to an earlier one, one time step late (section 4.1)."""
 
+from collections.abc import Callable, Iterable
 from typing import Self
 
 import torch.nn.functional as F
@@ -50,8 +51,8 @@ class Feedback(base.MemoryModule):
 
         Raises:
             InputError: At the first step, if `source` runs before `target`, or `target` takes
-                spikes; at the second, if `source` did not run; and in step mode "m" outside an
-                `OTTTSequential`.
+                spikes; in step mode "m" outside an `OTTTSequential`; and in training, if one of
+                them is no part of the network.
         """
         self.disconnect()
         # Bound methods, which a copy of the network binds to its own copy of this module.
@@ -59,13 +60,7 @@ class Feedback(base.MemoryModule):
             target.register_forward_pre_hook(self._feed),
             source.register_forward_hook(self._remember),
         ]
-        target.fed_back = True
         return self
-
-    @property
-    def connected(self) -> bool:
-        """Whether the connection is laid."""
-        return bool(self._hooks)
 
     def disconnect(self) -> None:
         """Take the connection away."""
@@ -74,7 +69,7 @@ class Feedback(base.MemoryModule):
         self._hooks = []
 
     def _feed(self, target: nn.Module, args: tuple) -> tuple | None:
-        if getattr(target, "step_mode", "s") == "m":
+        if any(getattr(part, "step_mode", "s") == "m" for part in target.modules()):
             if target.training and getattr(target, "rule", "bptt") != "bptt":
                 return None  # the neuron itself refuses to train so
             raise InputError(
@@ -90,13 +85,8 @@ class Feedback(base.MemoryModule):
                     "neuron, and a feedback adds to a current: give the neuron behind it as target"
                 )
             x = x[0]
+        self.target_ran = True
         if last is None:
-            if self.target_ran:
-                raise InputError(
-                    "the source of a Feedback did not run in the time step before: give a layer "
-                    "that runs at each step, or reset the network between sequences"
-                )
-            self.target_ran = True
             return None
         if len(x.shape) == 4 and last.shape[2:] != x.shape[2:]:
             last = F.interpolate(last, size=x.shape[2:])
@@ -115,15 +105,30 @@ class Feedback(base.MemoryModule):
             self.last = out if through_time else out.detach()
 
 
+def within(module: nn.Module) -> set[Feedback]:
+    """Return the feedbacks whose source and target both are parts of a module, or it itself."""
+    parts = list(module.modules())
+    return _owners(p._forward_hooks for p in parts) & _owners(p._forward_pre_hooks for p in parts)
+
+
+def _owners(hooks: Iterable[dict[int, Callable]]) -> set[Feedback]:
+    found = {getattr(hook, "__self__", None) for each in hooks for hook in each.values()}
+    return {owner for owner in found if isinstance(owner, Feedback)}
+
+
 def check_connected(model: nn.Module) -> None:
-    """Refuse a network with a feedback that connects nothing.
+    """Refuse a network with a feedback that connects none of its layers.
 
     Raises:
         InputError: If there is one; it is named.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, Feedback) and not module.connected:
+    own = {name: part for name, part in model.named_modules() if isinstance(part, Feedback)}
+    if not own:
+        return
+    laid = within(model)
+    for name, feedback in own.items():
+        if feedback not in laid:
             raise InputError(
-                f"the feedback {name or type(module).__name__} connects nothing: call "
-                "connect(source=..., target=...), or take it out of the model"
+                f"the feedback {name} connects no two layers of the model: call "
+                "connect(source=..., target=...) with layers of it, or take it out"
             )

@@ -99,23 +99,21 @@ class FPTT:
     ):
         if form not in FORMS:
             raise InputError(f'form="{form}" is unknown: use "lambda" or "grad"')
-        for name, value, kind, fits, wanted in (
-            ("alpha", alpha, Real, lambda v: 0 < v < math.inf, "a finite number above 0"),
-            ("beta", beta, Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("rho", rho, Real, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
-            ("clip", clip, Real | None, lambda v: v is None or v > 0, "a number above 0, or None"),
-            (
-                *("parts", parts, Integral | None),
-                lambda v: v is None or v >= 1,
-                "a whole number from 1 on, or None",
-            ),
+        for name, value, fits, wanted in (
+            ("alpha", alpha, lambda v: 0 < v < math.inf, "a finite number above 0"),
+            ("beta", beta, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            ("rho", rho, lambda v: 0 <= v <= 1, "a number from 0 to 1"),
+            ("clip", clip, lambda v: v > 0, "a number above 0, or None"),
         ):
-            if not (isinstance(value, kind) and fits(value)):
+            if (name, value) != ("clip", None) and not (isinstance(value, Real) and fits(value)):
                 raise InputError(f"{name}={value!r}: give {wanted}")
+        if parts is not None and not (isinstance(parts, Integral) and parts >= 1):
+            raise InputError(f"parts={parts!r}: give a whole number from 1 on, or None")
         if form == "grad" and (beta, rho) != (0.5, 0.0):
             raise InputError(f'form="grad" has no beta and rho: leave out beta={beta}, rho={rho}')
         self.optimizer, self.parts, self.form = optimizer, parts, form
-        self._alpha, self._beta, self._rho, self._clip = alpha, beta, rho, clip
+        self._alpha, self._beta, self._rho = float(alpha), float(beta), float(rho)
+        self._clip = None if clip is None else float(clip)
         self._weight = weight or (lambda p, n: (p + 1) / n)
         self._auxiliary = auxiliary
         # By the parameter's place, as in the state of an optimizer.
@@ -128,7 +126,9 @@ class FPTT:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def total_weight(self, parts: int) -> float:
-        """Return the sum of the weights of all parts."""
+        """Return what the weights of all terms of all parts add up to."""
+        if self._auxiliary is not None:
+            return float(parts)
         return sum(self._weight(p, parts) for p in range(parts))
 
     def weighted(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
+from sj_ottt import feedback
 from sj_ottt.errors import InputError
 from sj_ottt.feedback import Feedback
 from sj_ottt.functional import (
@@ -330,21 +331,23 @@ class OTTTSequential(nn.Sequential):
 
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Run one time step; in evaluation in step mode "m", all of them."""
-        if not self.training and any(_needs_the_step_before(part) for part in self.modules()):
+        if not self.training and _at_once(self) and feedback.within(self):
             return one_by_one(self, x)
         for module in self:
             x = _step(module, x) if isinstance(x, (list, tuple)) else module(x)
         return x
 
 
-def _needs_the_step_before(module: nn.Module) -> bool:
-    """Whether a module that is to run all time steps at once is the target of a feedback."""
-    return "fed_back" in module.__dict__ and getattr(module, "step_mode", "s") == "m"
+def _at_once(module: nn.Module) -> list[nn.Module]:
+    """Return the parts of a module that are to run all time steps in one call."""
+    return [part for part in module.modules() if getattr(part, "step_mode", "s") == "m"]
 
 
 def one_by_one(module: nn.Module, x_seq: Tensor) -> Tensor:
     """Run a module in step mode "m" as time steps: [T, N, ...] → [T, N, ...]."""
-    parts = [part for part in module.modules() if getattr(part, "step_mode", "s") == "m"]
+    parts = _at_once(module)
+    for each in feedback.within(module):
+        parts += _at_once(each)
     try:
         for part in parts:
             part.step_mode = "s"

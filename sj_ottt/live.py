@@ -234,8 +234,9 @@ def label_stream(
             if number % steps == 0:
                 end = start + step
                 told = sum(counts) >= max(1, min_events)
-                told_by = outputs[-1] if predicts_last(model) else sum(outputs)
-                said = _say(trained, told_by) if told else (None, 0.0)
+                said = (None, 0.0)
+                if told:
+                    said = _say(trained, outputs[-1] if predicts_last(model) else sum(outputs))
                 yield Prediction(end - steps * step, end, sum(counts), *said)
     reset_state(model)
 

@@ -272,7 +272,7 @@ def alignment(rows: Rows) -> bytes:
     figure = Figure(figsize=(4.6 * len(references), 1.7 + 0.34 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(references), sharey=True, squeeze=False)[0]
     places = np.arange(len(names))
-    lowest = min(0.0, *(row["cosine"] for row in rows if row["cosine"] is not None))
+    lowest = min([0.0, *(row["cosine"] for row in rows if row["cosine"] is not None)])
     for axes, reference in zip(panels, references, strict=True):
         for index, rule in enumerate(rules):
             cosines = {

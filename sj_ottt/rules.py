@@ -76,8 +76,8 @@ def set_rule(model: nn.Module, rule: str, variant: str | None = None) -> nn.Modu
 
 
 def follows(model: nn.Module, rule: str) -> bool:
-    """Whether all neurons of a model follow a rule."""
-    return {node.rule for node in _nodes(model)} == {rule}
+    """Whether all neurons of a model follow a rule; those of SpikingJelly follow "ottt"."""
+    return ({node.rule for node in _nodes(model)} or {"ottt"}) == {rule}
 
 
 def rule_of(model: nn.Module) -> str:

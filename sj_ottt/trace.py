@@ -104,6 +104,8 @@ class Pair(list):
     def __getattr__(self, name: str) -> object:
         if name in ("shape", "dtype", "device", "size", "dim", "ndim"):
             return getattr(self[0], name)
+        if name.startswith("__"):  # a copy or a pickle asks, and takes the list
+            raise AttributeError(name)
         method = getattr(Tensor, name)
         return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
 

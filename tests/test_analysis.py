@@ -217,6 +217,10 @@ def test_instruments_of_a_network_with_feedback():
     )
     assert all(ours[key] == pytest.approx(value) for key, value in theirs.items())
     assert len(ours) == len(theirs) + 2
+    one_step = analysis.gradient_alignment(model, x_seq[:1], target, ("ottt",))
+    cosines = {(r["against"], r["parameter"]): r["cosine"] for r in one_step}
+    assert cosines["spike representation", "feedback.synapse.weight"] is None
+    assert cosines["spike representation", "all"] > 0
     layers = [row["layer"] for row in analysis.theorem1(model, x_seq, target)]
     assert layers == [row["layer"] for row in analysis.theorem1(plain, x_seq, target)]
     assert analysis.three_factor(model, "layer2.1", x_seq, target)["update"].any()
@@ -266,6 +270,38 @@ def test_a_zero_gradient_agrees_with_nothing():
     measures = ("cosine", "sign_agreement", "relative_error")
     assert [found["bptt", "0.weight"][name] for name in measures] == [None] * 3
     assert plots.alignment(rows).startswith(b"\x89PNG")
+    none = [{**row, "cosine": None} for row in rows]
+    assert plots.alignment(none).startswith(b"\x89PNG")
+
+
+class Shortcut(nn.Module):
+    """Adds the spikes of its input to its own, in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.neuron = layer.Linear(5, 5), SLTTLIFNode()
+
+    def forward(self, x):
+        out = self.neuron(self.linear(x))
+        out += x
+        return out
+
+
+def test_spikes_may_be_added_in_place():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 5), SLTTLIFNode(), Shortcut(), nn.Linear(5, 2))
+    found = analysis.synaptic_operations(net, 3 * torch.rand(4, 2, 3))
+    assert list(found) == ["2.linear", "3", "total"]
+
+
+def test_a_network_whose_only_synapse_behind_neurons_is_exact():
+    net = timm.create_model("test_ottt_vgg", num_classes=4, readout="exact")
+    net.layer2, net.layer3 = nn.Identity(), nn.Identity()
+    net.fc = layer.Linear(8, 4)
+    nn.init.normal_(net.layer1[0].weight)
+    x_seq, target = 3 * torch.randn(4, 3, 3, 32, 32), torch.tensor([0, 1, 3])
+    with pytest.raises(InputError, match="no layer whose gradient takes the trace"):
+        analysis.theorem1(net, x_seq, target)
 
 
 def test_ndots_variant_is_the_models_own():

@@ -186,22 +186,23 @@ def test_refusals():
     net.feedback.connect(source=net.first, target=net.second)
     with pytest.raises(InputError, match="a connection forward"):
         net(batch()[0][0])
-    net = Net().eval()
-    net.feedback.connect(source=net.body, target=net.first)
-    sj_functional.set_step_mode(net, "m")
-    with pytest.raises(InputError, match='cannot run in step_mode="m"'):
-        net.body[1](batch()[0])
+    for target in ("first", "body"):
+        net = Net().eval()
+        net.feedback.connect(source=net, target=getattr(net, target))
+        sj_functional.set_step_mode(net, "m")
+        with pytest.raises(InputError, match='cannot run in step_mode="m"'):
+            net(batch()[0])
     net = Net()
     net.feedback.connect(source=net.second, target=net.body[2])
     with pytest.raises(InputError, match="Linear, takes the spikes of a neuron"):
         net(batch()[0][0])
     net = Net()
     net.feedback.connect(source=OTTTLIFNode(), target=net.first)
-    with pytest.raises(InputError, match="did not run in the time step before"):
+    with pytest.raises(InputError, match="feedback connects no two layers of the model"):
         train(net)
     net = Net()
     net.feedback.disconnect()
-    with pytest.raises(InputError, match="the feedback feedback connects nothing"):
+    with pytest.raises(InputError, match="feedback connects no two layers of the model"):
         train(net)
 
 
@@ -227,3 +228,37 @@ def test_bptt_in_step_mode_m_keeps_the_feedback():
     sj_functional.set_step_mode(model, "m")
     sum(learning.CrossEntropyMSE()(y, target) / 4 for y in model(x_seq)).backward()
     assert relative_error(model.feedback.synapse.weight.grad, expected) < 1e-12
+
+
+def test_a_synapse_outside_the_chain_takes_one_step_too():
+    torch.manual_seed(0)
+    first, second = OTTTLIFNode(), OTTTLIFNode()
+    net = nn.Module()
+    net.body = layer.OTTTSequential(
+        layer.Conv2d(2, 4, 3, padding=1), first, layer.Conv2d(4, 3, 3, padding=1), second
+    )
+    net.feedback = layer.Feedback(layer.Conv2d(3, 4, 3, padding=1)).connect(second, first)
+    nn.init.normal_(net.feedback.synapse.weight)
+    x_seq = 2 * torch.randn(4, 2, 2, 6, 6)
+    net.eval()
+    expected = torch.stack([net.body(x) for x in x_seq])
+    learning.reset_state(net)
+    sj_functional.set_step_mode(net, "m")
+    torch.testing.assert_close(net.body(x_seq), expected)
+    assert net.feedback.synapse.step_mode == "m"
+
+
+def test_a_network_may_stop_before_the_source():
+    model = timm.create_model("test_ottt_vggf")
+    x = torch.rand(2, 3, 32, 32)
+    for _ in range(2):
+        model.forward_intermediates(x, indices=[0], stop_early=True, intermediates_only=True)
+
+
+@pytest.mark.parametrize("form", ["lambda", "grad"])
+def test_fptt_of_a_network_with_feedback(form):
+    net = Net()
+    before = [p.detach().clone() for p in net.parameters()]
+    fptt = learning.FPTT(torch.optim.SGD(net.parameters(), 0.1), 0.5, parts=2, form=form)
+    learning.train_step(net, fptt, *batch())
+    assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))

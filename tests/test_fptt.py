@@ -378,6 +378,12 @@ def test_the_loss_told_is_the_mean_of_the_parts_by_their_weights():
     loss, _ = train_step(model, fptt, x_seq, target, loss_fn=loss_fn)
     a, b, c = told
     assert loss.item() == pytest.approx(((a + 2 * b + 3 * c) / 6).item())
+    # With an auxiliary term the weights of both make 1 in each part.
+    fptt = FPTT(
+        torch.optim.SGD(model.parameters(), 0.0), 0.5, parts=3, auxiliary=lambda y, target: 1.0
+    )
+    loss, _ = train_step(model, fptt, x_seq, target, loss_fn=lambda y, t: 0 * y.sum() + 1.0)
+    assert loss.item() == pytest.approx(1.0)
 
 
 def test_a_group_added_later_takes_part():

@@ -303,6 +303,10 @@ def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_pa
         (said,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
         assert said == again and said.label == CLASSES[logits.argmax()]
         assert said.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
+    late = band(1, begin=4 * WINDOW)
+    write_events(path, np.concatenate((band(1), late)))
+    labels = [said.label for said in live.label_stream(model, streams.open_source(path), WINDOW)]
+    assert labels[0] == CLASSES[logits.argmax()] and labels[2] is None  # silence
 
 
 def test_adapt_trains_ltc_neurons_by_fptt(ltc, session, tmp_path):

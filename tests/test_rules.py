@@ -327,6 +327,16 @@ def test_a_mixed_network_is_brought_to_one_rule():
         assert largest_error(found, gradients(chain(), rule=other)) < 1e-12
 
 
+def test_neurons_of_spikingjelly_follow_ottt():
+    net = layer.OTTTSequential(layer.Linear(4, 3), sj_neuron.OTTTLIFNode(), layer.Linear(3, 2))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    x_seq, target = torch.rand(3, 2, 4), torch.tensor([0, 1])
+    loss, _ = learning.train_step(net, optimizer, x_seq, target, rule="ottt")
+    assert loss.isfinite()
+    with pytest.raises(InputError, match="no neuron of sj_ottt"):
+        learning.train_step(net, optimizer, x_seq, target, rule="sltt")
+
+
 def test_switching_keeps_ndots_variant_unless_told():
     net = set_rule(chain(), "ndot", "code")
     found = gradients(net)
