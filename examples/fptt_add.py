@@ -94,7 +94,7 @@ def write_result(args: argparse.Namespace, history: list[dict], seconds: float) 
         "mse": history[-1]["mse"],
         "best_mse": min(row["mse"] for row in history),
         "firing_rate": history[-1]["firing_rate"],
-        "seconds": round(seconds, 1),
+        "seconds": round(seconds, 3),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
         "history": history,
     }

@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> None:
             seconds = time.process_time() - start
             named = {classes[k]: round(value, 4) for k, value in per_class.items()}
             result = {**told, "map_50": score, "average_precision": named}
-            result |= {"cpu_seconds": round(seconds, 1), "history": history}
+            result |= {"cpu_seconds": round(seconds, 3), "history": history}
             state = {"model": model.state_dict(), "fptt": fptt.state_dict()}
             state |= {"schedule": schedule.state_dict(), "batch": batch + 1}
             state |= {"seconds": seconds, "history": history, "told": told}
