@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from spikingjelly.activation_based import functional as sj_functional
 from torch import nn
 
-from sj_ottt import InputError, layer, learning, set_rule
+from sj_ottt import InputError, analysis, layer, learning, set_rule
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -262,3 +262,8 @@ def test_fptt_of_a_network_with_feedback(form):
     fptt = learning.FPTT(torch.optim.SGD(net.parameters(), 0.1), 0.5, parts=2, form=form)
     learning.train_step(net, fptt, *batch())
     assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+
+
+def test_the_feedback_of_a_neuron_itself_counts_among_the_operations():
+    found = analysis.synaptic_operations(Net(), batch()[0])
+    assert found["feedback.synapse"] > 0 and "body.0" not in found
