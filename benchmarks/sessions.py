@@ -1,7 +1,6 @@
 """Across sessions: a model of one session before another one's camera, fine-tuned or not."""
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -87,6 +86,4 @@ def _record(root: Path, name: str, seed: int) -> Path:
 
 def _train(options: dict) -> dict:
     out = Path(options["out"])
-    if (out / "result.json").exists():
-        return json.loads((out / "result.json").read_text())
     return engine.train(TrainConfig(**options), resume=(out / "last.pt").exists())

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from sj_ottt.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.errors import InputError
+from sj_ottt.evaluation import same_draws
 from sj_ottt.files import atomic_write
 from sj_ottt.learning import FPTT, predict, train_step
 
@@ -55,8 +56,7 @@ def stack(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
 def find(model: Detector, scenes: list[Scene], steps: int) -> list[dict[str, Tensor]]:
     """Return what the model sees in scenes, the same at every call."""
     found = []
-    with torch.random.fork_rng():  # the membranes start at random
-        torch.manual_seed(0)
+    with same_draws(torch.device("cpu")):  # the membranes start at random
         for start in range(0, len(scenes), 50):
             images, _ = stack(scenes[start : start + 50])
             found += detect(predict(model, images, steps), CELLS)
