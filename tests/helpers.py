@@ -1,8 +1,13 @@
 """What several test files share."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from sj_ottt.checkpoint import load_checkpoint
 
 CLASSES = ("left", "middle", "right")
 
@@ -27,3 +32,27 @@ def write_recordings(root: Path, per_class: dict[str, int], classes=CLASSES) -> 
                     p=rng.integers(0, 2, n),
                 )
     return root
+
+
+def weights(out, name="last") -> dict[str, torch.Tensor]:
+    return load_file(Path(out) / f"{name}.safetensors")
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def assert_same_run(first, second):
+    """The two folders hold the same result, bit for bit, but for the time it took."""
+    for name in ("last", "best"):
+        assert same(weights(first, name), weights(second, name))
+    a, b = load_checkpoint(first), load_checkpoint(second)
+    for key in ("history", "epoch", "data_digest"):
+        assert a[key] == b[key]
+    moments = [state["optimizer"]["state"] for state in (a, b)]
+    assert all(same(moments[0][i], moments[1][i]) for i in moments[0])
+    results = [json.loads((Path(out) / "result.json").read_text()) for out in (first, second)]
+    for result in results:
+        del result["seconds"], result["config"]["out"]
+    assert results[0] == results[1]
+    assert not [p for p in Path(second).iterdir() if p.name.startswith(".")]
