@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sj_ottt import engine
-from sj_ottt.config import TrainConfig
 from sj_ottt.data import EventFolder
+from sj_ottt.run import training as engine
+from sj_ottt.run.config import TrainConfig
 
 
 def folds(args: argparse.Namespace) -> list[dict]:

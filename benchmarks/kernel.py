@@ -9,7 +9,9 @@ import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
-from sj_ottt import InputError, kernels, trace
+from sj_ottt import InputError
+from sj_ottt._ops import lif_cuda as kernels
+from sj_ottt._ops import trace
 from sj_ottt.functional import LIF, lean_lif_step
 
 NEURONS = 1 << 26

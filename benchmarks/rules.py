@@ -10,8 +10,9 @@ import torch
 
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 from benchmarks.networks import count_neurons
-from sj_ottt import engine, learning
-from sj_ottt.config import TrainConfig
+from sj_ottt import learning
+from sj_ottt.run import training as engine
+from sj_ottt.run.config import TrainConfig
 
 ROWS = {
     "OTTT-A": {"rule": "ottt"},

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from sklearn.datasets import load_digits
 
-from sj_ottt import engine, evaluation
-from sj_ottt.config import TrainConfig
 from sj_ottt.data import write_event_dataset
+from sj_ottt.run import evaluation
+from sj_ottt.run import training as engine
+from sj_ottt.run.config import TrainConfig
 
 # The same objects before two cameras: background rate, threshold mismatch, speed, position, size.
 SESSIONS = {

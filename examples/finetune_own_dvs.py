@@ -10,10 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from sj_ottt import InputError, engine, evaluation, live
-from sj_ottt.config import TrainConfig
+from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
-from sj_ottt.data.streams import open_source
+from sj_ottt.data.recordings.streams import open_source
+from sj_ottt.inference import predict as live
+from sj_ottt.run import evaluation
+from sj_ottt.run import training as engine
+from sj_ottt.run.config import TrainConfig
 
 
 def main() -> None:

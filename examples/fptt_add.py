@@ -24,12 +24,12 @@ from resuming import parse_args
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sj_ottt._files import atomic_write
 from sj_ottt.analysis import firing_rates
-from sj_ottt.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.errors import InputError
-from sj_ottt.files import atomic_write
 from sj_ottt.learning import FPTT, predict, reset_state, train_step
 from sj_ottt.neuron import ASRRecurrent, LTCRecurrent
+from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 
 NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
 TEST_SEED = 2**40  # beyond those of the training batches

@@ -27,11 +27,11 @@ from torch import Tensor
 from torchvision.ops import box_iou
 from tqdm import tqdm
 
-from sj_ottt.checkpoint import load_checkpoint, save_checkpoint
+from sj_ottt._files import atomic_write
 from sj_ottt.errors import InputError
-from sj_ottt.evaluation import same_draws
-from sj_ottt.files import atomic_write
 from sj_ottt.learning import FPTT, predict, train_step
+from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
+from sj_ottt.run.evaluation import same_draws
 
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision

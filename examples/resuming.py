@@ -3,8 +3,8 @@
 import argparse
 from collections.abc import Collection
 
-from sj_ottt.checkpoint import load_checkpoint
 from sj_ottt.errors import InputError
+from sj_ottt.run.checkpoint import load_checkpoint
 
 
 def parse_args(parser: argparse.ArgumentParser, free: Collection[str]) -> argparse.Namespace:

@@ -2,6 +2,6 @@
 
 import sys
 
-from sj_ottt.cli import main
+from sj_ottt.cli.main import main
 
 sys.exit(main())

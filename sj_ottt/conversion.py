@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_ottt import layer
 from sj_ottt.errors import InputError
+from sj_ottt.learning.rules.switch import check_rule, set_rule
 from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.rules import check_rule, set_rule
 
 __all__ = ["convert"]
 

@@ -188,7 +188,7 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def _architectures() -> list[str]:
-    rooms = ("ottt_vgg", "ottt_nf_resnet", "ltc")
+    rooms = ("ottt_vgg", "ottt_nf_resnet", "ltc_nets")
     return [name for room in rooms for name in timm.list_models(module=room)]
 
 

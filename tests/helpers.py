@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from sj_ottt.checkpoint import load_checkpoint
+from sj_ottt.run.checkpoint import load_checkpoint
 
 CLASSES = ("left", "middle", "right")
 

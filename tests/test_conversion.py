@@ -13,9 +13,9 @@ from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 from torch import nn
 
 from sj_ottt import InputError, convert, layer, learning
+from sj_ottt._ops.trace import Pair
+from sj_ottt.learning.rules.switch import rule_of
 from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.rules import rule_of
-from sj_ottt.trace import Pair
 from tests.networks import relative_error
 
 STEPS = 5

@@ -10,43 +10,19 @@ import sj_ottt
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(sj_ottt.__file__).parent
 
-# A module may import those of a lower level only.
-LEVELS = {
-    "errors": 0,
-    "files": 1,
-    "trace": 1,
-    "functional": 2,
-    "data": 2,
-    "config": 2,
-    "zoo": 2,
-    "checkpoint": 2,
-    "eventlog": 2,
-    "surrogate": 2,
-    "feedback": 3,
-    "fptt": 3,
-    "ltc": 3,
-    "gather": 3,
-    "kernels": 3,
-    "neuron": 4,
-    "layer": 4,
-    "rules": 5,
-    "conversion": 6,
-    "learning": 6,
-    "models": 6,
-    "finetune": 6,
-    "plots": 6,
-    "samples": 6,
-    "analysis": 7,
-    "evaluation": 7,
-    "gallery": 7,
-    "engine": 8,
-    "live": 8,
-    "report": 8,
-    "data_cli": 8,
-    "adapt": 9,
-    "cli": 10,
-    "__main__": 11,
-}
+# From the bottom to the top: a room may import those of the lines above its own.
+FLOORS = (
+    {"errors"},
+    {"_files", "_parallel", "_ops", "surrogate"},
+    {"functional", "layer", "neuron", "data"},
+    {"learning", "zoo", "plots"},
+    {"conversion", "models"},
+    {"run"},
+    {"inference", "analysis"},
+    {"cli"},
+    {"__main__"},
+)
+LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}
 
 
 def imports(file: Path) -> set[str]:

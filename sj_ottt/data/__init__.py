@@ -7,22 +7,23 @@ import os
 from pathlib import Path
 from typing import Any
 
-from sj_ottt.data.events import EVENT_DTYPE, Recording, check_events, write_events
-from sj_ottt.data.folder import EventFolder
-from sj_ottt.data.frames import crop_events, events_to_frames, time_surface
-from sj_ottt.data.framing import Framing
-from sj_ottt.data.hotpixels import hot_pixels
-from sj_ottt.data.images import ENCODINGS, IMAGE_SETS, ImageSet
-from sj_ottt.data.known import EVENT_SETS, event_set_root
-from sj_ottt.data.labels import labels_from_folders, read_labels
-from sj_ottt.data.layout import find_recordings
-from sj_ottt.data.ndigits import ndigits_root
-from sj_ottt.data.readers import read_events, read_recording
-from sj_ottt.data.record import record_images, write_event_dataset
-from sj_ottt.data.simulate import saccade_events, video_events
-from sj_ottt.data.slice_files import slice_recordings
-from sj_ottt.data.slicing import SliceConfig
-from sj_ottt.data.survey import survey_recordings
+from sj_ottt._files import cache_root
+from sj_ottt.data.frames.frames import crop_events, events_to_frames, time_surface
+from sj_ottt.data.frames.framing import Framing
+from sj_ottt.data.frames.hot_pixels import hot_pixels
+from sj_ottt.data.prepare.slice import slice_recordings
+from sj_ottt.data.prepare.survey import survey_recordings
+from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, check_events, write_events
+from sj_ottt.data.recordings.folders import find_recordings
+from sj_ottt.data.recordings.label_table import labels_from_folders, read_labels
+from sj_ottt.data.recordings.readers import read_events, read_recording
+from sj_ottt.data.recordings.windows import SliceConfig
+from sj_ottt.data.sets.event_folder import EventFolder
+from sj_ottt.data.sets.images import ENCODINGS, IMAGE_SETS, ImageSet
+from sj_ottt.data.sets.ndigits import ndigits_root
+from sj_ottt.data.sets.published import EVENT_SETS, event_set_root
+from sj_ottt.data.simulate.camera import saccade_events, video_events
+from sj_ottt.data.simulate.datasets import record_images, write_event_dataset
 from sj_ottt.data.transforms import (
     Compose,
     Cutout,
@@ -35,7 +36,6 @@ from sj_ottt.data.transforms import (
     cutmix,
 )
 from sj_ottt.errors import InputError, suggest
-from sj_ottt.files import cache_root
 
 __all__ = [
     "ENCODINGS",

@@ -8,7 +8,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from sj_ottt import layer, zoo
-from sj_ottt.models._classifier import (
+from sj_ottt.models.classifier import (
     NeuronFactory,
     SpikingClassifier,
     create,

@@ -1,0 +1,1 @@
+"""Pure functions: every formula once, its plain reference beside the fast version."""

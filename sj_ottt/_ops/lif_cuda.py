@@ -1,0 +1,279 @@
+"""The neuron's time step as one CUDA kernel, and its surrogate's derivative as another.
+
+The source is `lif.cu`, compiled by CuPy for the GPU at hand when it is first used. The numbers are
+those of `functional.lean_lif_step`, and the same is kept for the backward pass; what is saved is
+the traffic: each tensor is read or written once.
+"""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from spikingjelly.activation_based import surrogate as sj_surrogate
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sj_ottt._ops.lif import LIF
+from sj_ottt._ops.trace import NDOT_VARIANTS, NDOTTrace
+from sj_ottt.errors import InputError
+
+__all__ = ["check_available", "check_usable", "fused_lif_step", "usable"]
+
+SOURCE = Path(__file__).with_name("lif.cu")
+OPTIONS = ("--std=c++17", "--fmad=false")  # a fused multiply-add would round otherwise than torch
+THREADS = 256
+MAX_DIMS = 8
+SCALARS = {
+    torch.float64: "double",
+    torch.float32: "float",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+}
+TRACES = {**SCALARS, torch.uint8: "Packed"}
+SURROGATES = {
+    sj_surrogate.Sigmoid: 0,
+    sj_surrogate.ATan: 1,
+    sj_surrogate.PiecewiseQuadratic: 2,
+    sj_surrogate.Rect: 3,
+}
+
+_LIF = np.dtype(
+    [(name, "f8") for name in ("tau", "trace_decay", "v_threshold", "v_reset", "alpha", "tiny")]
+    + [(name, "i8") for name in ("hard", "decay_input", "surrogate", "ndot")]
+)
+_LAYOUT = np.dtype(
+    [("count", "i8"), ("dims", "i8"), ("size", "i8", MAX_DIMS), ("stride", "i8", (4, MAX_DIMS))]
+)
+_FORWARD, _BACKWARD = (
+    np.dtype([("lif", _LIF), ("layout", _LAYOUT), *[(name, "u8") for name in pointers]])
+    for pointers in (
+        ("x", "v", "trace", "memory", "spike", "v_new", "trace_new", "memory_new", "fired", "u"),
+        ("grad", "membrane", "fired", "grad_x"),
+    )
+)
+
+
+def _missing() -> str | None:
+    """Say what stands between this process and the kernels."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA GPU"
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        return "CuPy is not installed: pip install cupy-cuda13x (cupy-cuda12x for CUDA 12)"
+    return None
+
+
+@functools.cache
+def _available() -> bool:
+    return _missing() is None
+
+
+def check_available() -> None:
+    """Refuse `backend="cupy"` where it cannot run.
+
+    Raises:
+        InputError: Without CuPy or without a GPU.
+    """
+    missing = _missing()
+    if missing is not None:
+        raise InputError(
+            f'backend="cupy" cannot run here, because {missing}; backend="auto" takes the kernels '
+            'where they are, and backend="torch" never needs them'
+        )
+
+
+def usable(x: Tensor, surrogate_function: object) -> bool:
+    """Whether the kernels can run here, on a tensor's device and dtype, with a surrogate."""
+    return _on_gpu(x) and x.dtype in SCALARS and _known(surrogate_function) and _available()
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _known(surrogate_function: object) -> bool:
+    return type(surrogate_function) in SURROGATES and surrogate_function.spiking
+
+
+def check_usable(x: Tensor, surrogate_function: object) -> None:
+    """Refuse an input or a surrogate that the kernels do not know.
+
+    Raises:
+        InputError: Naming what does not fit.
+    """
+    if not _known(surrogate_function):
+        names = ", ".join(cls.__name__ for cls in SURROGATES)
+        raise InputError(
+            f'backend="cupy" does not know the surrogate {surrogate_function}: it has {names}; '
+            'use one of them or backend="torch"'
+        )
+    if x.dtype not in SCALARS:
+        raise InputError(f'backend="cupy" cannot compute in {x.dtype}: use a floating-point dtype')
+    if not _on_gpu(x):
+        raise InputError(
+            f'backend="cupy" needs inputs on a GPU, and this one is on "{x.device}": move model '
+            'and input there, or use backend="auto"'
+        )
+
+
+def fused_lif_step(x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF) -> Tensor:
+    """Do `functional.lean_lif_step` in one kernel, and its backward pass in another.
+
+    Args:
+        x: Input current I[t], [N, ...], on a GPU, with any strides.
+        state: "v": v[t−1], of x's shape and dtype; "trace": â[t−1] in a form of `sj_ottt.trace`,
+            or None, or as `trace.advance_ndot` has it. Replaced by those of t, never written in
+            place.
+        lif: Constants; of surrogates, those of `SURROGATES`.
+
+    Returns:
+        The spike s[t], which carries the gradient; laid out in memory like x.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _FusedLIF.apply(x, state, lif)
+    return _forward(x, state, lif, keep=False)[0]
+
+
+class _FusedLIF(torch.autograd.Function):
+    """The fused step; keeps what `functional._LeanSpike` keeps."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        state: dict[str, Tensor | None],
+        lif: LIF,
+    ) -> Tensor:
+        spike, membrane, fired = _forward(x, state, lif, keep=True)
+        ctx.save_for_backward(membrane, fired)
+        ctx.lif = lif
+        return spike
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+        membrane, fired = ctx.saved_tensors
+        grad = grad.to(membrane.dtype)
+        grad_x = torch.empty_like(membrane)
+        call = _arguments(_BACKWARD, ctx.lif, (grad, membrane, fired), grad_x)
+        for name, tensor in zip(call.dtype.names[2:], (grad, membrane, fired, grad_x), strict=True):
+            call[name] = tensor.data_ptr()
+        _launch("lif_backward", call, grad_x, torch.float32)
+        return grad_x, None, None
+
+
+def _forward(
+    x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Advance the state; return the spike and what the backward pass needs: membrane and spike."""
+    x, v, trace, memory = x.detach(), state["v"].detach(), state["trace"], None
+    if isinstance(trace, NDOTTrace):
+        trace, memory = trace
+        if memory.stride() != trace.stride():  # the kernel walks both at one pace
+            memory = torch.empty_like(trace).copy_(memory)
+    packed = trace is not None and trace.dtype == torch.uint8
+    hard = lif.v_reset is not None
+    new = {
+        "spike": torch.empty_like(x),
+        "v_new": torch.empty_like(x),
+        "trace_new": None if trace is None else torch.empty_like(x, dtype=trace.dtype),
+        "memory_new": None if memory is None else torch.empty_like(x),
+        "fired": torch.empty_like(x, dtype=torch.uint8) if keep and not packed else None,
+        "u": torch.empty_like(x) if keep and hard else None,
+    }
+    call = _arguments(_FORWARD, lif, (x, v, v if trace is None else trace), new["spike"])
+    for name, tensor in {"x": x, "v": v, "trace": trace, "memory": memory, **new}.items():
+        call[name] = 0 if tensor is None else tensor.data_ptr()
+    _launch("lif_forward", call, x, torch.float32 if trace is None else trace.dtype)
+    trace = new["trace_new"]
+    state["v"] = new["v_new"]
+    state["trace"] = trace if memory is None else NDOTTrace(trace, new["memory_new"])
+    return (
+        new["spike"],
+        new["u"] if keep and hard else new["v_new"],
+        new["trace_new"] if packed else new["fired"],
+    )
+
+
+def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tensor) -> np.ndarray:
+    """Return a kernel's struct with its constants and its layout; the pointers are still zero."""
+    call = np.zeros((), dtype)
+    call["lif"] = _constants(lif, out.dtype)
+    layout = call["layout"]
+    layout["count"] = out.numel()
+    # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
+    aligned = all(t.data_ptr() % (16 // out.itemsize * t.itemsize) == 0 for t in inputs)
+    strides = [t.stride() for t in (*inputs, out)]
+    if aligned and all(s == strides[-1] for s in strides) and _dense(out):
+        return call
+    size, strides = _merged(out.shape, strides)
+    if len(size) > MAX_DIMS:
+        raise InputError(f"x has {len(size)} dimensions that do not merge, more than {MAX_DIMS}")
+    layout["dims"] = len(size)
+    layout["size"][: len(size)] = size
+    layout["stride"][:, : len(size)] = strides
+    return call
+
+
+def _constants(lif: LIF, dtype: torch.dtype) -> np.ndarray:
+    hard = lif.v_reset is not None
+    values = (lif.tau, lif.decay, lif.v_threshold, lif.v_reset if hard else 0.0)
+    function = lif.surrogate_function
+    ndot = 0 if lif.ndot is None else 1 + NDOT_VARIANTS.index(lif.ndot)
+    flags = (hard, lif.decay_input, SURROGATES[type(function)], ndot)
+    return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
+
+
+def _dense(x: Tensor) -> bool:
+    """Whether a tensor's elements fill its piece of memory, each place once."""
+    if x.is_contiguous():
+        return True
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+
+
+def _merged(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]]
+) -> tuple[list[int], list[list[int]]]:
+    """Order dimensions by the output's strides and merge those that all tensors walk as one.
+
+    Returns:
+        The sizes, and for each tensor its strides; the last dimension changes fastest.
+    """
+    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[-1][d])
+    size, merged = [], [[] for _ in strides]
+    for d in order:
+        pairs = list(zip(merged, strides, strict=True))
+        if size and all(m[-1] == s[d] * shape[d] for m, s in pairs):
+            size[-1] *= shape[d]
+            for m, s in pairs:
+                m[-1] = s[d]
+        else:
+            size.append(shape[d])
+            for m, s in pairs:
+                m.append(s[d])
+    return size, merged
+
+
+def _launch(name: str, call: np.ndarray, like: Tensor, trace: torch.dtype) -> None:
+    """Run a kernel on the device of `like`, in the stream that PyTorch uses there."""
+    import cupy
+
+    if like.numel() == 0:
+        return
+    lanes = 1 if call["layout"]["dims"] else 16 // like.itemsize
+    blocks = -(-like.numel() // (THREADS * lanes))
+    stream = torch.cuda.current_stream(like.device).cuda_stream
+    with cupy.cuda.Device(like.device.index), cupy.cuda.ExternalStream(stream):
+        # An array of one struct goes to the kernel by value.
+        _kernel(name, SCALARS[like.dtype], TRACES[trace])((blocks,), (THREADS,), (call,))
+
+
+@functools.cache
+def _kernel(name: str, scalar: str, trace: str) -> object:
+    import cupy
+
+    options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}")
+    return cupy.RawModule(code=SOURCE.read_text(), options=options).get_function(name)

@@ -1,0 +1,112 @@
+"""What the instruments say of a trained model: a table (CSV) and a picture (PNG) for each."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sj_ottt import plots
+from sj_ottt.analysis.instruments import (
+    firing_rates,
+    gradient_alignment,
+    latency_curve,
+    synaptic_operations,
+)
+from sj_ottt.errors import InputError, suggest
+from sj_ottt.run.checkpoint import write_file
+from sj_ottt.run.evaluation import load_trained
+from sj_ottt.run.samples import stack, static_steps
+
+__all__ = ["INSTRUMENTS", "analyze"]
+
+Rows = list[dict[str, Any]]
+
+
+def _pairs(first: str, second: str, found: Mapping[str, float]) -> Rows:
+    return [{first: name, second: value} for name, value in found.items()]
+
+
+def _curve(found: Sequence[float]) -> Rows:
+    return [{"steps": t, "accuracy": value} for t, value in enumerate(found, start=1)]
+
+
+INSTRUMENTS = {
+    "rates": (lambda model, x, y: firing_rates(model, x), partial(_pairs, "neurons", "rate")),
+    "synops": (
+        lambda model, x, y: synaptic_operations(model, x),
+        partial(_pairs, "layer", "operations"),
+    ),
+    "latency": (latency_curve, _curve),
+    "alignment": (gradient_alignment, list),
+}
+"""Name of each instrument → what measures a batch, and the rows of what it found; the function of
+`plots` of that name draws it."""
+
+
+def analyze(
+    checkpoint: str | Path,
+    what: Sequence[str] = tuple(INSTRUMENTS),
+    data: str | None = None,
+    *,
+    out: str | Path | None = None,
+    split: str = "test",
+    samples: int = 128,
+    steps: int | None = None,
+    device: str = "auto",
+) -> dict[str, tuple[Rows, Path]]:
+    """Measure a run's best model on one batch of recordings, drawn evenly from a part of the data.
+
+    Args:
+        checkpoint: The folder of a run.
+        what: Names of `INSTRUMENTS`.
+        data: Recordings; those that the run used if not given.
+        out: Folder of the CSV and PNG files; `analysis` in the run's folder if not given.
+        split: "test" or "train".
+        samples: Recordings in the batch, at most.
+        steps: Time steps of a recording; the number used in training if not given.
+        device: As in `TrainConfig`.
+
+    Returns:
+        For each instrument its rows and the path of its CSV file; the picture stands beside it.
+
+    Raises:
+        InputError: An unknown instrument, a number below 1, or as `evaluation.evaluate`.
+    """
+    for name in what:
+        if name not in INSTRUMENTS:
+            raise InputError(
+                f"{name!r} is no instrument: use {', '.join(INSTRUMENTS)}"
+                f"{suggest(name, INSTRUMENTS)}"
+            )
+    for name, number in (("samples", samples), ("steps", steps)):
+        if number is not None and number < 1:
+            raise InputError(f"{name} must be a whole number from 1 on, not {number}")
+    trained = load_trained(checkpoint, device)
+    steps = steps or trained.about["steps"]
+    dataset = trained.dataset(data, split, steps)
+    chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
+    x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))
+    if static_steps(x_seq, steps):
+        x_seq = x_seq.expand(steps, *x_seq.shape)
+    folder = Path(checkpoint) / "analysis" if out is None else Path(out)
+    found = {}
+    for name in what:
+        measure, rows_of = INSTRUMENTS[name]
+        measured = measure(trained.model, x_seq, target)
+        rows, path = rows_of(measured), folder / f"{name}.csv"
+        write_file(path, _csv(rows))
+        write_file(path.with_suffix(".png"), getattr(plots, name)(measured))
+        found[name] = (rows, path)
+    return found
+
+
+def _csv(rows: Rows) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

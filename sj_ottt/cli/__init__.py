@@ -1,0 +1,1 @@
+"""The `sj-ottt` command."""

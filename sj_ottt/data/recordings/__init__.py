@@ -1,0 +1,1 @@
+"""Recordings: files of event cameras read, found, labelled and cut into windows."""

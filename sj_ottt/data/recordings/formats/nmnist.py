@@ -1,0 +1,36 @@
+"""N-MNIST's ``.bin``: an ATIS stream of 5 bytes an event, from a sensor of 34 x 34 pixels.
+
+x, y, then one bit of polarity and 23 bits of µs, big-endian. The format has no mark of its own.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from sj_ottt.data.recordings.events import Recording, pack_events
+from sj_ottt.errors import InputError
+
+SENSOR_SIZE = (34, 34)
+
+# In this stream, this row marks an overflow of the camera's clock, not a pixel.
+_OVERFLOW_ROW = 240
+_OVERFLOW_US = 1 << 13
+
+
+def read(path: Path) -> Recording:
+    """Read an N-MNIST recording."""
+    raw = np.fromfile(path, dtype=np.uint8)
+    if raw.size % 5:
+        raise InputError(
+            f"{path}: truncated: {raw.size} bytes is no multiple of the 5 bytes of an N-MNIST "
+            "event; copy it again"
+        )
+    raw = raw.reshape(-1, 5)
+    overflow = raw[:, 1] == _OVERFLOW_ROW
+    t = np.cumsum(overflow, dtype=np.int64) * _OVERFLOW_US
+    t += (raw[:, 2].astype(np.int64) & 0x7F) << 16
+    t += raw[:, 3].astype(np.int64) << 8
+    t += raw[:, 4]
+    columns = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
+    columns = {name: column[~overflow] for name, column in columns.items()}
+    return Recording(pack_events(columns, path), SENSOR_SIZE)

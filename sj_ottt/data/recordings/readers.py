@@ -1,0 +1,115 @@
+"""The readers of event recordings: an open table, and the choice among its rows by content."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sj_ottt.data.recordings.events import Recording
+from sj_ottt.data.recordings.formats import aedat2, aedat4, hdf5, nmnist, npz, prophesee, text
+from sj_ottt.errors import InputError
+
+_SNIFFED_BYTES = 4096
+
+
+class Reader(NamedTuple):
+    """One row of the reader table.
+
+    Attributes:
+        name: The format, as messages call it.
+        suffixes: Lower-case file endings under which the format is found.
+        sniff: Tells from a file's first 4,096 bytes whether it is of this format; None where the
+            format has no mark of its own, and the ending decides.
+        read: Reads a file; raises `InputError`.
+        sensor_size: (height, width) where the format has only one, else None.
+        remedy: What to do about a file with such an ending, but without the format's mark.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[bytes], bool] | None
+    read: Callable[[Path], Recording]
+    sensor_size: tuple[int, int] | None = None
+    remedy: str = "it is truncated or misnamed: copy or convert it again"
+
+
+# The open table: a further format is one more row. The first row that knows a file's mark reads it.
+READERS: tuple[Reader, ...] = (
+    Reader("npz", (".npz",), npz.sniff, npz.read),
+    Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.read),
+    Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.read),
+    Reader("Prophesee RAW (EVT2, EVT3)", (".raw",), prophesee.sniff_raw, prophesee.read_raw),
+    Reader("Prophesee DAT", (".dat",), prophesee.sniff_dat, prophesee.read_dat),
+    Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.read),
+    Reader(
+        "text",
+        (".csv", ".txt"),
+        text.sniff,
+        text.read,
+        remedy="give t, x, y and p in each line, and name the columns in a first line: t,x,y,p",
+    ),
+    Reader("N-MNIST", (".bin",), None, nmnist.read, nmnist.SENSOR_SIZE),
+)
+
+
+def read_recording(path: str | os.PathLike) -> Recording:
+    """Read one recording, in whichever of the formats in `READERS` it is.
+
+    Clocks that go round are unwrapped; what else a format's reader leaves out or takes for granted
+    is said in its module in `sj_ottt.data.formats`. Times that run backwards stay, and
+    `check_events` names the first.
+
+    Args:
+        path: The file. Its content decides about the format; its ending only where the format has
+            no mark of its own (N-MNIST).
+
+    Returns:
+        The events as stored, unchecked, polarity in {0, 1} also where the file holds {-1, 1} or
+        booleans (see `check_events`); and the sensor's size where file or format state it.
+
+    Raises:
+        InputError: The file is missing, truncated, damaged or of no known format, or its reader
+            needs a package that is not installed.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_SNIFFED_BYTES)
+        return _reader_for(path, head).read(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such recording; check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: does not fit into memory; cut the recording into shorter ones"
+        ) from error
+
+
+def read_events(path: str | os.PathLike) -> np.ndarray:
+    """Read one recording's events; see `read_recording`, which also returns the sensor's size."""
+    return read_recording(path).events
+
+
+def recording_suffixes() -> tuple[str, ...]:
+    """Return the file endings that some reader knows, sorted."""
+    return tuple(sorted({suffix for reader in READERS for suffix in reader.suffixes}))
+
+
+def _reader_for(path: Path, head: bytes) -> Reader:
+    for reader in READERS:
+        if reader.sniff is not None and reader.sniff(head):
+            return reader
+    if candidates := [reader for reader in READERS if path.suffix.lower() in reader.suffixes]:
+        if candidates[0].sniff is None:
+            return candidates[0]
+        if not head:
+            raise InputError(f"{path}: is empty; copy it again, or record it again")
+        names = " or ".join(reader.name for reader in candidates)
+        raise InputError(
+            f"{path}: does not begin as a file of the format {names} does; {candidates[0].remedy}"
+        )
+    known = ", ".join(f"{reader.name} ({'/'.join(reader.suffixes)})" for reader in READERS)
+    raise InputError(f"{path}: unknown recording format; convert it to one of: {known}")

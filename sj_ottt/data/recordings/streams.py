@@ -1,0 +1,146 @@
+"""Events that come piece by piece: where from, and how they are cut into windows.
+
+Text streams of any length pass in constant memory; other formats are read at once.
+"""
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sj_ottt.data.recordings.formats import text
+from sj_ottt.data.recordings.readers import READERS, read_recording
+from sj_ottt.errors import InputError
+
+__all__ = ["WHOLE", "Source", "follow", "open_source", "windows"]
+
+_PIECE = 1 << 20
+_WAIT_S = 0.05
+_SNIFFED = 4096
+WHOLE = 1 << 62
+"""A window that no recording fills: all of it is one sample."""
+
+
+class Source(NamedTuple):
+    """Where events come from.
+
+    Attributes:
+        name: What messages call it.
+        chunks: Events in order of time, `data.EVENT_DTYPE`, in pieces of any size.
+        sensor_size: (height, width) where that is stated; None takes that of the training data.
+    """
+
+    name: str
+    chunks: Iterable[np.ndarray]
+    sensor_size: tuple[int, int] | None = None
+
+
+def open_source(path: str | Path) -> Source:
+    """Open a recording of any format; text is read piece by piece, all others at once.
+
+    Raises:
+        InputError: See `data.read_recording`.
+    """
+    path = Path(path)
+    if path.is_file():
+        with open(path, "rb") as file:
+            is_text = text.sniff(file.read(_SNIFFED))
+        if is_text:
+            return follow(path, idle=0)._replace(sensor_size=text.stated_size(path))
+    recording = read_recording(path)
+    return Source(str(path), [recording.events], recording.sensor_size)
+
+
+def follow(path: str | Path, idle: float | None = None) -> Source:
+    """Read text that may still grow, or standard input; see `data.formats.text` for its lines.
+
+    Args:
+        path: The file; ``"-"`` for standard input.
+        idle: End when a file has not grown for so many seconds; None waits for ever. Standard
+            input ends when its writer closes it.
+
+    Raises:
+        InputError: The file cannot be read or is of a binary format, or ``idle`` is below 0.
+    """
+    if idle is not None and not idle >= 0:
+        raise InputError(f"idle={idle}: give a number of seconds from 0 on")
+    if str(path) == "-":
+        stdin = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
+        return Source("standard input", _pieces(stdin, "standard input", 0))
+    try:
+        file = open(path, "rb", buffering=0)  # noqa: SIM115, closed at its end
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    # A pipe can be read only once, and is text whatever it begins with.
+    head = os.pread(file.fileno(), _SNIFFED, 0) if Path(path).is_file() else b""
+    binary = (r for r in READERS if r.name != "text" and r.sniff and r.sniff(head))
+    if reader := next(binary, None):
+        file.close()
+        raise InputError(
+            f"{path}: is a recording of the format {reader.name}, but a stream is text: predict "
+            "without --live"
+        )
+    return Source(str(path), _pieces(file, str(path), idle))
+
+
+def _pieces(file: io.RawIOBase, name: str, idle: float | None) -> Iterator[np.ndarray]:
+    stream = text.TextStream(name)
+    with file:
+        grown = time.monotonic()
+        while True:
+            if piece := file.read(_PIECE):
+                grown = time.monotonic()
+                yield stream.feed(piece)
+            elif idle is not None and time.monotonic() - grown >= idle:
+                yield stream.feed(b"", last=True)
+                return
+            else:
+                time.sleep(_WAIT_S)
+
+
+def windows(
+    chunks: Iterable[np.ndarray], length: int, stride: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Cut a stream into windows that begin ``stride`` apart, from its first event on.
+
+    Args:
+        chunks: Events in order of time.
+        length: Of a window in µs. One that the stream ends in is left out, unless it is the first.
+        stride: In µs.
+
+    Yields:
+        The window's start and end in µs from the first event, and its events (with times as they
+        were). A stream shorter than a window ends with its last event.
+    """
+    pending: list[np.ndarray] = []
+    begin, start = None, 0
+
+    def complete(until: int) -> Iterator[tuple[int, int, np.ndarray]]:
+        """Cut the windows that end by ``until``, and forget what lies before the next one."""
+        nonlocal start
+        if start + length > until:
+            return
+        events = np.concatenate(pending)
+        t = events["t"] - begin
+        while start + length <= until:
+            first, last = np.searchsorted(t, (start, start + length))
+            yield start, start + length, events[first:last]
+            start += stride
+        pending[:] = [events[np.searchsorted(t, start) :].copy()]
+
+    for chunk in chunks:
+        if len(chunk):
+            begin = int(chunk["t"][0]) if begin is None else begin
+            pending.append(chunk)
+            # The next chunk may hold more events of the last one's very µs.
+            yield from complete(int(chunk["t"][-1]) - begin)
+    if pending and len(pending[-1]):
+        yield from complete(int(pending[-1]["t"][-1]) - begin + 1)
+    if start == 0 and pending:
+        events = np.concatenate(pending)
+        yield 0, int(events["t"][-1]) - begin + 1, events

@@ -1,0 +1,1 @@
+"""Data sets: folders of recordings, still images, published and embedded sets."""

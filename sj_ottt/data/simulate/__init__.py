@@ -1,0 +1,1 @@
+"""A simulated event camera, and data sets recorded by it."""

@@ -1,0 +1,1 @@
+"""A trained model on raw recordings and streams: it labels them, and learns from them."""

@@ -1,0 +1,197 @@
+"""Online adaptation: a trained model learns from labelled recordings, one sample at a time."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sj_ottt.data.recordings.folders import find_recordings
+from sj_ottt.data.recordings.label_table import Labelled, labels_from_folders, read_labels
+from sj_ottt.data.recordings.streams import open_source, windows
+from sj_ottt.errors import InputError, suggest
+from sj_ottt.inference.predict import Eye, logits_of
+from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
+from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.run.checkpoint import write_model
+from sj_ottt.run.evaluation import Trained
+
+__all__ = ["Adapted", "adapt", "open_labelled"]
+
+_ALPHA = 0.1  # of FPTT, as in its authors' runs on classes
+
+
+def open_labelled(
+    recordings: Sequence[str | Path], held_out: Sequence[str | Path], labels: str | Path | None
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Label recordings to learn from, and recordings to test on.
+
+    Args:
+        recordings: Files to learn from, or folders of them; keeps their order.
+        held_out: The same, to test on.
+        labels: CSV of both, and perhaps of others; None takes the names of their folders.
+
+    Raises:
+        InputError: A missing file, one without a label or in both lists, or a wrong CSV.
+    """
+    learned, held = find_recordings(recordings), find_recordings(held_out)
+    known = {path.resolve() for path in learned}
+    if twice := [path for path in held if path.resolve() in known]:
+        raise InputError(f"{twice[0]}: is given twice; a recording is to learn from or held out")
+    paths = [*learned, *held]
+    if labels is None:
+        found = labels_from_folders(paths)
+    else:
+        found = read_labels(labels, paths, others=True)
+    known = {labelled.path: labelled for labelled in found}
+    if missing := [path for path in paths if path not in known]:
+        raise InputError(f"{labels}: has no line for {missing[0]}; label it or leave it out")
+    ordered = [known[path] for path in paths]
+    return ordered[: len(learned)], ordered[len(learned) :]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What `adapt` did.
+
+    Attributes:
+        samples: How many it learned from.
+        right: How many of them it labelled rightly, just before it learned from them.
+        before: Accuracy on the held-out recordings before; None without any.
+        after: The same after.
+        held_out: Their number of samples.
+    """
+
+    samples: int
+    right: int
+    before: float | None
+    after: float | None
+    held_out: int
+
+
+class _Sample(NamedTuple):
+    frames: Tensor
+    target: int
+
+
+def adapt(
+    trained: Trained,
+    recordings: Sequence[Labelled],
+    held_out: Sequence[Labelled] = (),
+    *,
+    window: int,
+    stride: int,
+    min_events: int = 1,
+    lr: float = 1e-3,
+    out: str | Path | None = None,
+) -> Adapted:
+    """Learn from labelled recordings as from a stream: each sample once, alone, in order (OTTT_O).
+
+    Weights are updated at every time step; those of LTC neurons, which carry no trace, by FPTT,
+    whose averages are then tested and written. The held-out recordings are read twice, and learned
+    from never.
+
+    Args:
+        trained: The model; changed in place.
+        recordings: From `open_labelled`.
+        held_out: The same, to test on before and after.
+        window: Length of a sample in µs.
+        stride: From one sample's start to the next one's, in µs.
+        min_events: Windows with fewer are passed over.
+        lr: Learning rate of plain stochastic gradient descent.
+        out: Folder to write the adapted model to, as ``best.safetensors``.
+
+    Raises:
+        InputError: A label that the model does not know, no sample at all, a wrong ``lr``, an
+            ``out`` that holds a model already or cannot be made, or as `label_windows`.
+    """
+    cut = {"window": window, "stride": stride, "min_events": min_events}
+    for labelled in (*recordings, *held_out):
+        _check_labels(trained, labelled)
+    if not (math.isfinite(lr) and lr >= 0):
+        raise InputError(f"lr={lr}: give a learning rate of 0 or more")
+    if out is not None:
+        _make_place(Path(out))
+    before, n_held = _accuracy(trained, held_out, **cut)
+    optimizer = torch.optim.SGD(trained.model.parameters(), lr)
+    if rule_of(trained.model) == "bptt":
+        trainer, update, averaged = (fptt := FPTT(optimizer, _ALPHA)), "accumulate", fptt.averaged
+    else:
+        trainer, update, averaged = optimizer, "online", nullcontext
+    samples = right = 0
+    for labelled in recordings:
+        for frames, target in _samples(trained, labelled, **cut):
+            trained.model.train()
+            _, logits = train_step(
+                trained.model,
+                trainer,
+                frames[:, None].to(trained.device),
+                torch.tensor([target], device=trained.device),
+                loss_fn=CrossEntropyMSE(),
+                update=update,
+            )
+            samples += 1
+            right += int(logits.argmax()) == target
+    if not samples:
+        raise InputError(
+            f"no window with {min_events} events lies within a label: shorten window, lower "
+            "min_events, or mend the labels"
+        )
+    with averaged():
+        after, _ = _accuracy(trained, held_out, **cut)
+        tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
+    if out is not None:
+        about = {k: v for k, v in trained.about.items() if k not in ("format", "sha256")}
+        write_model(Path(out) / "best.safetensors", tensors, {**about, "adapted": samples})
+    return Adapted(samples, right, before, after, n_held)
+
+
+def _make_place(out: Path) -> None:
+    """Make the folder of an adapted model, before the work is done; a model in it stays."""
+    if (out / "best.safetensors").exists():
+        raise InputError(f"{out}: holds a model already; choose another folder for the adapted one")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be made ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _check_labels(trained: Trained, labelled: Labelled) -> None:
+    classes = trained.about["classes"]
+    for stretch in labelled.stretches:
+        if stretch.label not in classes:
+            raise InputError(
+                f"{stretch.source}: {stretch.label!r} is no class of the model"
+                f"{suggest(stretch.label, classes)}; it knows {', '.join(classes)}"
+            )
+
+
+def _samples(
+    trained: Trained, labelled: Labelled, *, window: int, stride: int, min_events: int
+) -> Iterator[_Sample]:
+    source = open_source(labelled.path)
+    eye = Eye(trained, source)
+    for start, end, events in windows(source.chunks, window, stride):
+        if len(events) < max(min_events, eye.fewest):
+            continue
+        for stretch in labelled.stretches:
+            if stretch.start <= start and (stretch.end is None or end <= stretch.end):
+                target = trained.about["classes"].index(stretch.label)
+                yield _Sample(eye.frames(events), target)
+
+
+def _accuracy(
+    trained: Trained, held_out: Sequence[Labelled], **cut: int
+) -> tuple[float | None, int]:
+    right = total = 0
+    for labelled in held_out:
+        for frames, target in _samples(trained, labelled, **cut):
+            right += int(logits_of(trained, [frames])[0].argmax()) == target
+            total += 1
+    return (right / total if total else None), total

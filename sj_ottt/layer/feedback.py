@@ -1,0 +1,134 @@
+"""Connections from a layer to an earlier one, one time step late (section 4.1)."""
+
+from collections.abc import Callable, Iterable
+from typing import Self
+
+import torch.nn.functional as F
+from spikingjelly.activation_based import base
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import Tensor, nn
+
+from sj_ottt._ops.trace import Pair
+from sj_ottt.errors import InputError
+
+__all__ = ["Feedback"]
+
+
+class Feedback(base.MemoryModule):
+    """A feedback connection: adds W s[t−1] of a later layer to the input current of an earlier one.
+
+    The weight's gradient is the recurrent form of equation (4), ∇_W L[t] = g_u[t] â[t−1]ᵀ with u of
+    the neurons that it feeds and â of those that it comes from; no gradient flows back in time
+    (under BPTT it does). Feature maps of another size are resized to the target's, to the nearest
+    pixel. The first step after a reset adds nothing.
+
+        self.feedback = layer.Feedback(layer.Conv2d(512, 64, 3, padding=1, bias=False))
+        self.feedback.connect(source=self.layer4, target=self.layer1[1])
+
+    Args:
+        synapse: Maps the source's output to the target's input: a layer of `sj_ottt.layer`, or an
+            `OTTTSequential` of such.
+    """
+
+    def __init__(self, synapse: nn.Module):
+        super().__init__()
+        self.synapse = synapse
+        self.register_memory("last", None)
+        self.register_memory("target_ran", False)
+        self._hooks: list = []
+
+    def connect(self, source: nn.Module, target: nn.Module) -> Self:
+        """Lay the connection.
+
+        Args:
+            source: Hands on spikes: a neuron, or a module that ends with one.
+            target: A neuron (any module that takes a current), which runs before `source` does, or
+                is `source` itself. In step mode "m" both belong to one `layer.OTTTSequential`,
+                which then runs its time steps one by one.
+
+        Returns:
+            This module, which must be a part of the network, for its parameters to be found.
+
+        Raises:
+            InputError: At the first step, if `source` runs before `target`, or `target` takes
+                spikes; in step mode "m" outside an `OTTTSequential`; and in training, if one of
+                them is no part of the network.
+        """
+        self.disconnect()
+        # Bound methods, which a copy of the network binds to its own copy of this module.
+        self._hooks = [
+            target.register_forward_pre_hook(self._feed),
+            source.register_forward_hook(self._remember),
+        ]
+        return self
+
+    def disconnect(self) -> None:
+        """Take the connection away."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+    def _feed(self, target: nn.Module, args: tuple) -> tuple | None:
+        if any(getattr(part, "step_mode", "s") == "m" for part in target.modules()):
+            if target.training and getattr(target, "rule", "bptt") != "bptt":
+                return None  # the neuron itself refuses to train so
+            raise InputError(
+                'a feedback cannot run in step_mode="m", because each step needs the one before: '
+                'call the network once per time step in step_mode="s", or put source and target '
+                "into one OTTTSequential, which does so in evaluation"
+            )
+        x, last = args[0], self.last
+        if isinstance(x, list):
+            if not isinstance(target, sj_neuron.BaseNode):
+                raise InputError(
+                    f"the target of a Feedback, {type(target).__name__}, takes the spikes of a "
+                    "neuron, and a feedback adds to a current: give the neuron behind it as target"
+                )
+            x = x[0]
+        self.target_ran = True
+        if last is None:
+            return None
+        if len(x.shape) == 4 and last.shape[2:] != x.shape[2:]:
+            last = F.interpolate(last, size=x.shape[2:])
+        return (x + self.synapse(last), *args[1:])
+
+    def _remember(self, source: nn.Module, args: tuple, out: Tensor | Pair) -> None:
+        if not self.target_ran:
+            raise InputError(
+                "the source of a Feedback runs before its target: that is a connection forward, "
+                "which needs no Feedback; give a later layer as source"
+            )
+        if isinstance(out, Pair):
+            self.last = Pair([out[0].detach(), out[1]])
+        else:
+            through_time = any(getattr(m, "rule", None) == "bptt" for m in source.modules())
+            self.last = out if through_time else out.detach()
+
+
+def within(module: nn.Module) -> set[Feedback]:
+    """Return the feedbacks whose source and target both are parts of a module, or it itself."""
+    parts = list(module.modules())
+    return _owners(p._forward_hooks for p in parts) & _owners(p._forward_pre_hooks for p in parts)
+
+
+def _owners(hooks: Iterable[dict[int, Callable]]) -> set[Feedback]:
+    found = {getattr(hook, "__self__", None) for each in hooks for hook in each.values()}
+    return {owner for owner in found if isinstance(owner, Feedback)}
+
+
+def check_connected(model: nn.Module) -> None:
+    """Refuse a network with a feedback that connects none of its layers.
+
+    Raises:
+        InputError: If there is one; it is named.
+    """
+    own = {name: part for name, part in model.named_modules() if isinstance(part, Feedback)}
+    if not own:
+        return
+    laid = within(model)
+    for name, feedback in own.items():
+        if feedback not in laid:
+            raise InputError(
+                f"the feedback {name} connects no two layers of the model: call "
+                "connect(source=..., target=...) with layers of it, or take it out"
+            )

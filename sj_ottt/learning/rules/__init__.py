@@ -1,0 +1,1 @@
+"""Learning rules: which gradient a network learns by."""

@@ -1,0 +1,270 @@
+"""What the networks share: a chain of named stages, a classifier, and timm's model interface."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from sj_ottt import layer, zoo
+from sj_ottt.errors import InputError
+from sj_ottt.layer import Pair
+from sj_ottt.layer.layers import one_by_one
+from sj_ottt.learning.rules.switch import follows, rule_of, set_rule
+from sj_ottt.neuron import OTTTLIFNode
+
+NeuronFactory = Callable[[], nn.Module]
+"""Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
+
+default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
+"""The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
+
+
+class SpikingClassifier(nn.Module):
+    """A network that does one time step a call: stages, global pool, dropout, linear classifier.
+
+    In step mode "s", [N, C, H, W] → [N, classes]. In evaluation and step mode "m"
+    (`spikingjelly.activation_based.functional.set_step_mode`), [T, N, C, H, W] → [T, N, classes].
+
+    Args:
+        stages: Name → module; run in this order, and visible under their names.
+        feature_info: timm's description of the feature maps; `module` names the stage.
+        first_conv: Name of the convolution that sees the input.
+        num_classes: Size of the output; 0 leaves the classifier out.
+        in_chans: Number of input channels.
+        global_pool: "avg", or "" for the unpooled feature map (needs num_classes=0).
+        drop_rate: Dropout before the classifier, one mask per sequence.
+        readout: "traced", the authors' choice: the classifier's weight gradient takes the trace of
+            its input; "exact": it takes the spike, the exact gradient of a classifier that has no
+            membrane. The same where its input is real-valued.
+        init_fc: Initialises the classifier in place.
+
+    Raises:
+        InputError: If `readout` or `global_pool` is unknown.
+    """
+
+    def __init__(
+        self,
+        stages: dict[str, nn.Module],
+        feature_info: list[dict[str, Any]],
+        first_conv: str,
+        *,
+        num_classes: int,
+        in_chans: int,
+        global_pool: str,
+        drop_rate: float,
+        readout: str,
+        init_fc: Callable[[nn.Linear], None],
+    ):
+        super().__init__()
+        if readout not in ("traced", "exact"):
+            raise InputError(f'readout="{readout}" is unknown: use "traced" or "exact"')
+        self.readout = readout
+        self.in_chans = in_chans
+        self.first_conv = first_conv
+        self.feature_info = feature_info
+        self.num_features = self.head_hidden_size = feature_info[-1]["num_chs"]
+        self._init_fc = init_fc
+        self._stage_names = tuple(stages)
+        for name, stage in stages.items():
+            self.add_module(name, stage)
+        self.head_drop = layer.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
+        self.reset_classifier(num_classes, global_pool)
+
+    def get_classifier(self) -> nn.Module:
+        """Return the final linear layer."""
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the classifier by a fresh one, and the pooling where it is given.
+
+        A classifier on a model whose pooling was removed brings average pooling back.
+
+        Raises:
+            InputError: If the pooling is unknown, or a classifier is left without one.
+        """
+        if global_pool is None:
+            unpooled = isinstance(self.global_pool, nn.Identity)
+            global_pool = "" if unpooled and num_classes == 0 else "avg"
+        if global_pool not in ("avg", ""):
+            raise InputError(f'global_pool="{global_pool}" is unknown: use "avg" or ""')
+        if num_classes > 0 and not global_pool:
+            raise InputError('global_pool="" gives a feature map, no logits: add num_classes=0')
+        self.num_classes = num_classes
+        self.global_pool = layer.AdaptiveAvgPool2d(1) if global_pool else nn.Identity()
+        self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
+        self.fc = nn.Identity()
+        if num_classes > 0:
+            self.fc = layer.Linear(self.num_features, num_classes)
+            self._init_fc(self.fc)
+            # A head that replaces another one later joins the body where and as it is.
+            body = self.get_parameter(f"{self.first_conv}.weight")
+            self.fc.to(body.device, body.dtype)
+        self.train(self.training)
+
+    def forward_features(self, x: Tensor) -> Tensor | Pair:
+        """Run all stages: the feature map, in training [spike, trace] where it is spikes."""
+        self._check_input(x)
+        for name in self._stage_names:
+            x = self.get_submodule(name)(x)
+        return x
+
+    def _check_input(self, x: Tensor) -> None:
+        mode = self.get_submodule(self.first_conv).step_mode
+        if x.dim() != (4 if mode == "s" else 5) or x.shape[-3] != self.in_chans:
+            raise InputError(
+                f'input of shape {list(x.shape)}: the model is in step_mode="{mode}"; it takes '
+                f'[N, {self.in_chans}, H, W], one time step, in "s" and '
+                f'[T, N, {self.in_chans}, H, W] in "m" (spikingjelly\'s functional.set_step_mode)'
+            )
+
+    def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
+        """Pool and classify the feature map; `pre_logits` stops before the classifier."""
+        x = self.head_drop(self.flatten(self.global_pool(x)))
+        if pre_logits:
+            return x
+        return self.fc(_value(x) if self.readout == "exact" else x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
+        at_once = hasattr(self, "feedback") and x.dim() == 5
+        if at_once and (not self.training or follows(self, "bptt")):  # else the neurons refuse it
+            return self._one_by_one(x)
+        return _value(self.forward_head(self.forward_features(x)))
+
+    def _one_by_one(self, x_seq: Tensor) -> Tensor:
+        """Run step mode "m" as time steps, each of which needs the one before."""
+        self._check_input(x_seq)
+        return one_by_one(self, x_seq)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor | Pair, list[Tensor]]:
+        """Return the feature maps of one time step, as timm's method of this name.
+
+        Args:
+            x: [N, C, H, W].
+            indices: Which entries of `feature_info`; an int takes the last n, None all.
+            norm: Ignored; there is no final normalisation.
+            stop_early: Leave out the stages behind the last wanted one.
+            output_fmt: "NCHW" only.
+            intermediates_only: Return the maps alone.
+
+        Returns:
+            The maps (spikes or membrane inputs, [N, C', H', W']), or (last output, maps).
+        """
+        if output_fmt != "NCHW":
+            raise InputError(f'output_fmt="{output_fmt}" is not available: use "NCHW"')
+        self._check_input(x)
+        wanted, _ = feature_take_indices(len(self.feature_info), indices)
+        modules = {self.feature_info[i]["module"] for i in wanted}
+        maps = []
+        for name in self._stage_names:
+            x = self.get_submodule(name)(x)
+            if name in modules:
+                maps.append(_value(x))
+                if stop_early and len(maps) == len(modules):
+                    break
+        return maps if intermediates_only else (x, maps)
+
+    def prune_intermediate_layers(
+        self,
+        indices: int | list[int] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> list[int]:
+        """Remove the stages behind the last wanted feature map, and the classifier."""
+        wanted, last = feature_take_indices(len(self.feature_info), indices)
+        end = self._stage_names.index(self.feature_info[last]["module"]) + 1
+        for name in self._stage_names[end:]:
+            delattr(self, name)
+        self._stage_names = self._stage_names[:end]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return wanted
+
+    def load_pretrained(self, path: str | Path, prefix: str = "") -> None:
+        """Load a weight file; timm calls this for the weights of our zoo."""
+        zoo.load_weights(self, path)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Group parameters by depth, for timm's layer-wise learning rate decay."""
+        return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuse: a time step is all that online training keeps, there is nothing to trade."""
+        if enable:
+            raise InputError("gradient checkpointing is not available for online training")
+
+
+def _value(x: Tensor | Pair) -> Tensor:
+    """Return the spikes of a pair, and a tensor as it is."""
+    return x[0] if isinstance(x, list) else x
+
+
+def init_linear(fc: nn.Linear, std: float) -> None:
+    """Initialise a classifier: weights N(0, std), bias 0."""
+    nn.init.normal_(fc.weight, std=std) if std > 0 else nn.init.zeros_(fc.weight)
+    nn.init.zeros_(fc.bias)
+
+
+def init_convs(model: nn.Module) -> None:
+    """Initialise all convolutions: Kaiming normal by fan-out with the ReLU gain, biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)
+
+
+def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    """Build a registered variant through timm.
+
+    Args:
+        model_cls: The network's class.
+        cfg: Its configuration.
+        variant: Its registered name.
+        pretrained: As in timm.
+        **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
+            as in `rules.set_rule`.
+    """
+    overlay = kwargs.get("pretrained_cfg_overlay")
+    if overlay and overlay.get("file"):
+        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
+    device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+    rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
+
+    def build(**model_kwargs: Any) -> nn.Module:
+        with torch.device(device) if device is not None else nullcontext():
+            model = model_cls(cfg, **model_kwargs).to(dtype=dtype)
+        if rule is None and rule_variant is None:
+            return model
+        return set_rule(model, rule or rule_of(model), rule_variant)
+
+    indices = tuple(range(model_cls.n_features(cfg)))
+    return build_model_with_cfg(
+        build,
+        variant,
+        pretrained,
+        feature_cfg={"out_indices": indices, "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def timm_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:
+    """Return timm's pretrained configuration with the fields that our models share."""
+    return {
+        "first_conv": first_conv,
+        "classifier": "fc",
+        **kwargs,
+    }

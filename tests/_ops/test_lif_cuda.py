@@ -1,0 +1,419 @@
+"""The fused kernels give the numbers of the plain step.
+
+Each test runs the same source twice: compiled for this machine's processor, where a loop stands
+for the grid of threads, and on a GPU where there is one. That it compiles for GPUs is tested on
+any machine.
+"""
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from spikingjelly.activation_based import surrogate
+
+from sj_ottt import InputError, layer, learning, set_rule
+from sj_ottt._ops import lif_cuda as kernels
+from sj_ottt._ops import trace
+from sj_ottt._ops.lif_cuda import fused_lif_step
+from sj_ottt.functional import LIF, lean_lif_step
+from sj_ottt.neuron import OTTTLIFNode
+from tests.networks import relative_error
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+SURROGATES = [
+    surrogate.Sigmoid(),
+    surrogate.ATan(),
+    surrogate.PiecewiseQuadratic(),
+    surrogate.Rect(alpha=0.7),
+]
+COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
+
+
+@functools.cache
+def host_library(scalar: str, trace_type: str) -> ctypes.CDLL:
+    """The kernels as plain C++."""
+    folder = Path(tempfile.mkdtemp(prefix="sj_ottt_kernels"))
+    options = (
+        "-std=c++17",
+        "-O2",
+        "-ffp-contract=off",
+        "-shared",
+        "-fPIC",
+        "-Wall",
+        "-Werror",
+        "-Wno-psabi",
+    )
+    names = (f"-DSCALAR={scalar}", f"-DTRACE={trace_type}")
+    source = ("-x", "c++", str(kernels.SOURCE))
+    subprocess.run([COMPILER, *options, *names, *source, "-o", folder / "lif.so"], check=True)
+    library = ctypes.CDLL(str(folder / "lif.so"))
+    shutil.rmtree(folder)
+    return library
+
+
+def launch_on_host(name, call, like, trace_dtype):
+    library = host_library(kernels.SCALARS[like.dtype], kernels.TRACES[trace_dtype])
+    getattr(library, name)(ctypes.c_void_p(call.ctypes.data))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    """Where the kernels run; new memory is filled with NaN, so that nothing is left unwritten."""
+    if request.param == "cuda":
+        pytest.importorskip("cupy")
+    else:
+        if COMPILER is None:
+            pytest.skip("needs a C++ compiler (Debian: apt install g++)")
+        monkeypatch.setattr(kernels, "_launch", launch_on_host)
+        monkeypatch.setattr(kernels, "_missing", lambda: None)
+        monkeypatch.setattr(kernels, "_on_gpu", lambda x: True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
+def launches(monkeypatch):
+    """Count the kernels that run, so that no test passes without one."""
+    names, launch = [], kernels._launch
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "_launch", lambda *args: names.append(args[0]) or launch(*args))
+        yield names
+
+
+def state_of(v, trace_dtype):
+    """A state in the middle of a sequence: v and a trace in some form (None for none)."""
+    if trace_dtype is None:
+        return {"v": v, "trace": None}
+    stored = trace.zeros(trace_dtype, v)
+    for _ in range(3):
+        stored = trace.advance(stored, torch.rand(v.shape, device=v.device) > 0.5, 0.5)
+    return {"v": v, "trace": stored}
+
+
+def outputs(step, x, grad, state, lif):
+    """Spike, gradient, membrane and decoded trace of one step."""
+    x, state = x.detach().requires_grad_(), dict(state)
+    spike = step(x, state, lif)
+    (grad_x,) = torch.autograd.grad(spike, x, grad)
+    assert grad_x.dtype == x.dtype and spike.dtype == x.dtype
+    values = None if state["trace"] is None else trace.decode(state["trace"], torch.float64)
+    return spike.detach(), grad_x, state["v"], values
+
+
+def constants(function=SURROGATES[0], tau=2.0, decay_input=False, v_reset=None):
+    return LIF(tau, decay_input, 0.8, v_reset, function)
+
+
+@pytest.mark.parametrize("v_reset", [None, 0.0, -0.3])
+@pytest.mark.parametrize(("tau", "decay_input"), [(2.0, False), (3.0, False), (2.5, True)])
+@pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_reset):
+    """Spike, membrane and trace bit for bit over a sequence, the gradient to rounding."""
+    torch.manual_seed(0)
+    lif = constants(function, tau, decay_input, v_reset)
+    v = torch.zeros(7, 143, dtype=dtype, device=device)
+    forms = ["packed"] if tau == 2.0 else []
+    for form in [*forms, "float32", "bfloat16"]:
+        state = state_of(v, form)
+        plain = dict(state)
+        fired = 0.0
+        for _ in range(4):
+            x, grad = 3 * torch.randn_like(v), torch.randn_like(v)
+            ours = outputs(fused_lif_step, x, grad, state, lif)
+            fused_lif_step(x, state, lif)
+            theirs = outputs(lean_lif_step, x, grad, plain, lif)
+            lean_lif_step(x, plain, lif)
+            assert torch.equal(ours[0], theirs[0])
+            exact = device == "cpu"  # a GPU's plain division by a constant multiplies instead
+            torch.testing.assert_close(
+                ours[2:], theirs[2:], **({"rtol": 0, "atol": 0} if exact else {})
+            )
+            rounding = 100 * torch.finfo(dtype).eps
+            torch.testing.assert_close(ours[1], theirs[1], rtol=rounding, atol=rounding)
+            assert theirs[1].abs().sum() > 0
+            fired += ours[0].mean().item() / 4
+        assert 0.1 < fired < 0.9
+
+
+def ndot_steps(step, inputs, lif):
+    """Spikes, membranes and traces of NDOT over a sequence."""
+    v = torch.zeros_like(inputs[0])
+    state = {"v": v, "trace": trace.NDOTTrace(torch.zeros_like(v), torch.zeros_like(v))}
+    found = []
+    for x in inputs:
+        spike = step(x, state, lif)
+        found.append((spike, state["v"], *state["trace"]))
+    return [torch.stack(parts) for parts in zip(*found, strict=True)]
+
+
+def plain_ndot_step(x, state, lif):
+    parts = {"v": state["v"], "trace": None}
+    spike = lean_lif_step(x, parts, lif)
+    v_before, state["v"] = state["v"], parts["v"]
+    constants = {"lam": lif.lam, "v_threshold": lif.v_threshold, "variant": lif.ndot}
+    trace.advance_ndot(state, spike, v_before, **constants)
+    return spike
+
+
+@pytest.mark.parametrize("variant", trace.NDOT_VARIANTS)
+@pytest.mark.parametrize(("tau", "v_reset"), [(2.0, None), (3.0, -0.3)])
+@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
+def test_ndot_trace(device, dtype, tau, v_reset, variant):
+    """Bit for bit over a sequence, with membranes of exactly zero and laid out anyhow."""
+    torch.manual_seed(3)
+    lif = replace(constants(tau=tau, v_reset=v_reset), ndot=variant, v_threshold=1.0)
+    inputs = 2 * torch.randn(6, 5, 143, dtype=dtype, device=device)
+    inputs[:, :, :40] = inputs[:, :, :40].round()  # membranes that hit zero and the threshold
+    for x_seq in (inputs, inputs.transpose(1, 2)):
+        ours, theirs = (ndot_steps(step, x_seq, lif) for step in (fused_lif_step, plain_ndot_step))
+        exact = {"rtol": 0, "atol": 0} if device == "cpu" else {}
+        torch.testing.assert_close(ours, theirs, **exact)
+        spike, v, values, memory = theirs
+        assert 0.1 < spike.mean() < 0.9 and values.isfinite().all()
+        assert (v == 0).any() or v_reset
+        assert (values != spike).any() and (memory < 0).any() and (memory > 0).any()
+
+
+@pytest.mark.parametrize("form", ["packed", "float32", "float16", "bfloat16", None])
+@pytest.mark.parametrize("v_reset", [None, -0.25])
+@pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_error_against_float64(device, dtype, function, v_reset, form):
+    """At most twice the error that PyTorch's operations make in the same dtype."""
+    torch.manual_seed(1)
+    lif = constants(function, v_reset=v_reset)
+    x, v = (torch.randn(1019, device=device).to(dtype) for _ in range(2))
+    x = torch.where((0.5 * v.double() + x.double() - 0.8).abs() < 0.05, 2 * x + 1, x)
+    grad = torch.randn(1019, device=device).to(dtype)
+    state = state_of(v, form)
+    exact = {"v": v.double(), "trace": None}
+    if form is not None:
+        exact["trace"] = trace.decode(state["trace"], torch.float64)
+    reference = outputs(lean_lif_step, x.double(), grad.double(), exact, lif)
+    plain = outputs(lean_lif_step, x, grad, state, lif)
+    fused = outputs(fused_lif_step, x, grad, state, lif)
+    assert 0 < reference[0].mean() < 1 and torch.equal(fused[0].double(), reference[0])
+    for a, b, expected in zip(fused, plain, reference, strict=True):
+        if expected is not None:
+            error, allowed = ((y.double() - expected).abs().max() for y in (a, b))
+            scale = expected.abs().max() * torch.finfo(dtype).eps
+            assert error <= 2 * allowed + scale / 2
+
+
+def alternating(x, dims):
+    """Dimensions that do not merge: every other one is expanded."""
+    shape = [2 - d % 2 for d in range(dims)]
+    return x.flatten()[: 2 ** -(-dims // 2)].view(shape).expand([2] * dims)
+
+
+LAYOUTS = {
+    "odd": lambda x: x[:, :3, :5, :7].contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(1, 3),
+    "every other": lambda x: x[:, ::2, :, 1::2],
+    "misaligned": lambda x: x.flatten()[1:],
+    "expanded": lambda x: x[:, :1].expand(-1, 6, -1, -1),
+    "flipped order": lambda x: x.permute(3, 0, 2, 1)[1:],
+    "one neuron": lambda x: x[:1, :1, :1, :1],
+    "scalar": lambda x: x[0, 0, 0, 0],
+    "nothing": lambda x: x[:0],
+    "eight dimensions": lambda x: alternating(x, 8),
+}
+
+
+@pytest.mark.parametrize("form", ["packed", "float32"])
+@pytest.mark.parametrize("grad_layout", ["as x", "expanded", "transposed"])
+@pytest.mark.parametrize("view", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_strides(device, view, grad_layout, form, monkeypatch):
+    """A state, an input and a gradient may each lie in memory as they like; nothing is copied."""
+    torch.manual_seed(2)
+    x, v = (view(2 * torch.randn(4, 6, 8, 8, device=device).double()) for _ in range(2))
+    grad = torch.randn_like(x)
+    if grad_layout == "expanded":
+        grad = torch.ones((), device=device).double().expand_as(x)
+    elif grad_layout == "transposed" and x.dim() > 1:
+        grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
+    for state in (state_of(v, form), state_of(v.contiguous(), form)):
+        theirs = outputs(lean_lif_step, x, grad, state, constants())
+        with launches(monkeypatch) as names:
+            ours = outputs(fused_lif_step, x, grad, state, constants())
+        assert names == ["lif_forward", "lif_backward"]
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+        if kernels._dense(x):
+            assert ours[0].stride() == x.stride() and ours[1].stride() == x.stride()
+
+
+def test_refuses_more_dimensions_than_it_can_walk(device):
+    x = alternating(torch.randn(1000, device=device), kernels.MAX_DIMS + 1)
+    with pytest.raises(InputError, match="9 dimensions that do not merge, more than 8"):
+        fused_lif_step(x, {"v": torch.zeros_like(x), "trace": None}, constants())
+
+
+def test_dense_tensors_are_walked_as_one_line(device, monkeypatch):
+    x = torch.randn(4, 6, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
+    dims = []
+    launch = kernels._launch
+    monkeypatch.setattr(
+        kernels, "_launch", lambda *a: dims.append(int(a[1]["layout"]["dims"])) or launch(*a)
+    )
+    outputs(fused_lif_step, x, torch.ones_like(x), state_of(x, "packed"), constants())
+    assert dims == [0, 0]
+    x = x[:, 1:]  # its spikes are dense again
+    outputs(fused_lif_step, x, torch.ones_like(x), state_of(x, None), constants())
+    assert dims[2:] == [2, 0]
+
+
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
+@pytest.mark.parametrize("trace_dtype", ["packed", "float32"])
+@pytest.mark.parametrize("v_reset", [None, 0.0])
+def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatch):
+    """Training and evaluation give what backend="torch" gives, gathered weights and all."""
+    results = []
+    for backend in ("torch", "cupy", "auto"):
+        torch.manual_seed(0)
+        node = functools.partial(
+            OTTTLIFNode, v_reset=v_reset, backend=backend, trace_dtype=trace_dtype
+        )
+        net = layer.OTTTSequential(
+            layer.WSConv2d(2, 6, 3, padding=1),
+            node(),
+            layer.AvgPool2d(2),
+            layer.WSConv2d(6, 8, 3),
+            node(),
+            layer.Flatten(),
+            layer.Linear(72, 4),
+        )
+        for conv in net[:4:3]:
+            torch.nn.init.constant_(conv.gain, 3.0)
+        set_rule(net, rule)
+        net = net.to(device).double()
+        x_seq = 2 * torch.randn(5, 3, 2, 10, 10, device=device).double()
+        target = torch.tensor([0, 1, 3], device=device)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        with launches(monkeypatch) as names:
+            _, logits = learning.train_step(net, optimizer, x_seq, target)
+            logits = logits, learning.predict(net, x_seq)
+        assert len(names) == (0 if backend == "torch" else 2 * 2 * 5 + 2 * 5)
+        results.append((*logits, *(p.grad for p in net.parameters())))
+    for values in results[1:]:
+        for ours, plain in zip(values, results[0], strict=True):
+            assert plain.norm() > 0 and relative_error(ours, plain) < 1e-12
+
+
+def test_goes_through_cupy(monkeypatch):
+    """What CuPy is asked for, with a stand-in for it that runs the kernel on this machine."""
+    if COMPILER is None:
+        pytest.skip("needs a C++ compiler (Debian: apt install g++)")
+    seen = []
+
+    class RawModule:
+        def __init__(self, code, options):
+            names = dict(o[2:].split("=") for o in options if o.startswith("-D"))
+            self.library = host_library(names["SCALAR"], names["TRACE"])
+            assert code == kernels.SOURCE.read_text()
+
+        def get_function(self, name):
+            def kernel(grid, block, args):
+                (call,) = args
+                assert call.size == 1  # which CuPy hands over by value
+                seen.append((name, grid, block))
+                getattr(self.library, name)(ctypes.c_void_p(call.ctypes.data))
+
+            return kernel
+
+    def context(name):
+        return lambda value: seen.append((name, value)) or nullcontext()
+
+    cuda = SimpleNamespace(Device=context("device"), ExternalStream=context("stream"))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule, cuda=cuda))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
+    kernels._kernel.cache_clear()
+    x = torch.ones(1000)
+    state = {"v": torch.zeros(1000), "trace": None}
+    assert fused_lif_step(x, state, constants()).sum() == 1000
+    assert seen == [("device", None), ("stream", 7), ("lif_forward", (1,), (256,))]
+    fused_lif_step(x[1:], {"v": torch.zeros(999), "trace": None}, constants())
+    assert seen[-1] == ("lif_forward", (4,), (256,))  # misaligned: one number per thread
+    fused_lif_step(x[:0], {"v": torch.zeros(0), "trace": None}, constants())
+    assert len(seen) == 6  # nothing to do, no launch
+    kernels._kernel.cache_clear()
+
+
+@pytest.mark.gpu
+def test_runs_in_the_stream_of_pytorch():
+    """A kernel in another stream would read x before it is there."""
+    pytest.importorskip("cupy")
+    x = torch.zeros(1 << 22, device="cuda")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        x.fill_(2.0)
+        spike = fused_lif_step(x, {"v": torch.zeros_like(x), "trace": None}, constants())
+    stream.synchronize()
+    assert spike.min() == 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
+def test_compiles_for_gpus(architecture):
+    nvrtc = pytest.importorskip(
+        "cuda.bindings.nvrtc", reason="needs NVRTC (comes with CUDA builds of PyTorch)"
+    )
+
+    def call(function, *args):
+        status, *values = function(*args)
+        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log(args[0])
+        return values[0] if values else None
+
+    def log(program):
+        size = nvrtc.nvrtcGetProgramLogSize(program)[1]
+        text = b" " * size
+        nvrtc.nvrtcGetProgramLog(program, text)
+        return text.decode()
+
+    source = kernels.SOURCE.read_bytes()
+    for scalar, scalar_name in kernels.SCALARS.items():
+        # The forms that `trace.zeros` makes for a membrane of this dtype.
+        like = torch.empty(0, dtype=scalar)
+        for form in {trace.zeros(name, like).dtype for name in trace.TRACE_DTYPES}:
+            names = (f"-DSCALAR={scalar_name}", f"-DTRACE={kernels.TRACES[form]}")
+            options = (*kernels.OPTIONS, *names, f"--gpu-architecture={architecture}")
+            program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
+            options = [option.encode() for option in options]
+            call(nvrtc.nvrtcCompileProgram, program, len(options), options)
+            assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
+
+
+def test_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r'backend="cupy" cannot run here, because PyTorch sees'):
+        OTTTLIFNode(backend="cupy")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(InputError, match=r"CuPy is not installed: pip install cupy-cuda13x"):
+        OTTTLIFNode(backend="cupy")
+    assert OTTTLIFNode(backend="auto")(torch.ones(2, 3))[0].sum() == 6
+
+
+def test_refuses_what_the_kernels_do_not_know(monkeypatch):
+    monkeypatch.setattr(kernels, "_missing", lambda: None)
+    x = torch.ones(2)
+    with pytest.raises(InputError, match='is on "cpu"'):
+        OTTTLIFNode(backend="cupy")(x)
+    with pytest.raises(InputError, match="does not know the surrogate Erf"):
+        OTTTLIFNode(backend="cupy", surrogate_function=surrogate.Erf())(x)
+    with pytest.raises(InputError, match=r"cannot compute in torch\.int64"):
+        OTTTLIFNode(backend="cupy")(x.long())

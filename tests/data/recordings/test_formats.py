@@ -1,0 +1,382 @@
+"""File formats: what the bytes mean, how a file is recognized, and what damage does."""
+
+import resource
+import struct
+import sys
+import tracemalloc
+import zipfile
+
+import h5py
+import numpy as np
+import pytest
+
+from sj_ottt import InputError
+from sj_ottt.data import EVENT_DTYPE, EventFolder, check_events, read_events, read_recording
+from sj_ottt.data.recordings.formats.common import unwrap
+from sj_ottt.data.recordings.readers import READERS
+from tests import recording_files as files
+
+FORMATS = {
+    "aedat2": (files.aedat2, ".aedat", (128, 128)),
+    "aedat4": (files.aedat4, ".aedat4", (260, 346)),
+    "aedat4_lz4": (files.aedat4_lz4, ".aedat4", (260, 346)),
+    "aedat4_zstd": (files.aedat4_zstd, ".aedat", (260, 346)),
+    "dat": (files.dat, ".dat", (240, 304)),
+    "evt2": (files.evt2, ".raw", (720, 1280)),
+    "evt3": (files.evt3, ".raw", (720, 1280)),
+    "dsec": (files.dsec, ".h5", None),
+    "prophesee_hdf5": (files.prophesee_hdf5, ".hdf5", (480, 640)),
+    "csv": (files.csv, ".csv", None),
+    "npz": (files.npz, ".npz", None),
+    "nmnist": (files.nmnist, ".bin", (34, 34)),
+}
+WRITE_TO_PATH = ("dsec", "prophesee_hdf5", "npz")
+
+
+@pytest.fixture
+def encode(tmp_path):
+    """Return bytes of events in a named format."""
+
+    def to_bytes(name, events):
+        write, ending, _ = FORMATS[name]
+        events = [tuple(event) for event in np.asarray(events, EVENT_DTYPE).tolist()]
+        if name in WRITE_TO_PATH:
+            write = files.by_path(write, tmp_path, ending)
+        return write(events)
+
+    return to_bytes
+
+
+def save(folder, name, data):
+    path = folder / name
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_events_and_size(name, encode, tmp_path):
+    size = (34, 34) if name == "nmnist" else (100, 120)
+    events = files.sample_events(size=size)
+    path = save(tmp_path, "recording" + FORMATS[name][1], encode(name, events))
+    recording = read_recording(path)
+    assert recording.events.dtype == EVENT_DTYPE
+    assert np.array_equal(recording.events, events)
+    assert recording.sensor_size == FORMATS[name][2]
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"nmnist"}))
+def test_content_decides_whatever_the_ending(name, encode, tmp_path):
+    events = files.sample_events(50)
+    for ending in {row[1] for row in FORMATS.values()} | {""}:
+        path = save(tmp_path, "recording" + ending, encode(name, events))
+        assert np.array_equal(read_events(path), events), ending
+
+
+@pytest.mark.parametrize("name", ["dat", "evt2", "evt3", "aedat4", "csv", "npz", "dsec"])
+def test_large_sensors(name, encode, tmp_path):
+    events = [(10, 1279, 719, 1), (20, 2047, 3, 0), (5_000, 0, 0, 1)]
+    assert read_events(save(tmp_path, "a", encode(name, events))).tolist() == events
+
+
+@pytest.mark.parametrize(
+    ("name", "period"), [("aedat2", 2**32), ("dat", 2**32), ("evt2", 2**34), ("evt3", 2**24)]
+)
+def test_clocks_that_go_round(name, period, encode, tmp_path):
+    """Two turns; no step but those is longer than half the range."""
+    t = [-3000, -10, 10, 5000, period // 3, 2 * period // 3, period - 100, period + 200]
+    events = [(period + time, 3, 4, i % 2) for i, time in enumerate(t)]
+    assert read_events(save(tmp_path, "a", encode(name, events))).tolist() == events
+
+
+def test_unwrap_is_numpys():
+    clock = np.random.default_rng(0).integers(0, 2**32, 1000).astype(np.uint32)
+    assert np.array_equal(unwrap(clock, 32), np.unwrap(clock.astype(np.int64), period=2**32))
+    assert unwrap(clock[:0], 32).tolist() == []
+
+
+@pytest.mark.parametrize("name", sorted(set(FORMATS) - {"nmnist"}))
+def test_times_that_run_backwards_are_named(name, encode, tmp_path):
+    events = files.sample_events(20)
+    events["t"][7] += 100_000
+    path = save(tmp_path, "a", encode(name, events))
+    with pytest.raises(InputError, match=rf"{path}: time runs backwards at event 8"):
+        check_events(read_events(path), path, (720, 1280))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_damage_is_an_input_error_and_never_a_crash(name, encode, tmp_path):
+    """Cut at many lengths, bytes overwritten, blocks shuffled: an `InputError`, or events."""
+    rng = np.random.default_rng(0)
+    whole = np.frombuffer(encode(name, files.sample_events(120, (34, 34))), np.uint8)
+    path = tmp_path / ("a" + FORMATS[name][1])
+    cases = [whole[:n] for n in rng.integers(0, len(whole), 40)] + [whole[:0], whole[:1]]
+    for _ in range(80):
+        data = whole.copy()
+        reach = len(data) if rng.random() < 0.5 else 400  # the headers are where it matters
+        places = rng.integers(0, min(reach, len(data)), rng.integers(1, 8))
+        data[places] = rng.integers(0, 256, len(places))
+        cases.append(data)
+    for _ in range(10):
+        blocks = np.array_split(whole, 12)
+        cases.append(np.concatenate([blocks[i] for i in rng.permutation(12)]))
+    outcomes = set()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    tracemalloc.start()
+    for data in cases:
+        path.write_bytes(data.tobytes())
+        try:
+            recording = read_recording(path)
+        except InputError as error:
+            outcomes.add("refused")
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            outcomes.add("read")
+            assert recording.events.dtype == EVENT_DTYPE
+            assert len(recording.events) <= 64 * max(len(data), 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    growth = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert outcomes == {"refused", "read"}
+    # The first is what numpy allocates, the second what compiled libraries touch.
+    assert peak < 20e6 and growth < 200e6, f"{peak / 1e6:.0f}, {growth / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_empty_and_header_only(name, encode, tmp_path):
+    path = save(tmp_path, "empty" + FORMATS[name][1], b"")
+    if name == "nmnist":  # without a mark, an empty file is an empty recording
+        assert len(read_events(path)) == 0
+    else:
+        with pytest.raises(InputError, match="is empty"):
+            read_events(path)
+
+
+def test_aedat2_cameras(tmp_path):
+    events = [(10, 345, 259, 1), (20, 0, 1, 0)]
+    path = save(tmp_path, "a.aedat", files.aedat2(events, "DAVIS346red"))
+    assert read_recording(path).events.tolist() == events
+    assert read_recording(path).sensor_size == (260, 346)
+    image = struct.pack(">II", 0x8000_0000 | 5 << 12, 12) + struct.pack(">II", 1 << 10, 13)
+    path.write_bytes(files.aedat2(events, "DAVIS240C") + image)
+    assert read_recording(path).events.tolist() == events
+    path.write_bytes(files.aedat2([(1, 2, 3, 1)]) + struct.pack(">II", 0x8000, 13))
+    assert read_events(path).tolist() == [(1, 2, 3, 1)]
+    path.write_bytes(files.aedat2([], "") + struct.pack(">II", 127 << 1 | 5 << 8 | 1, 7))
+    assert read_events(path).tolist() == [(7, 127, 5, 1)]
+    # A first address byte of "#" is no header line behind the header's stated end.
+    end = b"#End Of ASCII Header\r\n"
+    event = (9, 2, 0x23000000 >> 22, 0)
+    path.write_bytes(files.aedat2([event], "DAVIS346", end))
+    assert read_events(path).tolist() == [event]
+    path.write_bytes(files.aedat2(events, "Cochlea64"))
+    with pytest.raises(InputError, match=r"a\.aedat: AEDAT 2\.0 of a Cochlea64"):
+        read_events(path)
+    path.write_bytes(b"#!AER-DAT3.1\r\n#!END-HEADER\r\n")
+    with pytest.raises(InputError, match=r"AEDAT 3\.1, of which only 2\.0 and 4\.0"):
+        read_events(path)
+
+
+def test_aedat4_containers(tmp_path):
+    events = [(10, 3, 4, 1), (20, 5, 6, 0)]
+    two = files.aedat4_header(((0, 346, 260), (1, 346, 260))) + files.aedat4_packet(events, 1)
+    with pytest.raises(InputError, match="holds 2 streams of events"):
+        read_events(save(tmp_path, "a", two))
+    packet = files.aedat4_packet(events)
+    end = len(files.aedat4_header()) + len(packet)
+    indexed = files.aedat4_header(end=end) + packet + b"the index behind the packets"
+    assert read_events(save(tmp_path, "a", indexed)).tolist() == events
+    assert len(read_events(save(tmp_path, "a", files.aedat4_header()))) == 0
+    for data in (
+        files.aedat4_header() + struct.pack("<iI", 0, 2**31) + bytes(20),
+        b"#!AER-DAT4.0\r\n" + struct.pack("<I", 2**32 - 1) + bytes(50),
+        indexed[:-40],
+        # A packet that decompresses to less than a flatbuffer needs.
+        files.aedat4_header(compression=1)
+        + struct.pack("<iI", 0, 15 + 3)
+        + files.lz4_frame(b"EVT"),
+    ):
+        with pytest.raises(InputError, match="truncated or damaged AEDAT 4"):
+            read_events(save(tmp_path, "a", data))
+
+
+def test_raw_encodings_and_times(tmp_path):
+    late = files.evt2([(640, 1, 2, 1)], first=struct.pack("<I", 1 << 28 | 5 << 11 | 6))
+    trigger = struct.pack("<I", 10 << 28)
+    assert read_events(save(tmp_path, "a", late + trigger)).tolist() == [(640, 1, 2, 1)]
+    for header, words in (
+        (b"% evt 2.1\n% end\n", "EVT21, of which"),
+        (b"% format EVT21;height=720;width=1280\n% end\n", "EVT21;height=720;width=1280, of"),
+        (b"% format EVT3;endianness=big\n% end\n", "EVT3;endianness=big, of"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_events(save(tmp_path, "a", header + bytes(8)))
+    vector = [0x8000, 0x6005, 0x0003, 0x3000 | 100, 0x4000 | 0b101, 0x5000 | 0b1]
+    data = files.raw_header(3) + struct.pack("<6H", *vector)
+    assert read_events(save(tmp_path, "a", data)).tolist() == [
+        (5, 100, 3, 0),
+        (5, 102, 3, 0),
+        (5, 112, 3, 0),
+    ]
+    with pytest.raises(InputError, match="names no encoding"):
+        read_events(save(tmp_path, "a.raw", b"% Date 2020\n" + bytes(8)))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_sizes_in_raw_headers(version, tmp_path):
+    body = (files.evt2 if version == 2 else files.evt3)([(70, 1, 2, 1)])
+    body = body.partition(b"% end\n")[2]
+    for lines, size in (
+        (b"% geometry 640x480\n", (480, 640)),
+        (b"% format EVTn;height=320;width=330\n", (320, 330)),
+        (b"% Width 20\n% Height 10\n", (10, 20)),
+        (b"% geometry 0x0\n", None),
+        (b"", None),
+    ):
+        data = b"% evt n.0\n" + lines + b"% end\n"
+        data = data.replace(b"EVTn", b"EVT%d" % version).replace(b"n.0", b"%d.0" % version) + body
+        recording = read_recording(save(tmp_path, "a", data))
+        assert recording.sensor_size == size and recording.events.tolist() == [(70, 1, 2, 1)]
+
+
+def test_dat_without_events_of_contrast(tmp_path):
+    data = files.dat([(1, 2, 3, 1)]).replace(bytes([12, 8]), bytes([14, 8]))
+    with pytest.raises(InputError, match="type 0 or 12"):
+        read_events(save(tmp_path, "a.dat", data))
+    with pytest.raises(InputError, match="3 bytes are left behind the last event"):
+        read_events(save(tmp_path, "a.dat", files.dat([(1, 2, 3, 1)]) + bytes(3)))
+
+
+def test_hdf5_compressions_and_layouts(tmp_path):
+    import hdf5plugin
+
+    events = files.sample_events(500)
+    files.dsec(events.tolist(), tmp_path / "a.h5", offset=3, **hdf5plugin.Blosc(), chunks=(100,))
+    assert np.array_equal(read_events(tmp_path / "a.h5"), events)
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["frames"] = np.zeros(3)
+    with pytest.raises(InputError, match=r"b\.h5: HDF5 without events/t .*it holds frames"):
+        read_events(tmp_path / "b.h5")
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        for name in "txyp":
+            file.create_dataset(f"events/{name}", (10**12,), "u2", chunks=(1000,))
+    with pytest.raises(InputError, match="states 8000000000000 bytes of events in a file of"):
+        read_events(tmp_path / "c.h5")
+    data = (tmp_path / "a.h5").read_bytes()
+    blosc = struct.pack("<HH", 32001, 0)[:2]
+    assert blosc in data
+    ecf = save(tmp_path, "ecf.h5", data.replace(blosc, struct.pack("<H", 0x8ECF)))
+    with pytest.raises(InputError, match=r"ecf\.h5: compressed with HDF5's ECF.*hdf5_ecf"):
+        read_events(ecf)
+
+
+def test_a_damaged_heap_of_texts_is_no_endless_loop(tmp_path):
+    """The size is a text of variable length, in a heap whose free space says it is 0 bytes long."""
+    path = tmp_path / "a.h5"
+    files.prophesee_hdf5([(1, 2, 3, 1)], path)
+    data = path.read_bytes()
+    heap = data.index(b"GCOL")
+    length = struct.unpack_from("<Q", data, heap + 24)[0]
+    free = heap + 16 + 16 + -(-length // 8) * 8
+    assert struct.unpack_from("<H", data, free)[0] == 0
+    path.write_bytes(data[: free + 8] + bytes(8) + data[free + 16 :])
+    with pytest.raises(InputError, match="an empty object at byte"):
+        read_events(path)
+
+
+def test_npz_that_lies_about_its_size(tmp_path):
+    path = tmp_path / "a.npz"
+    files.npz(files.sample_events(50).tolist(), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    head, _, body = members["t.npy"].partition(b"(50,), }")
+    members["t.npy"] = head + b"(9000000000,), }"[: len(b"(50,), }") + 8] + body[8:]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(InputError, match="t states 72000000000 bytes and holds"):
+        read_events(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10,1,2,1\n20,3,4,0\n", [(10, 1, 2, 1), (20, 3, 4, 0)]),
+        ("# note\n\n10 1 2 -1\n20 3 4 1\n", [(10, 1, 2, 0), (20, 3, 4, 1)]),
+        ("0.000010 1 2 1\n1.5 3 4 0\n", [(10, 1, 2, 1), (1_500_000, 3, 4, 0)]),
+        ("0 1 2 1\n1.5e-3 3 4 0\n", [(0, 1, 2, 1), (1500, 3, 4, 0)]),
+        ("1468940145.244618 1 2 1\n", [(1468940145244618, 1, 2, 1)]),
+        ("7,9,1,10\n8,9,0,20\n", [(10, 7, 9, 1), (20, 8, 9, 0)]),
+        ("\ufeffpolarity;y;x;timestamp\n1;2;3;44\n", [(44, 3, 2, 1)]),
+        ("frame,t,x,y,p\n0,10,1,2,1\n", [(10, 1, 2, 1)]),
+        ("t\tx\ty\tp\n", []),
+    ],
+)
+def test_text(text, expected, tmp_path):
+    assert read_events(save(tmp_path, "a", text.encode())).tolist() == expected
+
+
+def test_text_that_states_the_sensor_or_is_wrong(tmp_path):
+    recording = read_recording(save(tmp_path, "a.txt", b"240 180\n0.1 1 2 1\n"))
+    assert recording.sensor_size == (180, 240) and recording.events.tolist() == [(100_000, 1, 2, 1)]
+    for text, words in (
+        ("1,2,3,1\n1,2,x,1\n", "not four numbers"),
+        ("1,2,3,1\n1,2,3\n", "not four numbers"),
+        ("t,x,y,p\n1,2,3,nan\n", "beyond all bounds"),
+        ("1,2.5,3,1\n", "column x holds fractions"),
+        ("1,40000,3,1\n", "'x' reaches"),
+        ("1,2,3,1,5\n", "does not begin as a file of the format text"),
+        ("hello\n", "does not begin as a file of the format text"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_events(save(tmp_path, "a.csv", text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("aedat4", "aedat"), ("evt3", "evt3"), ("dsec", "h5py"), ("dsec", "hdf5plugin")],
+)
+def test_a_missing_package_is_named(name, package, encode, tmp_path, monkeypatch):
+    path = save(tmp_path, "a", encode(name, files.sample_events(9)))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(InputError) as error:
+        read_events(path)
+    assert package in str(error.value) and 'pip install "sj-ottt[events]"' in str(error.value)
+
+
+def test_reading_npz_needs_no_package(encode, tmp_path, monkeypatch):
+    for package in ("aedat", "evt3", "h5py", "hdf5plugin"):
+        monkeypatch.setitem(sys.modules, package, None)
+    for name in ("npz", "nmnist", "aedat2", "dat", "evt2", "csv"):
+        path = save(tmp_path, "a" + FORMATS[name][1], encode(name, [(7, 1, 2, 1)]))
+        assert read_events(path).tolist() == [(7, 1, 2, 1)]
+
+
+def test_a_folder_takes_the_stated_size(tmp_path):
+    for i in range(4):
+        folder = tmp_path / "data" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save(folder, f"{i}.dat", files.dat(files.sample_events(40, (30, 30), i).tolist()))
+    assert EventFolder(tmp_path / "data", 2, cache_dir=tmp_path).sensor_size == (240, 304)
+    files.npz([(1, 310, 2, 1), (2, 3, 4, 0)], tmp_path / "data" / "class0" / "wide.npz")
+    assert EventFolder(tmp_path / "data", 2, cache_dir=tmp_path).sensor_size == (240, 311)
+
+
+def test_unknown_formats_are_listed(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_events(save(tmp_path, "a.avi", b"\x00\x01RIFF"))
+    assert all(reader.name in str(error.value) for reader in READERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"t,x,y\n1,2,3\n", "name the columns in a first line: t,x,y,p"),
+        ("a.csv", b"time,xpos,ypos,pol\n1,2,3,1\n", "name the columns in a first line: t,x,y,p"),
+        ("a.dat", b"t,x\n", "truncated or misnamed"),
+    ],
+)
+def test_files_without_the_mark_of_their_ending(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        read_events(tmp_path / name)

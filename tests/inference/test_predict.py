@@ -1,0 +1,491 @@
+"""Raw recordings and streams: windows, labels, streaming state, and learning on the way."""
+
+import io
+import os
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from sj_ottt import InputError
+from sj_ottt.cli import main as cli
+from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
+from sj_ottt.data.recordings import streams
+from sj_ottt.data.recordings.formats.text import TextStream
+from sj_ottt.data.recordings.streams import WHOLE
+from sj_ottt.inference import predict as live
+from sj_ottt.inference.adapt import _samples, adapt, open_labelled
+from sj_ottt.learning import predict
+from sj_ottt.run import evaluation
+from sj_ottt.run import training as engine
+from sj_ottt.run.config import TrainConfig
+from tests.helpers import CLASSES, write_recordings
+from tests.recording_files import dat
+
+WINDOW = 100_000
+
+
+def band(label, n=240, seed=0, begin=0, duration=WINDOW):
+    """Events of 16 x 16 pixels in a vertical band, as `write_recordings` makes them."""
+    rng = np.random.default_rng(seed)
+    events = np.empty(n, EVENT_DTYPE)
+    events["t"] = begin + np.sort(rng.integers(0, duration, n))
+    events["t"][[0, -1]] = begin, begin + duration - 1
+    events["x"] = np.clip(rng.normal(3 + 5 * label, 1.5, n).round(), 0, 15)
+    events["y"], events["p"] = rng.integers(0, 16, n), rng.integers(0, 2, n)
+    return events
+
+
+def long_recording(labels, **kwargs):
+    parts = [band(c, seed=i, begin=i * WINDOW, **kwargs) for i, c in enumerate(labels)]
+    return np.concatenate(parts)
+
+
+def as_text(events):
+    return "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in events.tolist()).encode()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on recordings of 100 ms that knows its three classes."""
+    root = tmp_path_factory.mktemp("live")
+    data = write_recordings(root / "data", {"train": 20, "test": 3})
+    config = TrainConfig(
+        model="test_ottt_vgg", data=str(data), out=str(root / "run"), steps=3, epochs=6,
+        batch_size=10, lr=0.1, device="cpu", val_fraction=0,
+    )  # fmt: skip
+    assert engine.train(config)["test_accuracy"] == 1.0
+    return root / "run"
+
+
+@pytest.fixture
+def trained(run):
+    return evaluation.load_trained(run, "cpu")
+
+
+# Windows
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize(("length", "stride"), [(30, 30), (30, 10), (20, 50)])
+def test_windows_of_any_pieces(piece, length, stride):
+    rng = np.random.default_rng(1)
+    events = np.zeros(400, EVENT_DTYPE)
+    events["t"] = 1000 + np.sort(rng.integers(0, 200, 400))
+    events["t"][0], events["x"] = 1000, np.arange(400)
+    chunks = [events[i : i + piece] for i in range(0, 400, piece)]
+    found = list(streams.windows(chunks, length, stride))
+    t = events["t"] - 1000
+    starts = range(0, int(t[-1]) + 2 - length, stride)
+    assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
+    for start, _, part in found:
+        assert np.array_equal(part, events[(t >= start) & (t < start + length)])
+
+
+def test_windows_of_short_and_empty_streams():
+    events = band(0)
+    ((*place, whole),) = streams.windows([events[:5], events[5:]], 10**9, 10**9)
+    assert place == [0, WINDOW] and np.array_equal(whole, events)
+    assert list(streams.windows([events[:0]], 5, 5)) == []
+
+
+# Labels of windows
+
+
+def test_label_windows_is_predict_on_each_window(trained, tmp_path):
+    labels = [0, 2, 1, 2] * 9  # more than a batch
+    events = long_recording(labels)
+    path = tmp_path / "long.npz"
+    write_events(path, events)
+    said = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW))
+    assert [CLASSES.index(one.label) for one in said] == labels
+    assert [one.start for one in said] == [i * WINDOW for i in range(36)]
+    # The same numbers as the data set of those windows gives.
+    write_events(tmp_path / "set" / "c" / "1.npz", events[240:480])
+    data = EventFolder(tmp_path / "set", 3, (16, 16), sensor_size=(16, 16))
+    data.transform = NormalizeFrames()
+    logits = predict(trained.model, data[0][0][:, None])[0] / 3
+    assert said[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
+    assert said[1].end - said[1].start == WINDOW and said[1].events == 240
+    # Overlapping windows.
+    half = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW // 2))
+    assert half[::2] == said and len(half) == 71
+
+
+def test_windows_with_too_few_events_get_no_label(trained):
+    events = long_recording([0, 1, 2])
+    events = events[(events["t"] < WINDOW) | (events["t"] >= 2 * WINDOW) | (events["x"] == 3)]
+    source = streams.Source("test", [events])
+    few = [one.events for one in live.label_windows(trained, source, WINDOW, WINDOW)][1]
+    said = list(live.label_windows(trained, source, WINDOW, WINDOW, min_events=few + 1))
+    assert [one.label for one in said] == ["left", None, "right"] and said[1].confidence == 0
+    two = streams.Source("test", [np.concatenate([events[:240], band(1, 2, begin=WINDOW)])])
+    assert next(live.label_windows(trained, two, 2 * WINDOW, WINDOW)).label == "left"
+
+
+# Streams
+
+
+def test_a_stream_keeps_its_membranes(trained):
+    events = long_recording([0, 0, 1, 1, 2, 2])
+    said = list(live.label_stream(trained, streams.Source("test", [events]), WINDOW))
+    step = WINDOW // 3
+    model, expected = trained.model.eval(), []
+    outputs = []
+    for k in range(6 * WINDOW // step):
+        part = events[(events["t"] >= k * step) & (events["t"] < (k + 1) * step)]
+        frame = torch.zeros(2, 16, 16)
+        for _, x, y, p in part.tolist():
+            frame[p, y, x] += 1
+        if (k + 1) * step <= events["t"][-1] + 1:
+            with torch.no_grad():
+                outputs.append(model(NormalizeFrames()(frame)[None])[0])
+            if len(outputs) % 3 == 0:
+                expected.append((sum(outputs[-3:]) / 3).softmax(0))
+    assert len(said) == len(expected) >= 5
+    for one, shares in zip(said, expected, strict=True):
+        assert one.label == CLASSES[int(shares.argmax())]
+        assert one.confidence == pytest.approx(shares.max().item(), abs=1e-5)
+    # State from window to window: the same windows, each on its own, are less or more sure.
+    alone = [
+        next(live.label_stream(trained, streams.Source("x", [events[240 * i :]]), WINDOW))
+        for i in range(1, 4)
+    ]
+    assert any(
+        abs(a.confidence - b.confidence) > 1e-4 for a, b in zip(alone, said[1:], strict=False)
+    )
+
+
+def test_a_stream_starts_anew_after_a_silent_window(trained):
+    later = np.concatenate([band(2, begin=50 * WINDOW), band(2, begin=51 * WINDOW)])
+    events = np.concatenate([band(0), later])
+    reset = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = live.reset_state
+        patch.setattr(live, "reset_state", lambda model: reset.append(1) or real(model))
+        said = list(live.label_stream(trained, streams.Source("x", [events]), WINDOW))
+    assert said[0].label == "left" and said[-1].label == "right"
+    assert all(one.label is None for one in said[2:49]) and len(reset) > 100
+
+
+def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
+    def endless(n):
+        for i in range(n):
+            yield band(i % 3, begin=i * WINDOW, seed=i)
+
+    sizes = []
+    real = live.windows
+
+    def watched(chunks, length, stride):
+        for start, end, events in real(chunks, length, stride):
+            sizes.append(0 if events.base is None else len(events.base))
+            yield start, end, events
+
+    monkeypatch.setattr(live, "windows", watched)
+    said = live.label_stream(trained, streams.Source("x", endless(60)), WINDOW)
+    assert sum(1 for _ in said) >= 59
+    assert max(sizes) <= 3 * 240
+
+
+def test_follow_a_growing_file(trained, tmp_path):
+    path = tmp_path / "grows.csv"
+    events = long_recording([0, 2, 1])
+    text = as_text(events)
+    path.write_bytes(b"t,x,y,p\n")
+
+    def write():
+        with open(path, "ab", buffering=0) as file:
+            for i in range(0, len(text), 1111):  # lines torn anywhere
+                file.write(text[i : i + 1111])
+                time.sleep(0.01)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    found = np.concatenate(list(streams.follow(path, idle=1.0).chunks))
+    writer.join()
+    assert np.array_equal(found, events)
+    said = list(live.label_stream(trained, streams.follow(path, idle=0), WINDOW))
+    assert [one.label for one in said][:2] == ["left", "right"]
+
+
+def test_standard_input(trained, monkeypatch):
+    reader, writer = os.pipe()
+    events = long_recording([1, 0])
+    os.write(writer, as_text(events)[:60_000])
+    os.close(writer)
+    with os.fdopen(reader, "rb") as stdin:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
+        found = np.concatenate(list(streams.follow("-").chunks))
+    assert np.array_equal(found, events)
+
+
+def test_text_in_pieces_of_any_size():
+    events = band(1, 30)
+    for head in (b"", b"# a comment\n", b"t x y p\n", b"16 16\n"):
+        text = head + as_text(events).replace(b",", b" ")
+        for piece in (1, 3, 50, 10_000):
+            stream = TextStream("x")
+            parts = [stream.feed(text[i : i + piece]) for i in range(0, len(text), piece)]
+            parts.append(stream.feed(b"", last=True))
+            assert np.array_equal(np.concatenate(parts), events), (head, piece)
+            assert stream.sensor_size == ((16, 16) if b"16" in head else None)
+    with pytest.raises(InputError, match="x: not four numbers"):
+        TextStream("x").feed(b"1,2,3,0\n1,2,x,0\n")
+
+
+# Learning on the way
+
+
+@pytest.fixture
+def session(tmp_path):
+    """Recordings in which left is right: what the run learned no longer holds."""
+    root = tmp_path / "session"
+    for i in range(24):
+        label = i % 3
+        (root / CLASSES[2 - label]).mkdir(parents=True, exist_ok=True)
+        write_events(root / CLASSES[2 - label] / f"{i:02d}.npz", band(label, seed=100 + i))
+    files = sorted(root.rglob("*.npz"), key=lambda path: path.name)
+    return files[:18], files[18:]
+
+
+def test_adapt_learns_what_changed(trained, session, tmp_path):
+    learned, held = open_labelled(*session, None)
+    cut = {"window": WHOLE, "stride": WHOLE}
+    result = adapt(trained, learned * 4, held, **cut, lr=0.1, out=tmp_path / "adapted")
+    assert (result.samples, result.held_out) == (72, 6)
+    assert result.before == pytest.approx(1 / 3) and result.after == 1.0
+    again = evaluation.load_trained(tmp_path / "adapted", "cpu")
+    assert again.about["adapted"] == 72 and again.about["steps"] == 3
+    same = adapt(again, learned[:1], held, **cut, lr=0.0)
+    assert same.before == same.after == 1.0
+
+
+def test_a_rate_of_zero_learns_nothing(trained, session):
+    before = {k: v.clone() for k, v in trained.model.state_dict().items()}
+    learned, held = open_labelled(*session, None)
+    result = adapt(trained, learned, held, window=WHOLE, stride=WHOLE, lr=0.0)
+    assert result.before == result.after and result.right == 6
+    assert all(torch.equal(before[k], v) for k, v in trained.model.state_dict().items())
+
+
+def test_adapt_takes_windows_inside_labels(trained, tmp_path):
+    path = tmp_path / "one.npz"
+    write_events(path, long_recording([0, 1, 2, 2]))
+    csv = tmp_path / "labels.csv"
+    csv.write_text("file,start,end,label\none.npz,0,100ms,left\none.npz,150ms,,right\n")
+    learned, _ = open_labelled([path], [], csv)
+    seen = list(_samples(trained, learned[0], window=WINDOW, stride=WINDOW, min_events=1))
+    assert [sample.target for sample in seen] == [0, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def ltc(tmp_path_factory):
+    """A run of LTC neurons, which start at random and whose last output is the prediction."""
+    root = tmp_path_factory.mktemp("ltc")
+    data = write_recordings(root / "data", {"train": 12, "test": 2})
+    config = TrainConfig(
+        model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
+        batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
+    )  # fmt: skip
+    engine.train(config)
+    return root / "run"
+
+
+def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
+    model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
+    write_events(path, band(1))
+    source = streams.open_source(path)
+    torch.manual_seed(0)
+    logits = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    other = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    assert not torch.equal(logits, other)  # from other membranes
+    for label in (
+        lambda source: live.label_windows(model, source, WHOLE, WHOLE),
+        lambda source: live.label_stream(model, source, WINDOW),
+    ):
+        (said,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
+        assert said == again and said.label == CLASSES[logits.argmax()]
+        assert said.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
+    late = band(1, begin=4 * WINDOW)
+    write_events(path, np.concatenate((band(1), late)))
+    labels = [said.label for said in live.label_stream(model, streams.open_source(path), WINDOW)]
+    assert labels[0] == CLASSES[logits.argmax()] and labels[2] is None  # silence
+
+
+def test_adapt_trains_ltc_neurons_by_fptt(ltc, session, tmp_path):
+    model = evaluation.load_trained(ltc, "cpu")
+    before = {k: v.clone() for k, v in model.model.state_dict().items()}
+    learned, held = open_labelled(*session, None)
+    out = tmp_path / "adapted"
+    result = adapt(model, learned, held, window=WHOLE, stride=WHOLE, lr=0.1, out=out)
+    assert result.samples == 18
+    again = evaluation.load_trained(out, "cpu").model.state_dict()
+    assert not torch.equal(again["fc.weight"], before["fc.weight"])
+    # What is written is the average, not the last weights.
+    assert not torch.equal(again["fc.weight"], model.model.state_dict()["fc.weight"])
+
+
+# The commands
+
+
+def test_commands(run, session, tmp_path, capsys):
+    path = tmp_path / "long.csv"
+    path.write_bytes(as_text(long_recording([2, 0, 1])))
+    base = ["--checkpoint", str(run), "--device", "cpu"]
+    assert cli.main(["predict", *base, "--window", "100ms", str(path)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["start", "s", "end", "s", "label", "confidence", "events"]
+    assert [row[2] for row in rows[1:]] == ["right", "left", "middle"]
+    live_argv = ["predict", *base, "--live", "--idle", "0", "--window", "100ms", str(path)]
+    assert cli.main(live_argv) == 0
+    assert "right" in capsys.readouterr().out.splitlines()[1]
+    learned, held = ([str(p) for p in part] for part in session)
+    argv = ["adapt", *base, "--label-from-folder", "--out", str(tmp_path / "a"), *learned]
+    assert cli.main([*argv, "--hold-out", *held]) == 0
+    out = capsys.readouterr().out
+    assert "learned from 18 samples" in out and "held-out accuracy 0.3333 before" in out
+    assert cli.main(["predict", "--checkpoint", str(tmp_path / "a"), str(path)]) == 0
+
+
+def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
+    """A folder of N-MNIST as somebody's own: looked at, trained on, single files labelled."""
+    assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path / "info")]) == 0
+    out = capsys.readouterr().out
+    assert "100 recordings, 10 classes" in out and "34 x 34" in out
+    assert len(list((tmp_path / "info").iterdir())) == 2
+    argv = ["train", "--data", str(nmnist), "--model", "test_ottt_vgg", "--train-samples", "300"]
+    options = ["--epochs", "2", "--lr", "0.1", "--steps", "3", "--out", str(tmp_path / "run")]
+    assert cli.main([*argv, *options, "--device", "cpu"]) == 0
+    capsys.readouterr()
+    files = sorted((nmnist / "test").rglob("*.bin"))
+    assert cli.main(["predict", "--checkpoint", str(tmp_path / "run"), str(files[0])]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    # File by file, as the data set of all of them.
+    trained = evaluation.load_trained(tmp_path / "run", "cpu")
+    right = 0
+    for file in files:
+        (one,) = live.label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
+        right += one.label == file.parent.name
+    (row,) = evaluation.evaluate(tmp_path / "run", device="cpu")
+    assert right == round(100 * row["accuracy"])
+
+
+def test_a_model_of_sliced_samples_knows_its_window(trained):
+    assert trained.about["window"] is None
+    assert live.durations(trained, None, None) == (WHOLE, WHOLE)
+    trained.about["window"] = 5000
+    assert live.durations(trained, None, "1ms") == (5000, 1000)
+    assert live.durations(trained, "2ms", None) == (2000, 2000)
+    assert live.fewest_events(trained, None, None) == 1
+    trained.about["min_events"] = 50
+    assert live.fewest_events(trained, None, None) == 50
+    assert live.fewest_events(trained, None, "2ms") == 1
+    assert live.fewest_events(trained, 7, None) == 7
+    with pytest.raises(InputError, match="min_events=0: give a whole number"):
+        live.fewest_events(trained, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["predict", "/nowhere.npz"], "no such recording"),
+        (["predict", "--live", "/nowhere.csv"], "cannot be read"),
+        (["predict", "--window", "0ms", "x"], "window=0ms: give a time above 0"),
+        (["predict", "--window", "fast", "x"], "time 'fast'"),
+        (["predict", "--live", "/dev/null"], "a stream has no end"),
+        (["predict", "--window", "200", "x"], "time '200' has no unit: give it one, as in 200ms"),
+        (["predict", "--live", "--stride", "1s", "x"], "--stride: with --live"),
+        (["predict", "--idle", "1", "x"], "--idle: goes with --live only"),
+        (["predict", "-"], "standard input: goes with --live only"),
+        (["adapt", "--label-from-folder", "/nowhere.npz"], "no such recording"),
+    ],
+)
+def test_bad_input(run, argv, message, capsys):
+    assert cli.main([argv[0], "--checkpoint", str(run), "--device", "cpu", *argv[1:]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_more_bad_input(trained, session, tmp_path):
+    files, _ = session
+    with pytest.raises(InputError, match="is given twice"):
+        open_labelled(files, files[:1], None)
+    csv = tmp_path / "labels.csv"
+    csv.write_text(f"file,start,end,label\n{files[0].name},,,left\n")
+    with pytest.raises(InputError, match=f"has no line for .*{files[1].name}"):
+        open_labelled(files[:2], [], csv)
+    csv.write_text(f"file,start,end,label\n{files[0].name},,,lft\n")
+    learned, _ = open_labelled(files[:1], [], csv)
+    cut = {"window": WHOLE, "stride": WHOLE}
+    with pytest.raises(InputError, match=r"'lft' is no class of the model; did you mean left\?"):
+        adapt(trained, learned, **cut)
+    learned, _ = open_labelled(files[:1], [], None)
+    with pytest.raises(InputError, match="no window with 9999 events"):
+        adapt(trained, learned, **cut, min_events=9999)
+    with pytest.raises(InputError, match="lies outside the sensor"):
+        wide = band(0)
+        wide["x"] += 16
+        list(live.label_windows(trained, streams.Source("x", [wide]), WINDOW, WINDOW))
+    trained.about["frames"] = "surface"
+    with pytest.raises(InputError, match="predict without --live"):
+        list(live.label_stream(trained, streams.Source("x", [band(0)]), WINDOW))
+    del trained.about["sensor_size"]
+    with pytest.raises(InputError, match="was not trained on recordings"):
+        list(live.label_windows(trained, streams.Source("x", [band(0)]), WINDOW, WINDOW))
+
+
+def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
+    path = tmp_path / "long.dat"
+    path.write_bytes(dat(long_recording([0]).tolist(), "% Width 16\n% Height 16\n"))
+    argv = ["predict", "--checkpoint", str(run), "--device", "cpu", "--window", "100ms", str(path)]
+    assert cli.main(argv) == 0
+    capsys.readouterr()
+    assert cli.main([*argv, "--live"]) == 2
+    assert "is a recording of the format Prophesee DAT" in capsys.readouterr().err
+
+
+def test_another_sensor_is_refused(trained):
+    source = streams.Source("x", [band(0)], (480, 640))
+    for label in (
+        live.label_windows(trained, source, WINDOW, WINDOW),
+        live.label_stream(trained, source, WINDOW),
+    ):
+        with pytest.raises(InputError, match=r"x: comes from a sensor of 480 x 640 .* of 16 x 16"):
+            list(label)
+    same = source._replace(sensor_size=(16, 16))
+    assert next(live.label_windows(trained, same, WINDOW, WINDOW)).label == "left"
+
+
+def test_few_events_of_a_stream_get_no_label(trained):
+    source = streams.Source("x", [long_recording([0, 2])])
+    counts = [one.events for one in live.label_stream(trained, source, WINDOW)]
+    few = live.label_stream(trained, source, WINDOW, min_events=max(counts) + 1)
+    assert [one.label for one in few] == [None, None]
+    told = [one.label for one in live.label_stream(trained, source, WINDOW, min_events=min(counts))]
+    assert told == ["left", "right"]
+
+
+def test_one_table_labels_many_recordings(session, tmp_path):
+    """A folder of recordings, and a table that names others too."""
+    files, held = session
+    csv = tmp_path / "labels.csv"
+    names = [f"{p.parent.name}/{p.name}" for p in (*files, *held)]
+    csv.write_text("\n".join(["file,start,end,label", *(f"{n},,,left" for n in names), "b,,,x"]))
+    learned, none = open_labelled([files[0].parent], [], csv)
+    assert [one.path for one in learned] == sorted(files[0].parent.iterdir()) and none == []
+
+
+def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
+    learned, _ = open_labelled(*session, None)
+    cut = {"window": WHOLE, "stride": WHOLE}
+    before = (run / "best.safetensors").read_bytes()
+    with pytest.raises(InputError, match="holds a model already"):
+        adapt(trained, learned, **cut, out=run)
+    assert (run / "best.safetensors").read_bytes() == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        adapt(trained, learned, **cut, out=tmp_path / "file" / "a")
+    for lr in (-1.0, float("nan")):
+        with pytest.raises(InputError, match="give a learning rate"):
+            adapt(trained, learned, **cut, lr=lr)

@@ -1,0 +1,464 @@
+"""The training run: result, determinism, resumes, evaluation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from sj_ottt.errors import InputError
+from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.run import evaluation, samples
+from sj_ottt.run import training as engine
+from sj_ottt.run.checkpoint import load_checkpoint
+from sj_ottt.run.config import TrainConfig
+from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory) -> Path:
+    return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 10, "test": 3})
+
+
+@pytest.fixture
+def options(recordings, tmp_path):
+    """A run of seconds that uses everything random: shuffle, shift, dropout, split, init."""
+    return {
+        "model": "test_ottt_vgg",
+        "data": str(recordings),
+        "out": str(tmp_path / "run"),
+        "steps": 3,
+        "optimizer": "adam",
+        "epochs": 2,
+        "batch_size": 9,
+        "lr": 0.01,
+        "shift": 1,
+        "drop_rate": 0.1,
+        "val_fraction": 0.2,
+        "device": "cpu",
+    }
+
+
+def train(options, *, resume=False, **changes):
+    return engine.train(TrainConfig(**{**options, **changes}), resume=resume)
+
+
+# The result
+
+
+@pytest.fixture(scope="module")
+def finished(recordings, tmp_path_factory):
+    """A run that learnt something, in its folder."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    result = engine.train(
+        TrainConfig(
+            model="test_ottt_vgg",
+            data=str(recordings),
+            out=str(out),
+            steps=4,
+            epochs=6,
+            batch_size=6,
+            optimizer="adam",
+            lr=0.02,
+            val_fraction=0.2,
+            device="cpu",
+        )
+    )
+    return out, result
+
+
+def test_result_says_how_it_came_about(finished, recordings):
+    out, result = finished
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert result["test_accuracy"] > 0.8
+    assert 0 <= result["last_test_accuracy"] <= 1 and 0 < result["train_accuracy"] <= 1
+    assert (result["n_train"], result["n_val"], result["n_test"]) == (24, 6, 9)
+    assert result["epochs"] == 6 and 1 <= result["best_epoch"] <= 6
+    assert result["seconds"] > 0 and result["parameters"] > 0
+    assert result["config"]["data"] == str(recordings) and result["config"]["lr"] == 0.02
+    assert {"python", "torch", "timm", "spikingjelly", "sj_ottt", "numpy"} <= set(
+        result["versions"]
+    )
+    for name in ("curves.png", "frames.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_best_model_is_the_latest_of_the_best_on_validation(finished):
+    out, result = finished
+    accuracies = [row["val_accuracy"] for row in result["history"]]
+    best = max(range(6), key=lambda i: (accuracies[i], i))
+    assert result["best_epoch"] == best + 1
+    assert result["val_accuracy"] == accuracies[best]
+    rows = evaluation.evaluate(out, device="cpu")
+    assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
+
+
+def test_without_validation_the_last_model_is_the_best(options):
+    result = train(options, val_fraction=0, epochs=1)
+    assert result["best_epoch"] == 1 and result["val_accuracy"] is None and result["n_val"] == 0
+    assert same(weights(options["out"]), weights(options["out"], "best"))
+
+
+def test_split_keeps_each_class_and_loses_nothing():
+    targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
+    train_part, val_part = samples.split_indices(targets, 0.1, seed=3)
+    assert sorted([*train_part, *val_part]) == list(range(63))
+    assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
+    again = samples.split_indices(targets, 0.1, seed=3)
+    other = samples.split_indices(targets, 0.1, seed=4)
+    assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
+
+
+def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # Killed between logging an epoch and saving it: the epoch is logged again by the resume.
+    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    with pytest.raises(KeyboardInterrupt):
+        train(options)
+    monkeypatch.undo()
+    train(options, resume=True)
+    events = EventAccumulator(str(Path(options["out"]) / "tb")).Reload()
+    assert set(events.Tags()["scalars"]) == {"loss", "train_accuracy", "val_accuracy", "lr"}
+    history = load_checkpoint(options["out"])["history"]
+    for tag in events.Tags()["scalars"]:
+        points = events.Scalars(tag)
+        assert [p.step for p in points] == [1, 2]
+        assert [p.value for p in points] == pytest.approx([row[tag] for row in history])
+
+
+def _interrupt_after(method, calls):
+    count = 0
+
+    def wrapper(self):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise KeyboardInterrupt
+        return method(self)
+
+    return wrapper
+
+
+def test_model_file_loads_in_timm_and_says_what_it_is(finished):
+    out, _ = finished
+    path = out / "best.safetensors"
+    model = timm.create_model("test_ottt_vgg", num_classes=3, in_chans=2, checkpoint_path=str(path))
+    assert same(model.state_dict(), load_file(path))
+    with safe_open(path, "pt") as file:
+        about = {key: json.loads(value) for key, value in file.metadata().items()}
+    assert about["model"] == "test_ottt_vgg" and about["classes"] == list(CLASSES)
+    assert about["num_classes"] == 3 and about["in_chans"] == 2 and about["steps"] == 4
+    assert about["size"] == [16, 16] and about["split_by"] == "count" and about["normalize"] is True
+
+
+def test_a_model_sees_recordings_as_it_learned_on_them(options):
+    """Also after a resume, and by its file alone."""
+    framing = {"frames": "surface", "tau_us": 9e3, "crop": (12, 14), "hot_pixels": 30.0}
+    result = train(options, **framing)
+    again = train(options, resume=True, **framing)
+    assert again == json.loads(json.dumps(result))
+    assert result["data"]["frame_size"] == [12, 14] and result["data"]["tau_us"] == 9e3
+    trained = evaluation.load_trained(options["out"], "cpu")
+    data = trained.dataset(None, "test", 3)
+    assert data.framing.frames == "surface" and data.frame_size == (12, 14)
+    assert (data.framing.tau_us, data.framing.hot_pixels) == (9e3, 30.0)
+    row = evaluation.evaluate(options["out"], device="cpu")[0]
+    assert row["accuracy"] == result["test_accuracy"]
+
+
+AUGMENTED = {"flip": 0.5, "rotate": 8.0, "drop_events": 0.3, "time_jitter": 0.8, "cutmix": 0.6}
+
+
+def test_augmentations_are_of_the_training_part_only(options, monkeypatch):
+    run = engine._Run(TrainConfig(**{**options, **AUGMENTED}), None)
+    names = [type(step).__name__ for step in run.augmented.transform.transforms]
+    assert names == [
+        "DropEvents", "JitterTime", "RandomFlip", "RandomRotation", "RandomShift",
+        "NormalizeFrames",
+    ]  # fmt: skip
+    for part in (run.test, run.val_part.dataset):
+        assert [type(step).__name__ for step in part.transform.transforms] == ["NormalizeFrames"]
+    assert run.raw.transform is None
+    assert run.train_part.dataset is run.augmented
+
+    seen = []
+    real = engine.train_step
+
+    def spy(model, optimizer, x_seq, target, **kwargs):
+        seen.append(target)
+        return real(model, optimizer, x_seq, target, **kwargs)
+
+    monkeypatch.setattr(engine, "train_step", spy)
+    run.run_epoch()
+    run.run_epoch()
+    assert {target.dim() for target in seen} == {1, 2}
+    torch.testing.assert_close(
+        torch.cat([t.sum(1) for t in seen if t.dim() == 2]),
+        torch.ones(sum(len(t) for t in seen if t.dim() == 2)),
+    )
+
+
+def test_an_augmented_run_repeats_its_draws(options, tmp_path, monkeypatch):
+    """A resume continues with the bits of a run that nothing disturbed."""
+    options = {**options, **AUGMENTED}
+    train(options)
+    other = {**options, "out": str(tmp_path / "other")}
+    monkeypatch.setattr(engine._Run, "run_epoch", _interrupt_after(engine._Run.run_epoch, calls=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(other)
+    monkeypatch.undo()
+    train(other, resume=True)
+    assert_same_run(options["out"], other["out"])
+
+
+# The same bits
+
+
+def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
+    train(options, epochs=1, workers=1)
+    train(options, epochs=1, workers=1, out=str(tmp_path / "again"))
+    train(options, epochs=1, workers=1, seed=1, out=str(tmp_path / "other"))
+    assert_same_run(options["out"], tmp_path / "again")
+    assert not same(weights(options["out"]), weights(tmp_path / "other"))
+
+
+def test_schedule_and_optimizers(options, tmp_path):
+    rates = {}
+    for schedule in ("cosine", "constant"):
+        for optimizer in ("sgd", "adamw", "adamax"):
+            out = str(tmp_path / schedule / optimizer)
+            result = train(
+                options, schedule=schedule, optimizer=optimizer, weight_decay=0.1, out=out
+            )
+            rates[schedule] = [row["lr"] for row in result["history"]]
+    assert rates["constant"] == [0.01, 0.01]
+    assert 0 < rates["cosine"][1] < rates["cosine"][0] < 0.01
+
+
+def test_mixed_precision_and_fewer_backward_steps_learn_as_well(options, tmp_path):
+    """A short run on recordings whose class is where the events are."""
+    changes = {"off": {}, "bfloat16": {}, "float16": {}, "K": {"backward_steps": 2}}
+    accuracy = {}
+    for name, change in changes.items():
+        amp = {"amp": name} if name != "K" else {}
+        out = str(tmp_path / name)
+        result = train(options, epochs=8, lr=0.02, out=out, **amp, **change)
+        accuracy[name] = result["last_test_accuracy"]
+    assert accuracy["off"] > 0.8
+    assert all(value > accuracy["off"] - 0.15 for value in accuracy.values()), accuracy
+
+
+@pytest.mark.parametrize("model", ["test_ottt_vgg", "test_ltc_cnn"])
+def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, model):
+    """Tested and kept is the average of the weights; what trains on is the weights themselves."""
+    options = {**options, "model": model, "rule": "fptt", "fptt_alpha": 0.5, "parts": 2}
+    train(options)
+    again = {**options, "out": str(tmp_path / "again")}
+    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    with pytest.raises(KeyboardInterrupt):
+        train(again)
+    monkeypatch.undo()
+    result = train(again, resume=True)
+    for name in ("last", "best"):
+        assert same(weights(options["out"], name), weights(again["out"], name))
+    states = [load_checkpoint(run["out"]) for run in (options, again)]
+    assert same(*(state["model"] for state in states))
+    for key in ("average", "dual"):
+        first, second = (state["optimizer"][key] for state in states)
+        assert first and same(first, second)
+    built = timm.create_model(model, num_classes=3, in_chans=2)
+    kept = weights(again["out"])
+    for i, (name, p) in enumerate(built.named_parameters()):
+        average, raw = states[1]["optimizer"]["average"][i], states[1]["model"][name]
+        assert average.shape == p.shape and torch.equal(kept[name], average)
+        assert name.endswith("bias") or not torch.equal(kept[name], raw), name
+    # An LTC network starts at random: its test is the same each time all the same.
+    rows = evaluation.evaluate(again["out"], batch_size=9, device="cpu")
+    assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
+
+
+def test_an_ltc_model_needs_a_rule_without_traces(options):
+    with pytest.raises(InputError, match="no presynaptic trace; train it with FPTT"):
+        train(options, model="test_ltc_cnn")
+    assert train(options, model="test_ltc_cnn", rule="bptt", epochs=1)["epochs"] == 1
+
+
+def test_a_checkpoint_from_before_an_option_existed_resumes(options):
+    first = train(options, epochs=1)
+    path = Path(options["out"]) / "last.pt"
+    state = torch.load(path, weights_only=True)
+    del state["config"]["amp"], state["config"]["backward_steps"]
+    torch.save(state, path)
+    assert train(options, resume=True, epochs=1) == first
+
+
+# Bad input
+
+
+def test_finished_run_gives_its_result_again(finished):
+    out, result = finished
+    before = (out / "result.json").stat().st_mtime_ns
+    config = engine.configure(None, {"out": str(out)}, resume=True)
+    assert engine.train(config, resume=True) == json.loads(json.dumps(result))
+    assert (out / "result.json").stat().st_mtime_ns == before
+
+
+def test_finished_run_is_not_overwritten(finished, options):
+    with pytest.raises(InputError, match="--resume"):
+        train(options, out=str(finished[0]))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("lr", 0.5), ("epochs", 9), ("steps", 2), ("model", "test_ottt_nf_resnet")]
+)
+def test_resume_with_another_configuration_is_refused(finished, key, value):
+    out, _ = finished
+    config = engine.configure(None, {"out": str(out), key: value}, resume=True)
+    with pytest.raises(InputError, match=rf"{key} was .*, now .*{value}"):
+        engine.train(config, resume=True)
+
+
+def test_resume_with_other_recordings_is_refused(options, recordings, tmp_path):
+    data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
+    train(options, data=str(data), epochs=1)
+    next(data.glob("train/left/*.npz")).unlink()
+    with pytest.raises(InputError, match="recordings"):
+        train(options, data=str(data), epochs=1, resume=True)
+
+
+def test_resume_of_nothing_and_of_a_damaged_checkpoint(options):
+    with pytest.raises(InputError, match="without --resume"):
+        train(options, resume=True)
+    train(options, epochs=1)
+    path = Path(options["out"]) / "last.pt"
+    data = path.read_bytes()
+    for bad in (data[: len(data) // 2], b"", b"not a checkpoint"):
+        path.write_bytes(bad)
+        with pytest.raises(InputError, match=r"last\.pt is damaged.*delete it"):
+            train(options, epochs=1, resume=True)
+    torch.save({**torch.load(_rewritten(path, data)), "format": 99}, path)
+    with pytest.raises(InputError, match="format 99"):
+        train(options, epochs=1, resume=True)
+
+
+def _rewritten(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "ottt_vgg5ws"}, "did you mean ottt_vgg5_ws"),
+        ({"model": "resnet18"}, "unknown model 'resnet18'"),
+        ({"model": "test_ottt_vgg", "pretrained": True}, "no pretrained weights"),
+        ({"model": "test_ottt_vgg", "pretrained": "moon"}, "no weights 'moon'"),
+        ({"data": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"device": "toaster"}, "toaster"),
+        ({"shift": -1}, "shift must be"),
+        ({"rule_variant": "code"}, "rule_variant=code does not go with rule"),
+    ],
+)
+def test_bad_input_names_itself_and_leaves_nothing(options, changes, message):
+    with pytest.raises(InputError, match=message) as caught:
+        train(options, **changes)
+    assert "\n" not in str(caught.value)
+    assert not Path(options["out"]).exists()
+
+
+def test_exploding_loss_stops_the_run_which_may_then_start_again(options):
+    with pytest.raises(InputError, match="loss of time step"):
+        train(options, lr=1e38, optimizer="sgd", schedule="constant", drop_rate=0)
+    train(options, epochs=1)
+
+
+def test_folder_that_cannot_be_made(options, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file/run"):
+        train(options, out=str(tmp_path / "file" / "run"))
+
+
+# Two stages
+
+
+def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, tmp_path):
+    first, _ = finished
+    start = load_file(first / "best.safetensors")
+    away = {}
+    for pull in (0.0, 3.0):
+        train(options, out=str(tmp_path / str(pull)), pull_to=str(first), pull=pull, lr=0.01)
+        end = load_file(tmp_path / str(pull) / "last.safetensors")
+        away[pull] = sum((end[k] - v).norm() for k, v in start.items())
+    assert 0 < away[3.0] < 0.5 * away[0.0]
+    with pytest.raises(InputError, match="does not fit test_ottt_nf_resnet"):
+        train(options, out=str(tmp_path / "x"), pull_to=str(first), model="test_ottt_nf_resnet")
+    with pytest.raises(InputError, match=r"best\.safetensors does not exist"):
+        train(options, out=str(tmp_path / "y"), pull_to=str(tmp_path))
+    with pytest.raises(InputError, match="pull_to and pretrained both"):
+        both = {"model": "ottt_vgg5_ws", "pretrained": True, "pull_to": str(first)}
+        train(options, out=str(tmp_path / "x"), **both)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+# Evaluation
+
+
+def test_evaluate_cuts_the_recordings_anew(finished):
+    out, result = finished
+    rows = evaluation.evaluate(out, steps=[1, 4], device="cpu")
+    assert [row["steps"] for row in rows] == [1, 4]
+    assert rows[1]["accuracy"] == result["test_accuracy"]
+    assert all(row["n"] == 9 and row["ms"] > 0 for row in rows)
+    (row,) = evaluation.evaluate(out, split="train", batch_size=7, device="cpu")
+    assert row["n"] == 30 and row["steps"] == 4
+
+
+def test_evaluate_refuses_what_does_not_fit(finished, tmp_path):
+    out, _ = finished
+    with pytest.raises(InputError, match="does not exist"):
+        evaluation.evaluate(tmp_path)
+    for classes in (("left", "middle"), ("left", "middle", "wrong")):
+        data = write_recordings(tmp_path / classes[-1], {"train": 1, "test": 1}, classes)
+        with pytest.raises(InputError, match=f"classes left, middle.*{out}"):
+            evaluation.evaluate(out, str(data))
+    for steps in ([], [0], [4, -1]):
+        with pytest.raises(InputError, match="steps"):
+            evaluation.evaluate(out, steps=steps)
+
+
+def test_evaluate_refuses_a_changed_model(finished, tmp_path):
+    source, target = finished[0] / "best.safetensors", tmp_path / "best.safetensors"
+    data = bytearray(source.read_bytes())
+    target.write_bytes(data[:-10])
+    with pytest.raises(InputError, match="damaged"):
+        evaluation.evaluate(tmp_path)
+    data[-3] ^= 1
+    target.write_bytes(data)
+    with pytest.raises(InputError, match="changed after training"):
+        evaluation.evaluate(tmp_path)
+    save_file(load_file(source), target)
+    with pytest.raises(InputError, match="not written by"):
+        evaluation.evaluate(tmp_path)
+
+
+def test_what_belongs_to_the_model_is_loaded_with_it(options):
+    train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
+    model = evaluation.load_trained(options["out"], "cpu").model
+    assert model.readout == "exact" and rule_of(model) == "ottt"
+    assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
+
+
+def test_early_stop_needs_samples_to_validate_on(tmp_path):
+    data = write_recordings(tmp_path / "few", {"train": 1, "test": 1})
+    cfg = TrainConfig(
+        data=str(data), model="test_ottt_vgg", steps=1, early_stop=1, out=str(tmp_path / "run"),
+        device="cpu",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="too few samples to keep some aside"):
+        engine.train(cfg)
