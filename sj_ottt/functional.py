@@ -1,7 +1,5 @@
 """SpikingJelly's functions, and the pure functions of online training beside them."""
 
-from spikingjelly.activation_based import functional as sj_functional
-
 from sj_ottt._ops.lif import (
     LIF,
     Product,
@@ -9,13 +7,13 @@ from sj_ottt._ops.lif import (
     bptt_lif_step,
     has_lean_gradient,
     lean_lif_step,
-    lif_step,
     ottt_lif_step,
     scaled_weight_standardization,
     traced_conv,
     traced_linear,
     traced_product,
 )
+from sj_ottt._passthrough import pass_through, public_names
 
 __all__ = [
     "LIF",
@@ -24,7 +22,6 @@ __all__ = [
     "bptt_lif_step",
     "has_lean_gradient",
     "lean_lif_step",
-    "lif_step",
     "ottt_lif_step",
     "scaled_weight_standardization",
     "traced_conv",
@@ -32,9 +29,5 @@ __all__ = [
     "traced_product",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's functions for every other public name: switching one import is enough."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_functional, name)
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.functional")
+__all__ += public_names("spikingjelly.activation_based.functional")

@@ -6,9 +6,13 @@ import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError
 
 __all__ = ["MultiGaussian"]
+__all__ += public_names(sj_surrogate.__name__)
+
+__getattr__, __dir__ = pass_through(__name__, sj_surrogate.__name__)
 
 
 def _gaussian(x: Tensor, sd: float) -> Tensor:
@@ -85,10 +89,3 @@ class MultiGaussian(sj_surrogate.SurrogateFunctionBase):
         middle = torch.special.ndtr(x / sigma)
         flanks = sum(torch.special.ndtr((x + at) / (width * sigma)) for at in (-sigma, sigma))
         return scale * ((1 + height) * middle - height * flanks)
-
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's surrogates for every other public name."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_surrogate, name)

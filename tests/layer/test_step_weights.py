@@ -14,7 +14,8 @@ from torch import nn
 from benchmarks.measure import peak_bytes, slope
 from sj_ottt import InputError, functional, layer, learning
 from sj_ottt._ops import trace
-from sj_ottt.functional import LIF, lean_lif_step, lif_step
+from sj_ottt._ops.lif import lif_step
+from sj_ottt.functional import LIF, lean_lif_step
 from sj_ottt.layer import layers
 from sj_ottt.layer import step_weights as gather
 from sj_ottt.neuron import OTTTLIFNode
