@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 
 help:
 	@echo "make test        run the tests"
-	@echo "make test-fast   run those that take less than a second, for a first answer"
+	@echo "make test-fast   leave out the slow ones: a first answer in under a minute"
 	@echo "make train       fine-tune the shipped model on event recordings of digits (a few minutes)"
 	@echo "make lint        check the style and the types"
 	@echo "make wheel       build the wheel"

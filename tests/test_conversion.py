@@ -97,6 +97,7 @@ def test_the_same_network(spikes):
         assert relative_error(learning.predict(net, x_seq), sum(model(x) for x in x_seq)) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
 @pytest.mark.parametrize("spikes", [False, True])
 def test_rules_through_residual_blocks(spikes, rule):
@@ -243,6 +244,7 @@ def test_linear_functions_take_spike_and_trace():
         pair.no_such_thing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_spikingjellys_residual_networks():
     """Their model files as they are: batch norm, residual sums, torch.flatten."""
     for module, name, extra in (

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sj_ottt
 
 ROOT = Path(__file__).parent.parent
@@ -66,6 +68,7 @@ def run_fresh(code: str) -> str:
     ).stdout
 
 
+@pytest.mark.slow
 def test_import_is_light():
     """No CUDA context, no CuPy, no datasets, no plotting; next to nothing beyond its parents."""
     out = run_fresh(
@@ -80,5 +83,6 @@ def test_import_is_light():
     assert modules and all(m.split(".")[0] == "sj_ottt" for m in modules), modules
 
 
+@pytest.mark.slow
 def test_import_registers_the_models():
     assert run_fresh("import sj_ottt, timm; print(timm.is_model('ottt_nf_resnet34'))") == "True\n"

@@ -53,7 +53,8 @@ class FPTT:
     3. W̄ ← (1 − β) W̄ + β W − (β/α) Λ.
 
     Form "grad" takes Λ = ∇ℓ(W) of the part at the new weights, by a second pass, a pull of
-    (α/2) ‖W − W̄ − Λ/(2α)‖², and W̄ ← (W̄ + W)/2 − Λ/(2α); it knows neither β nor ρ.
+    (α/2) ‖W − W̄ − Λ/(2α)‖², and W̄ ← (W̄ + W)/2 − Λ/(2α); it knows neither β nor ρ. SpikingJelly's
+    `fptt_online_training` follows that form; `learning.online_learning` says where it differs.
 
         fptt = FPTT(torch.optim.Adam(model.parameters(), 1e-3), alpha=0.5, parts=10)
         loss, logits = train_step(model, fptt, x_seq, target)
@@ -121,7 +122,7 @@ class FPTT:
         self._dual: dict[int, Tensor] = {}
 
     @property
-    def _parameters(self) -> list[torch.nn.Parameter]:
+    def _parameters(self) -> list[Tensor]:
         # Read anew, as groups may be added to an optimizer.
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -163,7 +164,7 @@ class FPTT:
                 self._dual[i] = torch.zeros_like(self._average[i])
         weights = [parameters[i] for i in places]
         average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
-        self._pull([p.grad for p in weights], weights, average, dual)
+        self._pull([p.grad for p in weights if p.grad is not None], weights, average, dual)
         self.optimizer.step()
         if self.form == "lambda":
             torch._foreach_sub_(dual, torch._foreach_sub(weights, average), alpha=self._alpha)
@@ -186,7 +187,7 @@ class FPTT:
         share = 1 - self._rho if self.form == "lambda" else 0.5
         torch._foreach_sub_(grads, dual, alpha=share)
         norm = self._norm(grads)
-        if self._clip is not None and norm > self._clip:
+        if self._clip is not None and norm is not None and norm > self._clip:
             torch._foreach_mul_(grads, self._clip / norm)
 
     def _norm(self, grads: list[Tensor]) -> float | None:

@@ -115,6 +115,7 @@ def constants(function=SURROGATES[0], tau=2.0, decay_input=False, v_reset=None):
     return LIF(tau, decay_input, 0.8, v_reset, function)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("v_reset", [None, 0.0, -0.3])
 @pytest.mark.parametrize(("tau", "decay_input"), [(2.0, False), (3.0, False), (2.5, True)])
 @pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)
@@ -186,6 +187,7 @@ def test_ndot_trace(device, dtype, tau, v_reset, variant):
         assert (values != spike).any() and (memory < 0).any() and (memory > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["packed", "float32", "float16", "bfloat16", None])
 @pytest.mark.parametrize("v_reset", [None, -0.25])
 @pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)

@@ -140,6 +140,7 @@ def test_spike_representation_by_hand():
     assert relative_error(found["0.weight"], g.t() @ x) < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", [surrogate.Sigmoid, lambda: surrogate.Rect(alpha=0.5)])
 def test_theorem1(function):
     """Where the condition holds, so does the promise; the condition can fail, and does."""

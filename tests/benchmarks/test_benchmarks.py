@@ -45,6 +45,7 @@ def test_the_floor_has_every_product_once_per_step(monkeypatch):
     assert len(calls) == 2 * 3 and not any(m._forward_hooks for m in model.modules())
 
 
+@pytest.mark.slow
 def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
     recipe = tmp_path / "recipe.yaml"
@@ -82,6 +83,7 @@ def test_simulating_has_each_effect():
     assert len(events) == 5 and all(float(row["ms"]) > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_loading_visits_every_sample(monkeypatch):
     opened = []
     real = loading._open
@@ -99,6 +101,7 @@ def test_loading_visits_every_sample(monkeypatch):
     assert [workers for workers, _ in opened if workers is not None] == [0, 2, 0, 2]
 
 
+@pytest.mark.slow
 def test_fptt_sides_agree_at_first_and_memory_is_what_autograd_keeps(monkeypatch):
     for name, side in fptt.SIDES.items():
         fptt.check(side, name)
@@ -121,6 +124,7 @@ def test_fptt_sides_agree_at_first_and_memory_is_what_autograd_keeps(monkeypatch
     assert float(grown["MiB, T=8"]) > 1.5 * float(grown["MiB, T=4"])
 
 
+@pytest.mark.slow
 def test_folds_test_on_every_recording_once(tmp_path, monkeypatch):
     targets = np.repeat([0, 1, 2], [11, 7, 5])
     fold = folds.stratified(targets, 4, seed=0)

@@ -55,6 +55,7 @@ def fails(capsys, *argv) -> str:
     return err
 
 
+@pytest.mark.slow
 def test_train_eval_resume(recipe, tmp_path, capsys):
     assert cli.main(["train", "--config", str(recipe)]) == 0
     out, err = capsys.readouterr()
@@ -99,6 +100,7 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
     assert "lr was 0.01, now 0.5" in line
 
 
+@pytest.mark.slow
 def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
     """On the shipped weights, as a run would have left them."""
     run = tmp_path / "run"
@@ -127,6 +129,7 @@ def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
     assert not (run / "analysis").exists()
 
 
+@pytest.mark.slow
 def test_models_lists_the_registry(capsys):
     import timm
 
@@ -297,6 +300,7 @@ def test_recipe_is_valid_and_shows_its_command(path):
     assert f"sj-ottt train --config examples/recipes/{path.name}" in path.read_text()
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     """Also what argparse refuses ends in 2, and a defect keeps its traceback."""
     for module in ("sj_ottt", "sj_ottt.cli.main"):
@@ -358,6 +362,7 @@ def test_train_and_analyze_say_what_is_next(recipe, tmp_path, capsys):
     assert lines[1].split() == path.read_text().splitlines()[0].split(",")
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     code = (
         "import sys; from sj_ottt import zoo; from sj_ottt.cli import main as cli\n"

@@ -44,6 +44,7 @@ def run(tmp_path):
     return run_
 
 
+@pytest.mark.slow
 def test_switching_the_import_changes_no_loss(run, tmp_path):
     """The script with its two import lines as they were before prints the same losses."""
     ours = (EXAMPLES / "switch_from_spikingjelly.py").read_text()
@@ -63,6 +64,7 @@ def test_switching_the_import_changes_no_loss(run, tmp_path):
     assert float(losses[0][0]) < 2.3  # better than chance, so something was learnt
 
 
+@pytest.mark.slow
 def test_finetune_own_dvs(run, tmp_path):
     """Raw recordings in which a band of events changes its place every 200 ms."""
     rng = np.random.default_rng(0)
@@ -91,6 +93,7 @@ def test_finetune_own_dvs(run, tmp_path):
     assert run(*args).endswith(out.partition("test accuracy")[2])  # from what is there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["accumulate", "online"])
 def test_train_static_images(run, update):
     args = ("--epochs", 2, "--steps", 4, "--limit", 500, "--update", update)
@@ -98,6 +101,7 @@ def test_train_static_images(run, update):
     assert float(re.findall(r"test accuracy (\S+)", out)[-1]) > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["fptt", "bptt"])
 def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     """In this process, which has the imports done."""
@@ -180,6 +184,7 @@ def test_the_add_tasks_bptt_has_the_last_outputs_gradient():
         torch.testing.assert_close(old - new, scale * grad, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_fashion_events(run, tmp_path):
     rng = np.random.default_rng(0)
     arrays = {}

@@ -141,6 +141,7 @@ def test_score_says_what_to_install(monkeypatch):
         fptt_detect.make_metric()
 
 
+@pytest.mark.slow
 def test_network_learns_a_scene(items):
     """Every parameter takes part, and some neurons fire but not all."""
     torch.manual_seed(0)
@@ -232,6 +233,7 @@ def test_packed_images_come_after_the_digits_and_without_their_borders(tmp_path)
         scenes.load_items("test", tmp_path / "none.npz")
 
 
+@pytest.mark.slow
 def test_script_resumes_where_it_stopped(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torchmetrics", reason="needs the extra detect")
 

@@ -94,6 +94,7 @@ def test_windows_of_short_and_empty_streams():
 # Labels of windows
 
 
+@pytest.mark.slow
 def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     labels = [0, 2, 1, 2] * 9  # more than a batch
     events = long_recording(labels)
@@ -189,6 +190,7 @@ def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
     assert max(sizes) <= 3 * 240
 
 
+@pytest.mark.slow
 def test_follow_a_growing_file(trained, tmp_path):
     path = tmp_path / "grows.csv"
     events = long_recording([0, 2, 1])
@@ -250,6 +252,7 @@ def session(tmp_path):
     return files[:18], files[18:]
 
 
+@pytest.mark.slow
 def test_adapt_learns_what_changed(trained, session, tmp_path):
     learned, held = open_labelled(*session, None)
     cut = {"window": WHOLE, "stride": WHOLE}
@@ -293,6 +296,7 @@ def ltc(tmp_path_factory):
     return root / "run"
 
 
+@pytest.mark.slow
 def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
     model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
     write_events(path, band(1))
@@ -349,6 +353,7 @@ def test_commands(run, session, tmp_path, capsys):
     assert cli.main(["predict", "--checkpoint", str(tmp_path / "a"), str(path)]) == 0
 
 
+@pytest.mark.slow
 def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     """A folder of N-MNIST as somebody's own: looked at, trained on, single files labelled."""
     assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path / "info")]) == 0

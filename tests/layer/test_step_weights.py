@@ -459,6 +459,7 @@ def training(n: int, steps: int, **kwargs):
     return lambda: learning.train_step(net, optimizer, x_seq, torch.zeros(n).long())
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_steps():
     peaks = [peak_bytes(training(4, steps, trace_dtype="packed")) for steps in (2, 64)]
     assert abs(peaks[1] / peaks[0] - 1) < 0.01

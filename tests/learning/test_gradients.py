@@ -43,6 +43,7 @@ def _compare(seed: int, online: bool, build=OURS, chain=None) -> float:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("online", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_equals_spikingjelly(seed, online):

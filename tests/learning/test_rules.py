@@ -175,6 +175,7 @@ def test_where_the_rules_are_exact():
         assert min(right) > 0.5
 
 
+@pytest.mark.slow
 def test_only_bptt_keeps_time():
     def peak(rule: str, steps: int) -> int:
         model = timm.create_model("test_ottt_vgg", rule=rule)
@@ -252,6 +253,7 @@ def test_ndot_takes_its_trace_to_the_weight(variant):
 # Switching
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["accumulate", "online"])
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
 @pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])

@@ -104,6 +104,7 @@ def test_ltc_networks_are_those_of_the_paper(name, convs, dense, b0):
     assert [node.b0 for node in nodes] == [0.1] * len(dense)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_in_training_and_evaluation(name):
     model = wake(timm.create_model(name, num_classes=7))
@@ -115,6 +116,7 @@ def test_forward_in_training_and_evaluation(name):
         assert logits.shape == (2, 7) and logits.isfinite().all() and logits.std() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
 def test_step_mode_m_equals_the_steps_one_by_one(name):
     torch.manual_seed(0)
@@ -135,6 +137,7 @@ def test_step_mode_m_equals_the_steps_one_by_one(name):
         model.train()(x_seq)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_backward_gives_every_parameter_a_gradient(name):
     model = wake(timm.create_model(name, num_classes=7))
@@ -144,6 +147,7 @@ def test_backward_gives_every_parameter_a_gradient(name):
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.norm() > 0, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_default_cfg_is_true(name):
     model = timm.create_model(name).eval()
@@ -165,6 +169,7 @@ def test_default_cfg_is_true(name):
         assert pre.shape == (1, model.head_hidden_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
 def test_classifier_and_pooling_can_be_removed(name):
     x = small_input(name, 1)
@@ -210,6 +215,7 @@ def _reset(model, *args):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in BIG])
 def test_features_only(name):
     x = small_input(name)
@@ -347,6 +353,7 @@ def test_ltc_rnn():
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in meta.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_ltc_rnn", "test_ltc_cnn"])
 def test_ltc_models_learn_by_fptt_and_bptt(name):
     """Four inputs of noise are told apart within a few updates; only the last output counts."""

@@ -39,6 +39,7 @@ def moved(options, epoch=None):
     return {k for k in before if not torch.equal(before[k], after[k])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["accumulate", "online"])
 @pytest.mark.parametrize("rule", ["ottt", "bptt"])
 def test_frozen_parts_stay(options, rule, update):
@@ -49,6 +50,7 @@ def test_frozen_parts_stay(options, rule, update):
     assert {name.split(".")[0] for name in changed} == {"layer3", "fc"}
 
 
+@pytest.mark.slow
 def test_start_from_a_run(options, tmp_path):
     """From a run's folder or its file; a classifier of other classes starts fresh."""
     engine.train(TrainConfig(**options))
@@ -83,6 +85,7 @@ def test_stem_is_the_first_convolution():
         assert f"{model.first_conv}.weight" in frozen
 
 
+@pytest.mark.slow
 def test_the_classifier_first(options):
     options["head_epochs"] = 2
     assert {name.split(".")[0] for name in moved(options)} == {"fc"}
@@ -91,6 +94,7 @@ def test_the_classifier_first(options):
     assert {name.split(".")[0] for name in moved(options)} == {"layer2", "layer3", "fc"}
 
 
+@pytest.mark.slow
 def test_rates_fall_with_depth(options):
     model = timm.create_model("test_ottt_nf_resnet")
     groups = finetune.parameter_groups(model, 0.5)
@@ -150,6 +154,7 @@ def test_dropout_behind_neurons(options):
     assert [m.p for m in run.model.modules() if type(m).__name__ == "Dropout"] == [0.3] * 3
 
 
+@pytest.mark.slow
 def test_early_stop(options, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.7, 0.9])
     real = engine.measure

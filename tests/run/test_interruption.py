@@ -71,6 +71,7 @@ def _child(options, resume, cache_dir, kill_before_rename=None):
 
 # Renames of a run of three epochs: last.pt; then three times last.pt, last and best.safetensors;
 # then the two pictures and result.json.
+@pytest.mark.slow
 @pytest.mark.parametrize("rename", [2, 3, 4, 5, 8, 10, 11, 13])
 def test_killed_around_each_write_then_resumed_it_is_the_same_run(whole, tmp_path, rename):
     options, out = whole
@@ -82,6 +83,7 @@ def test_killed_around_each_write_then_resumed_it_is_the_same_run(whole, tmp_pat
     assert_same_run(out, options["out"])
 
 
+@pytest.mark.slow
 def test_killed_from_outside_again_and_again_it_is_the_same_run(whole, tmp_path):
     options, out = whole
     options = {**options, "out": str(tmp_path / "run")}
@@ -109,6 +111,7 @@ def test_killed_from_outside_again_and_again_it_is_the_same_run(whole, tmp_path)
 # A full disk
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(whole, tmp_path):
     """The file size limit lets one epoch's small files through, then refuses the checkpoint."""
     options, out = whole

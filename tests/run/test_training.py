@@ -72,6 +72,7 @@ def finished(recordings, tmp_path_factory):
     return out, result
 
 
+@pytest.mark.slow
 def test_result_says_how_it_came_about(finished, recordings):
     out, result = finished
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -98,6 +99,7 @@ def test_best_model_is_the_latest_of_the_best_on_validation(finished):
     assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
 
 
+@pytest.mark.slow
 def test_without_validation_the_last_model_is_the_best(options):
     result = train(options, val_fraction=0, epochs=1)
     assert result["best_epoch"] == 1 and result["val_accuracy"] is None and result["n_val"] == 0
@@ -114,6 +116,7 @@ def test_split_keeps_each_class_and_loses_nothing():
     assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
 
 
+@pytest.mark.slow
 def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -157,6 +160,7 @@ def test_model_file_loads_in_timm_and_says_what_it_is(finished):
     assert about["size"] == [16, 16] and about["split_by"] == "count" and about["normalize"] is True
 
 
+@pytest.mark.slow
 def test_a_model_sees_recordings_as_it_learned_on_them(options):
     """Also after a resume, and by its file alone."""
     framing = {"frames": "surface", "tau_us": 9e3, "crop": (12, 14), "hot_pixels": 30.0}
@@ -204,6 +208,7 @@ def test_augmentations_are_of_the_training_part_only(options, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_an_augmented_run_repeats_its_draws(options, tmp_path, monkeypatch):
     """A resume continues with the bits of a run that nothing disturbed."""
     options = {**options, **AUGMENTED}
@@ -220,6 +225,7 @@ def test_an_augmented_run_repeats_its_draws(options, tmp_path, monkeypatch):
 # The same bits
 
 
+@pytest.mark.slow
 def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
     train(options, epochs=1, workers=1)
     train(options, epochs=1, workers=1, out=str(tmp_path / "again"))
@@ -228,6 +234,7 @@ def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
     assert not same(weights(options["out"]), weights(tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_schedule_and_optimizers(options, tmp_path):
     rates = {}
     for schedule in ("cosine", "constant"):
@@ -241,6 +248,7 @@ def test_schedule_and_optimizers(options, tmp_path):
     assert 0 < rates["cosine"][1] < rates["cosine"][0] < 0.01
 
 
+@pytest.mark.slow
 def test_mixed_precision_and_fewer_backward_steps_learn_as_well(options, tmp_path):
     """A short run on recordings whose class is where the events are."""
     changes = {"off": {}, "bfloat16": {}, "float16": {}, "K": {"backward_steps": 2}}
@@ -254,6 +262,7 @@ def test_mixed_precision_and_fewer_backward_steps_learn_as_well(options, tmp_pat
     assert all(value > accuracy["off"] - 0.15 for value in accuracy.values()), accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["test_ottt_vgg", "test_ltc_cnn"])
 def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, model):
     """Tested and kept is the average of the weights; what trains on is the weights themselves."""
@@ -283,12 +292,14 @@ def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, mod
     assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
 
 
+@pytest.mark.slow
 def test_an_ltc_model_needs_a_rule_without_traces(options):
     with pytest.raises(InputError, match="no presynaptic trace; train it with FPTT"):
         train(options, model="test_ltc_cnn")
     assert train(options, model="test_ltc_cnn", rule="bptt", epochs=1)["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_before_an_option_existed_resumes(options):
     first = train(options, epochs=1)
     path = Path(options["out"]) / "last.pt"
@@ -324,6 +335,7 @@ def test_resume_with_another_configuration_is_refused(finished, key, value):
         engine.train(config, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_with_other_recordings_is_refused(options, recordings, tmp_path):
     data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
     train(options, data=str(data), epochs=1)
@@ -332,6 +344,7 @@ def test_resume_with_other_recordings_is_refused(options, recordings, tmp_path):
         train(options, data=str(data), epochs=1, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_of_nothing_and_of_a_damaged_checkpoint(options):
     with pytest.raises(InputError, match="without --resume"):
         train(options, resume=True)
@@ -372,6 +385,7 @@ def test_bad_input_names_itself_and_leaves_nothing(options, changes, message):
     assert not Path(options["out"]).exists()
 
 
+@pytest.mark.slow
 def test_exploding_loss_stops_the_run_which_may_then_start_again(options):
     with pytest.raises(InputError, match="loss of time step"):
         train(options, lr=1e38, optimizer="sgd", schedule="constant", drop_rate=0)
@@ -387,6 +401,7 @@ def test_folder_that_cannot_be_made(options, tmp_path):
 # Two stages
 
 
+@pytest.mark.slow
 def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, tmp_path):
     first, _ = finished
     start = load_file(first / "best.safetensors")
@@ -447,6 +462,7 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
         evaluation.evaluate(tmp_path)
 
 
+@pytest.mark.slow
 def test_what_belongs_to_the_model_is_loaded_with_it(options):
     train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
     model = evaluation.load_trained(options["out"], "cpu").model

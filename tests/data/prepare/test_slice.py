@@ -336,6 +336,7 @@ def test_validation_shares_no_event_with_training(n_recordings, whole):
     assert len(val) < len(windows) / 4
 
 
+@pytest.mark.slow
 def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
     from sj_ottt.run import training as engine
     from sj_ottt.run.config import TrainConfig

@@ -135,6 +135,7 @@ def test_the_command(folder, tmp_path, capsys):
     assert cli.main(["data", "info", str(tmp_path / "none")]) == 2
 
 
+@pytest.mark.slow
 def test_real_recordings(nmnist, tmp_path, capsys):
     assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out

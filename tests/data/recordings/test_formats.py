@@ -103,6 +103,7 @@ def test_times_that_run_backwards_are_named(name, encode, tmp_path):
         check_events(read_events(path), path, (720, 1280))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_damage_is_an_input_error_and_never_a_crash(name, encode, tmp_path):
     """Cut at many lengths, bytes overwritten, blocks shuffled: an `InputError`, or events."""

@@ -181,6 +181,7 @@ def test_surfaces_and_crops_are_cached_apart(parts, tmp_path):
     assert len(cache_files(tmp_path)) == 4
 
 
+@pytest.mark.slow
 def test_the_cache_has_the_same_bytes_from_any_number_of_processes(parts, tmp_path):
     table = np.zeros(1000, EVENT_DTYPE)
     table["x"], table["y"] = 9, 11

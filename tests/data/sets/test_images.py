@@ -150,6 +150,7 @@ def test_size_resizes_images_of_one_size(tmp_path):
     assert ImageSet(str(pack(tmp_path / "x.npz")), "train").fit(augment=True) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fashion_mnist", "cifar10_jpeg"])
 def test_shared_files(name):
     path = SHARED / f"{name}.npz"
@@ -232,6 +233,7 @@ def test_a_run_on_images(tmp_path):
     assert predict(trained.model, image[None], 3).shape == (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["direct", "poisson"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
     whole = engine.train(options(tmp_path, encoding=encoding))
@@ -325,6 +327,8 @@ def test_missing_sets(tmp_path, spec, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.slow  # records ndigits where it is the first to ask
 def test_other_bad_input(tmp_path, folder):
     path = str(pack(tmp_path / "x.npz"))
     with pytest.raises(InputError, match="split=None"):

@@ -280,6 +280,7 @@ def test_write_event_dataset_depends_on_seed_split_and_index_only(tmp_path):
         write_event_dataset(tmp_path / "c", images, labels, ["no"], split="train")
 
 
+@pytest.mark.slow
 def test_ndigits(cache):
     """All 1,797 digits, made once, about four fifths of each for training."""
     train, test = (open_dataset("ndigits", split=s, steps=6) for s in ("train", "test"))
