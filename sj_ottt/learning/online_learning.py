@@ -11,8 +11,9 @@ its form "grad" is the one that SpikingJelly's follows, but for these points:
   once more; ours starts where the first one did and leaves no mark.
 - Theirs starts every call with Λ = 0 and leaves out Λ and W̄ after the last step; ours keeps both
   from sequence to sequence.
-- Theirs updates after every time step, without a limit to the norm, and fails on a parameter that
-  gets no gradient.
+- Theirs updates after every time step, each of the same weight, without a limit to the norm, and
+  fails on a parameter that gets no gradient; ours weighs part p of P by (p + 1)/P unless told
+  otherwise.
 """
 
 from sj_ottt._passthrough import pass_through
