@@ -14,8 +14,9 @@ PACKAGE = Path(sj_ottt.__file__).parent
 FLOORS = (
     {"errors"},
     {"_files", "_parallel", "_ops", "surrogate"},
-    {"functional", "layer", "neuron", "data"},
+    {"functional", "layer", "data"},
     {"learning", "zoo", "plots"},
+    {"neuron"},
     {"conversion", "models"},
     {"run"},
     {"inference", "analysis"},

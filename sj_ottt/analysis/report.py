@@ -10,12 +10,8 @@ from typing import Any
 import torch
 
 from sj_ottt import plots
-from sj_ottt.analysis.instruments import (
-    firing_rates,
-    gradient_alignment,
-    latency_curve,
-    synaptic_operations,
-)
+from sj_ottt.analysis.activity import firing_rates, latency_curve, synaptic_operations
+from sj_ottt.analysis.gradients import gradient_alignment
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.checkpoint import write_file
 from sj_ottt.run.evaluation import load_trained

@@ -16,7 +16,7 @@ from sj_ottt.data.recordings.streams import open_source, windows
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.predict import Eye, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.run.checkpoint import write_model
 from sj_ottt.run.evaluation import Trained
 
@@ -118,7 +118,7 @@ def adapt(
         _make_place(Path(out))
     before, n_held = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
-    if rule_of(trained.model) == "bptt":
+    if rule_of(trained.model).through_time:
         trainer, update, averaged = (fptt := FPTT(optimizer, _ALPHA)), "accumulate", fptt.averaged
     else:
         trainer, update, averaged = optimizer, "online", nullcontext

@@ -17,7 +17,7 @@ from sj_ottt.data.recordings.label_table import parse_duration
 from sj_ottt.data.recordings.streams import WHOLE, Source, windows
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict, reset_state
-from sj_ottt.learning.train_step import predicts_last
+from sj_ottt.learning.predict import predicts_last
 from sj_ottt.run.evaluation import Trained, same_draws
 
 __all__ = [

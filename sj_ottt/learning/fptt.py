@@ -141,7 +141,7 @@ class FPTT:
         return weight * loss + (1 - weight) * self._auxiliary(logits, target)
 
     @torch.no_grad()
-    def update(self, again: Callable[[], None]) -> None:
+    def update(self, again: Callable[[], object]) -> None:
         """Update the weights, W̄ and Λ from the gradients of a part's loss.
 
         Args:

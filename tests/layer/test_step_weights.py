@@ -1,4 +1,4 @@
-"""The fast path gives the numbers of the plain one: lean steps, stored traces, gathered weights."""
+"""The fast path gives the numbers of the plain one: fast steps, stored traces, one weight."""
 
 import copy
 import pickle
@@ -14,9 +14,8 @@ from torch import nn
 from benchmarks.measure import peak_bytes, slope
 from sj_ottt import InputError, functional, layer, learning
 from sj_ottt._ops import trace
-from sj_ottt.functional import LIF, lean_lif_step, lif_step
-from sj_ottt.layer import layers
-from sj_ottt.layer import step_weights as gather
+from sj_ottt._ops.lif import LIF, has_closed_gradient, lif_step, reference_lif_step
+from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -76,7 +75,7 @@ def largest_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> flo
 
 
 def step_by_step(net: nn.Module, steps: int = 6) -> dict[str, torch.Tensor]:
-    """The same batch as a user's own loop: plain autograd at every step, nothing gathered."""
+    """The same batch as a user's own loop: plain autograd at every step, no weight shared."""
     torch.manual_seed(1)
     x_seq = 2 * torch.randn(steps, 3, 2, 13, 13).double()
     net.zero_grad()
@@ -95,30 +94,30 @@ def step_by_step(net: nn.Module, steps: int = 6) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("decay_input", [False, True])
 @pytest.mark.parametrize("tau", [2.0, 3.0])
 @pytest.mark.parametrize("function", SURROGATES, ids=str)
-def test_lean_step_is_the_plain_step(function, tau, decay_input, v_reset):
+def test_the_fast_step_is_the_reference(function, tau, decay_input, v_reset):
     """Spikes, state and gradient, bit for bit in float32 but for the surrogate's rounding."""
     torch.manual_seed(0)
     lif = LIF(tau, decay_input, 0.8, v_reset, function)
-    assert functional.has_lean_gradient(function)
+    assert has_closed_gradient(function)
     v = torch.zeros(400)
     state = {"v": v, "trace": torch.zeros(400)}
     fired = 0.0
     for _ in range(5):
         x = (3 * torch.randn(400)).requires_grad_()
-        spike, v = lif_step(x, v, lif)
-        lean = lean_lif_step(x, state, lif)
-        assert torch.equal(lean, spike) and torch.equal(state["v"], v)
+        spike, v = reference_lif_step(x, v, lif)
+        fast = lif_step(x, state, lif, lif.lam)
+        assert torch.equal(fast, spike) and torch.equal(state["v"], v)
         g = torch.randn(400)
-        ours, plain = (torch.autograd.grad(s, x, g)[0] for s in (lean, spike))
+        ours, plain = (torch.autograd.grad(s, x, g)[0] for s in (fast, spike))
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
         assert plain.abs().sum() > 0
         fired += spike.mean().item() / 5
     assert 0.1 < fired < 0.9
 
 
-def test_a_surrogate_without_a_lean_form_still_works():
+def test_a_surrogate_without_a_closed_gradient_still_works():
     node, plain = OTTTLIFNode(surrogate_function=surrogate.Erf()), OTTTLIFNode()
-    assert not functional.has_lean_gradient(node.surrogate_function)
+    assert not has_closed_gradient(node.surrogate_function)
     x = (2 * torch.rand(3, 7)).requires_grad_()
     spike, a = node(x)
     assert torch.equal(spike, plain(x)[0]) and torch.equal(a, plain.trace)
@@ -143,7 +142,8 @@ def spikes_and_traces(trace_dtype: str, steps: int, tau: float = 2.0):
     torch.manual_seed(0)
     node, exact = OTTTLIFNode(tau, trace_dtype=trace_dtype).double(), torch.zeros(500).double()
     for _ in range(steps):
-        spike, stored = node(2 * torch.rand(500).double())
+        pair = node(2 * torch.rand(500).double())
+        spike, stored = pair.spike, pair.trace
         exact = exact * (1 - 1 / tau) + spike
         yield (stored.decode(torch.double) - exact).abs().max().item()
 
@@ -184,7 +184,8 @@ def test_gradients_with_a_half_precision_trace(trace_dtype, bound):
 
 def test_packed_trace_takes_a_quarter_of_the_room():
     node = OTTTLIFNode(trace_dtype="packed")
-    spike, packed = node(torch.rand(3, 5))
+    pair = node(torch.rand(3, 5))
+    spike, packed = pair.spike, pair.trace
     assert packed.stored.nbytes == 15 and spike.nbytes == 60
     assert packed.decode(torch.float32).shape == spike.shape
 
@@ -201,20 +202,20 @@ def test_bad_trace_dtype(kwargs, words):
         OTTTLIFNode(**kwargs)
 
 
-# The gathered weights
+# The weights made once
 
 
 @pytest.mark.parametrize("trace_dtype", ["float32", "packed"])
-def test_gathered_gradients_are_those_of_a_plain_loop(trace_dtype):
+def test_added_up_gradients_are_those_of_a_plain_loop(trace_dtype):
     net = network(trace_dtype)
     assert largest_error(train(net), step_by_step(net)) < 1e-12
 
 
 def test_standardization_runs_once_per_update(monkeypatch):
     calls = []
-    real = layers.scaled_weight_standardization
+    real = synapse.scaled_weight_standardization
     monkeypatch.setattr(
-        layers, "scaled_weight_standardization", lambda *a: calls.append(1) or real(*a)
+        synapse, "scaled_weight_standardization", lambda *a: calls.append(1) or real(*a)
     )
     train(network(), steps=5)
     assert len(calls) == 3  # three standardized layers
@@ -244,11 +245,11 @@ def test_a_weight_changed_between_steps_counts_from_then_on(how):
         else:
             net[0].weight = nn.Parameter(net[0].weight.detach() * -1.5)
 
-    def run(gathering: bool, changing: bool = True) -> dict[str, torch.Tensor]:
+    def run(shared: bool, changing: bool = True) -> dict[str, torch.Tensor]:
         torch.manual_seed(3)
         net, x_seq = network("packed"), 2 * torch.randn(6, 3, 2, 13, 13).double()
         first = net[0].weight
-        with gather.gathered(net) if gathering else torch.enable_grad():
+        with step_weights.online_weights(net) if shared else torch.enable_grad():
             for t, x in enumerate(x_seq):
                 if t == 3 and changing:
                     change(net)
@@ -275,9 +276,9 @@ def test_frozen_and_shared_parameters():
     nn.init.normal_(shared.weight)
     x_seq = 2 * torch.randn(4, 3, 5).double()
     grads = []
-    for gathering in (True, False):
+    for shared in (True, False):
         chain.double().zero_grad()
-        with gather.gathered(chain) if gathering else torch.enable_grad():
+        with step_weights.online_weights(chain) if shared else torch.enable_grad():
             for x in x_seq:
                 F.cross_entropy(chain(x), target).backward()
         learning.reset_state(chain)
@@ -285,42 +286,13 @@ def test_frozen_and_shared_parameters():
     assert largest_error(*grads) < 1e-12 and grads[0]["0.weight"].norm() > 0
 
 
-@pytest.mark.parametrize(("worth", "products"), [(2 * 9, 1), (2 * 9 + 1, 5)])
-def test_static_input_runs_the_first_convolution_once(monkeypatch, worth, products):
-    """Where that is worth its memory; either way the numbers are those of the sequence."""
-    monkeypatch.setattr(gather, "WORTH_KEEPING", worth)
-    net, target = network("packed"), torch.tensor([0, 1, 3])
-    torch.manual_seed(4)
-    x = 2 * torch.randn(3, 2, 13, 13).double()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
-    seen = []
-    real = functional.Product.__call__
-    monkeypatch.setattr(
-        functional.Product, "__call__", lambda p, s, *a: seen.append(s.shape[1]) or real(p, s, *a)
-    )
-    results = []
-    for static in (True, False):
-        net.zero_grad()
-        torch.manual_seed(2)
-        if static:
-            out = learning.train_step(net, optimizer, x, target, steps=5)
-        else:
-            out = learning.train_step(net, optimizer, x.repeat(5, 1, 1, 1, 1), target)
-        results.append((out, {k: p.grad.clone() for k, p in net.named_parameters()}, seen.count(2)))
-        seen.clear()
-    (a, grads_a, first_a), (b, grads_b, first_b) = results
-    assert (first_a, first_b) == (products, 5)
-    torch.testing.assert_close(a, b)
-    assert largest_error(grads_a, grads_b) < 1e-12
-
-
-def test_an_error_in_a_step_leaves_no_gathering_behind():
+def test_an_error_in_a_step_leaves_no_step_weight_behind():
     net = network()
     with pytest.raises(RuntimeError):
         train_badly = torch.optim.SGD(net.parameters(), lr=0.0)
         x_seq = torch.randn(3, 2, 5, 13, 13).double()
         learning.train_step(net, train_badly, x_seq, torch.tensor([0, 1]))
-    assert all(m.gather is None for m in net.modules() if hasattr(m, "gather"))
+    assert all(m.step_weight is None for m in net.modules() if isinstance(m, synapse.Synapse))
     assert all(g.norm() > 0 for g in train(net).values())
 
 
@@ -377,9 +349,9 @@ def test_backward_on_k_of_t_steps_adds_the_gradients_of_k_steps():
 
 def test_backward_steps_are_drawn_anew_and_counted(monkeypatch):
     net, backwards = network("packed"), []
-    real = gather.Gather.add
+    real = step_weights.OnlineWeight.add
     monkeypatch.setattr(
-        gather.Gather, "add", lambda *args: backwards.append(args[0]) or real(*args)
+        step_weights.OnlineWeight, "add", lambda *args: backwards.append(args[0]) or real(*args)
     )
     grads = [train_with_seed(net, seed) for seed in range(6)]
     assert len(backwards) == 6 * 2 * 5  # batches, K, synapses

@@ -11,9 +11,8 @@ from spikingjelly.activation_based.learning import online_learning as sj_learnin
 from torch import nn
 
 from sj_ottt import functional, layer, learning, neuron
-from sj_ottt._ops import lif
-from sj_ottt.layer import layers
-from sj_ottt.layer import step_weights as gather
+from sj_ottt._ops import synapse as ops
+from sj_ottt.layer import step_weights, synapse
 from tests.networks import (
     OURS,
     SPIKINGJELLY,
@@ -77,18 +76,20 @@ def test_a_gpu_gives_the_gradient_of_the_cpu(seed):
 
 def test_fails_if_the_trace_is_replaced_by_the_spike(monkeypatch):
     """The negative control of the tests above."""
-    real = functional.traced_product
-    for module in (layers, gather):
-        monkeypatch.setattr(module, "traced_product", lambda p, s, t, *args: real(p, s, s, *args))
+    real = synapse.traced_product
+    for module in (synapse, step_weights):
+        monkeypatch.setattr(
+            module, "traced_product", lambda p, s, t, *args: real(p, s, None, *args)
+        )
     assert all(_compare(seed, False) > 1e-2 for seed in SEEDS[:4])
 
 
 def test_one_product_per_synapse_and_step(monkeypatch):
     """SpikingJelly's chain computes each synapse twice a step; ours computes it once."""
     calls = []
-    real = lif._TracedProduct.forward
+    real = ops._TracedProduct.forward
     monkeypatch.setattr(
-        lif._TracedProduct,
+        ops._TracedProduct,
         "forward",
         staticmethod(lambda ctx, *args: calls.append(1) or real(ctx, *args)),
     )

@@ -15,9 +15,9 @@ from torch import nn
 
 from benchmarks.measure import peak_bytes
 from sj_ottt import InputError, layer, learning, set_rule
-from sj_ottt._ops import trace
-from sj_ottt.layer import layers
-from sj_ottt.learning.rules.switch import RULES, rule_of
+from sj_ottt._ops.ndot import NDOTState, advance_ndot
+from sj_ottt.layer import synapse
+from sj_ottt.learning.rules import RULES, rule_of
 from sj_ottt.neuron import NDOTLIFNode, OTTTLIFNode, SLTTLIFNode
 from tests.networks import relative_error
 
@@ -47,8 +47,10 @@ def sequence() -> tuple[torch.Tensor, torch.Tensor]:
     return 1.5 * torch.randn(STEPS, 5, 2, 8, 8).double(), torch.tensor([0, 1, 2, 3, 0])
 
 
-def gradients(net: nn.Module, **kwargs) -> dict[str, torch.Tensor]:
-    """Gradients of one batch through `train_step`; refuses a silent network."""
+def gradients(net: nn.Module, rule: str | None = None, **kwargs) -> dict[str, torch.Tensor]:
+    """Gradients of one batch through `train_step` by a rule; refuses a silent network."""
+    if rule is not None:
+        set_rule(net, rule)
     net.zero_grad()
     learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), *sequence(), **kwargs)
     return alive(net)
@@ -102,15 +104,14 @@ def test_sltt_keeps_a_byte_for_any_tau():
     net = chain(partial(OTTTLIFNode, trace_dtype="packed"))
     set_rule(net, "sltt")
     net[1].tau = 3.0
-    spike, handed_on = net[1](torch.rand(4, 5).double() * 3)
-    assert handed_on.stored.dtype == torch.uint8 and torch.equal(
-        handed_on.decode(torch.double), spike
-    )
-    spike, handed_on = net[1](torch.rand(4, 5).double() * 3)
-    assert 0 < spike.mean() < 1 and torch.equal(handed_on.decode(torch.double), spike)
+    pair = net[1](torch.rand(4, 5).double() * 3)
+    assert pair.trace.stored.dtype == torch.uint8
+    assert torch.equal(pair.trace.decode(torch.double), pair.spike)
+    spike, trace = net[1](torch.rand(4, 5).double() * 3)
+    assert 0 < spike.mean() < 1 and torch.equal(trace, spike)
     with pytest.raises(InputError, match="needs tau=2"):
         set_rule(net, "ottt")
-    assert rule_of(net) == "sltt"  # nothing was changed
+    assert rule_of(net).name == "sltt"  # nothing was changed
 
 
 # BPTT: exact
@@ -131,7 +132,7 @@ def test_bptt_is_autograd_through_time(v_reset):
     theirs = alive(reference)
     net = chain(node)
     assert largest_error(gradients(net, rule="bptt"), theirs) < 1e-12
-    assert rule_of(net) == "bptt"
+    assert rule_of(net).name == "bptt"
     optimizer = torch.optim.SGD(net.parameters(), 0.0)
     total, logits = learning.train_step(net, optimizer, x_seq, target)
     sj_functional.reset_net(reference)
@@ -147,9 +148,9 @@ def test_bptt_is_autograd_through_time(v_reset):
 
 def test_bptt_of_standardized_weights_makes_them_once(monkeypatch):
     calls = []
-    real = layers.scaled_weight_standardization
+    real = synapse.scaled_weight_standardization
     monkeypatch.setattr(
-        layers, "scaled_weight_standardization", lambda *a: calls.append(1) or real(*a)
+        synapse, "scaled_weight_standardization", lambda *a: calls.append(1) or real(*a)
     )
     model = timm.create_model("test_ottt_vgg", rule="bptt").double()
     x, target = 3 * torch.randn(2, 3, 16, 16).double(), torch.tensor([0, 1])
@@ -203,12 +204,12 @@ def test_ndot_by_hand(variant, expected):
     v = torch.tensor([0.4, -0.2, 0.6, 0.0, 0.1, 0.3]).double()
     spike = torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0]).double()
     zero = torch.zeros(()).double()
-    state, found, before = {"trace": trace.NDOTTrace(zero, zero)}, [], zero
+    state, found, before = NDOTState(zero, zero), [], zero
     for t in range(6):
-        state["v"] = v[t]
-        trace.advance_ndot(state, spike[t], before, lam=0.5, v_threshold=1.0, variant=variant)
+        constants = {"lam": 0.5, "v_threshold": 1.0, "variant": variant}
+        state = advance_ndot(state, spike[t], before, v[t], **constants)
         before = v[t]
-        found.append(state["trace"].values)
+        found.append(state.trace)
     torch.testing.assert_close(torch.stack(found), torch.tensor(expected).double())
 
 
@@ -216,11 +217,11 @@ def test_ndot_by_hand(variant, expected):
 def test_ndot_of_a_neuron_without_a_membrane(variant, expected):
     """0 / 0 is 0 in variant "paper" and lambda in variant "code"."""
     zero, one = torch.zeros(1), torch.ones(1)
-    start = trace.NDOTTrace(values=one, memory=one if variant == "paper" else zero)
-    state = {"v": zero, "trace": start}
+    state = NDOTState(trace=one, memory=one if variant == "paper" else zero)
+    constants = {"lam": 0.5, "v_threshold": 1.0, "variant": variant}
     for _ in range(2 if variant == "paper" else 1):  # its ratio is applied one step later
-        trace.advance_ndot(state, zero, zero, lam=0.5, v_threshold=1.0, variant=variant)
-    assert state["trace"].values.item() == expected
+        state = advance_ndot(state, zero, zero, zero, **constants)
+    assert state.trace.item() == expected
 
 
 @pytest.mark.parametrize("variant", ["paper", "code"])
@@ -233,16 +234,16 @@ def test_ndot_takes_its_trace_to_the_weight(variant):
         x, g = torch.randn(4, 7).double() + 0.5, torch.randn(4, 3).double()
         (net(x) * g).sum().backward()
         states.append(node.trace)
-        expected += g.t() @ node.trace.values
+        expected += g.t() @ node.trace.trace
     assert relative_error(linear.weight.grad, expected) < 1e-12
     # The neuron's own steps lead to the trace of the function.
     again = copy.deepcopy(node)
-    assert isinstance(again.trace, trace.NDOTTrace) and again.variant == variant
+    assert isinstance(again.trace, NDOTState) and again.rule.variant == variant
     if variant == "paper":
-        left = [s.memory.abs().sum() / s.values.abs().sum() for s in states]
+        left = [s.memory.abs().sum() / s.trace.abs().sum() for s in states]
         assert all(0.2 < share <= 0.5 for share in left)
     switched = set_rule(chain(), "ndot", variant)
-    assert switched[1].variant == variant and not isinstance(switched[1], NDOTLIFNode)
+    assert switched[1].rule.variant == variant and not isinstance(switched[1], NDOTLIFNode)
     assert (
         largest_error(gradients(switched), gradients(chain(partial(NDOTLIFNode, variant=variant))))
         < 1e-12
@@ -265,7 +266,7 @@ def test_any_rule_trains_a_model(name, rule, update):
         learning.train_step(model, optimizer, x, torch.arange(4), steps=3, update=update)[0]
         for _ in range(12)
     ]
-    assert rule_of(model) == rule and losses[-1] < losses[0]
+    assert rule_of(model).name == rule and losses[-1] < losses[0]
     assert weights.keys() == model.state_dict().keys()
 
 
@@ -273,13 +274,13 @@ def test_a_switch_keeps_the_weights_and_resets_the_state():
     net = chain()
     weights = copy.deepcopy(net.state_dict())
     net(sequence()[0][0])
-    for rule in RULES[::-1]:
-        assert set_rule(net, rule) is net and rule_of(net) == rule
+    for rule in reversed(RULES):
+        assert set_rule(net, rule) is net and rule_of(net).name == rule
         assert f"rule={rule}" in repr(net)
         assert all(m.v == 0.0 for m in net if isinstance(m, OTTTLIFNode))
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in weights.items())
     again = copy.deepcopy(set_rule(net, "sltt"))
-    assert rule_of(again) == "sltt"
+    assert rule_of(again).name == "sltt"
     assert largest_error(gradients(net, rule="ottt"), gradients(chain())) == 0
 
 
@@ -292,7 +293,7 @@ def test_readout(readout):
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
     grads = []
     for rule in ("ottt", "bptt"):
-        learning.train_step(model, optimizer, x, target, steps=5, rule=rule)
+        learning.train_step(set_rule(model, rule), optimizer, x, target, steps=5)
         grads.append(model.fc.weight.grad.clone())
     error = relative_error(*grads)
     assert error < 1e-12 if readout == "exact" else error > 1e-2
@@ -325,7 +326,7 @@ def test_a_mixed_network_is_brought_to_one_rule():
         net = chain()
         set_rule(net[1], first)
         found = gradients(net, rule=other)
-        assert {m.rule for m in net if isinstance(m, OTTTLIFNode)} == {other}
+        assert {m.rule.name for m in net if isinstance(m, OTTTLIFNode)} == {other}
         assert largest_error(found, gradients(chain(), rule=other)) < 1e-12
 
 
@@ -333,10 +334,10 @@ def test_neurons_of_spikingjelly_follow_ottt():
     net = layer.OTTTSequential(layer.Linear(4, 3), sj_neuron.OTTTLIFNode(), layer.Linear(3, 2))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     x_seq, target = torch.rand(3, 2, 4), torch.tensor([0, 1])
-    loss, _ = learning.train_step(net, optimizer, x_seq, target, rule="ottt")
+    loss, _ = learning.train_step(net, optimizer, x_seq, target)
     assert loss.isfinite()
     with pytest.raises(InputError, match="no neuron of sj_ottt"):
-        learning.train_step(net, optimizer, x_seq, target, rule="sltt")
+        set_rule(net, "sltt")
 
 
 def test_switching_keeps_ndots_variant_unless_told():

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run import evaluation, samples
 from sj_ottt.run import training as engine
@@ -450,7 +450,7 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
 def test_what_belongs_to_the_model_is_loaded_with_it(options):
     train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
     model = evaluation.load_trained(options["out"], "cpu").model
-    assert model.readout == "exact" and rule_of(model) == "ottt"
+    assert model.readout == "exact" and rule_of(model).name == "ottt"
     assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
 
 
