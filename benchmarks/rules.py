@@ -11,6 +11,7 @@ import torch
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 from benchmarks.networks import count_neurons
 from sj_ottt import learning
+from sj_ottt.learning.rules import RULES
 from sj_ottt.run import training as engine
 from sj_ottt.run.config import TrainConfig
 
@@ -33,6 +34,12 @@ ROWS = {
     "OTTT-O, batch 128": {"rule": "ottt", "update": "online", "batch_size": 128, "lr": 0.1},
     "OTTT-A, batch 1": {"rule": "ottt", "batch_size": 1, "lr": 0.003},
     "OTTT-O, batch 1": {"rule": "ottt", "update": "online", "batch_size": 1, "lr": 0.003},
+}
+# A rule that has no row yet gets one.
+ROWS |= {
+    name.upper(): {"rule": name}
+    for name in RULES
+    if name not in {row["rule"] for row in ROWS.values()}
 }
 
 
