@@ -6,14 +6,15 @@ BIN := $(VENV)/bin
 # A stamp newer than the files that say what to install: a second call installs nothing.
 READY := $(VENV)/.ready
 
-.PHONY: help setup test train lint wheel clean
+.PHONY: help setup test test-fast train lint wheel clean
 
 help:
-	@echo "make test    run the tests"
-	@echo "make train   fine-tune the shipped model on event recordings of digits (a few minutes)"
-	@echo "make lint    check the style"
-	@echo "make wheel   build the wheel"
-	@echo "make clean   remove what the other targets made"
+	@echo "make test        run the tests"
+	@echo "make test-fast   run those that take less than a second, for a first answer"
+	@echo "make train       fine-tune the shipped model on event recordings of digits (a few minutes)"
+	@echo "make lint        check the style and the types"
+	@echo "make wheel       build the wheel"
+	@echo "make clean       remove what the other targets made"
 
 setup: $(READY)
 
@@ -25,6 +26,9 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 test: $(READY)
 	$(BIN)/python -m pytest
 
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
 # A run that was stopped goes on where it was; one that is finished says its result again.
 RUN := runs/ndigits_finetune
 train: $(READY)
@@ -34,10 +38,11 @@ train: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 wheel: $(READY)
 	rm -rf build dist
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,11 +1,10 @@
 """SpikingJelly's functions, and the pure functions of online training beside them."""
 
-from spikingjelly.activation_based import functional as sj_functional
-
 from sj_ottt._ops.lif import ottt_lif_step
 from sj_ottt._ops.pool import avg_pool2d
 from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt._ops.synapse import traced_conv, traced_linear
+from sj_ottt._passthrough import pass_through, public_names
 
 __all__ = [
     "avg_pool2d",
@@ -15,9 +14,5 @@ __all__ = [
     "traced_linear",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's functions for every other public name: switching one import is enough."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_functional, name)
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.functional")
+__all__ += public_names("spikingjelly.activation_based.functional")

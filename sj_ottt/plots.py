@@ -179,7 +179,10 @@ def _show_events(axes: Axes, colours: np.ndarray) -> None:
 
 def _polarity_legend(figure: Figure, title: str | None = None) -> None:
     figure.legend(
-        handles=[Patch(color=ON_COLOUR, label="ON"), Patch(color=OFF_COLOUR, label="OFF")],
+        handles=[
+            Patch(color=tuple(ON_COLOUR), label="ON"),
+            Patch(color=tuple(OFF_COLOUR), label="OFF"),
+        ],
         loc="outside lower right",
         ncols=2,
         frameon=False,

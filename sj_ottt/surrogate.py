@@ -1,14 +1,19 @@
 """Surrogate gradients: SpikingJelly's, and the multi-Gaussian of adaptive spiking neurons."""
 
 import math
+from typing import Any
 
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError
 
 __all__ = ["MultiGaussian"]
+__all__ += public_names(sj_surrogate.__name__)
+
+__getattr__, __dir__ = pass_through(__name__, sj_surrogate.__name__)
 
 
 def _gaussian(x: Tensor, sd: float) -> Tensor:
@@ -26,13 +31,13 @@ class _Spike(torch.autograd.Function):
     """Forward 1[x > 0], backward g(x)."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, *shape: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *shape: float) -> Tensor:
         ctx.save_for_backward(x)
         ctx.shape = shape
         return (x > 0).to(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         return multi_gaussian(x, *ctx.shape).mul_(grad), *(None for _ in ctx.shape)
 
@@ -75,20 +80,16 @@ class MultiGaussian(sj_surrogate.SurrogateFunctionBase):
         x: Tensor, scale: float, height: float, sigma: float, width: float
     ) -> Tensor:
         """Return 1[x > 0], whose gradient is g(x)."""
-        return _Spike.apply(x, scale, height, sigma, width)
+        spike: Tensor = _Spike.apply(x, scale, height, sigma, width)
+        return spike
 
     @staticmethod
     def primitive_function(
         x: Tensor, scale: float, height: float, sigma: float, width: float
     ) -> Tensor:
         """Return the integral of g from −∞ to x."""
-        middle = torch.special.ndtr(x / sigma)
-        flanks = sum(torch.special.ndtr((x + at) / (width * sigma)) for at in (-sigma, sigma))
+        middle: Tensor = torch.special.ndtr(x / sigma)
+        flanks: Tensor = sum(
+            torch.special.ndtr((x + at) / (width * sigma)) for at in (-sigma, sigma)
+        )
         return scale * ((1 + height) * middle - height * flanks)
-
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's surrogates for every other public name."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_surrogate, name)

@@ -7,8 +7,9 @@ name, SHA-256 and the fields of timm's pretrained configuration. Nothing here us
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import group_parameters, load_state_dict
@@ -59,7 +60,7 @@ def create(
     *,
     in_chans: int,
     pretrained: bool | str | None = None,
-    **kwargs: object,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build a model of this package by name, as timm does, with errors that say what there is.
 
@@ -102,7 +103,8 @@ def create(
 
 def layer_depths(model: nn.Module) -> dict[str, int]:
     """Return the depth of each parameter, by timm's grouping: 0 next to the input."""
-    return group_parameters(model, model.group_matcher(), reverse=True)
+    matcher = cast(Callable[[], dict[str, Any]], model.group_matcher)
+    return group_parameters(model, matcher(), reverse=True)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -122,10 +124,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     state = _read(path)
     own = model.state_dict()
-    first_conv = f"{model.pretrained_cfg['first_conv']}.weight"
+    cfg = cast(dict[str, Any], model.pretrained_cfg)  # given by timm
+    first_conv = f"{cfg['first_conv']}.weight"
     if first_conv in state and first_conv in own:
         state[first_conv] = adapt_input_channels(state[first_conv], own[first_conv].shape[1])
-    classifier = model.pretrained_cfg["classifier"]
+    classifier = cfg["classifier"]
     for key in (f"{classifier}.weight", f"{classifier}.bias"):
         if key in state and (key not in own or own[key].shape != state[key].shape):
             del state[key]

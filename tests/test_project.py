@@ -13,6 +13,7 @@ PACKAGE = Path(sj_ottt.__file__).parent
 # From the bottom to the top: a room may import those of the lines above its own.
 FLOORS = (
     {"errors"},
+    {"_passthrough"},
     {"_files", "_parallel", "_ops", "surrogate"},
     {"functional", "layer", "data"},
     {"learning", "zoo", "plots"},

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sj_ottt import plots
 from sj_ottt.analysis.activity import firing_rates, latency_curve, synaptic_operations
@@ -30,7 +31,7 @@ def _curve(found: Sequence[float]) -> Rows:
     return [{"steps": t, "accuracy": value} for t, value in enumerate(found, start=1)]
 
 
-INSTRUMENTS = {
+INSTRUMENTS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Any], Callable[[Any], Rows]]] = {
     "rates": (lambda model, x, y: firing_rates(model, x), partial(_pairs, "neurons", "rate")),
     "synops": (
         lambda model, x, y: synaptic_operations(model, x),

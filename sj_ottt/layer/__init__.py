@@ -1,8 +1,7 @@
 """Layers: SpikingJelly's names, with those that know what to do with a trace in place of theirs."""
 
-from spikingjelly.activation_based import layer as sj_layer
-
 from sj_ottt._ops.trace import Pair
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.layer.feedback import Feedback
 from sj_ottt.layer.layers import (
     AdaptiveAvgPool2d,
@@ -33,9 +32,5 @@ __all__ = [
     "WSLinear",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's layers for every other public name: switching one import is enough."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_layer, name)
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.layer")
+__all__ += public_names("spikingjelly.activation_based.layer")

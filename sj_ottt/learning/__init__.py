@@ -1,5 +1,10 @@
-"""Training steps of all learning rules, and the rules themselves in `sj_ottt.learning.rules`."""
+"""Training steps of all learning rules, the rules in `rules`, and SpikingJelly's names of learning.
 
+`online_learning` says whose OTTT and FPTT answer to SpikingJelly's names.
+"""
+
+from sj_ottt._passthrough import pass_through
+from sj_ottt.learning import online_learning
 from sj_ottt.learning.fptt import FPTT, Divergence
 from sj_ottt.learning.losses import CrossEntropyMSE
 from sj_ottt.learning.predict import predict
@@ -11,9 +16,23 @@ __all__ = [
     "FPTT",
     "CrossEntropyMSE",
     "Divergence",
+    "MSTDPETLearner",
+    "MSTDPLearner",
     "Pull",
+    "STDPLearner",
+    "fptt_online_training",
+    "fptt_online_training_init_w_ra",
+    "online_learning",
     "ottt_online_training",
+    "plasticity",
     "predict",
     "reset_state",
     "train_step",
 ]
+
+# Their names are written out above, as importing the module for a list takes seconds.
+__getattr__, __dir__ = pass_through(
+    __name__,
+    "spikingjelly.activation_based.learning",
+    "spikingjelly.activation_based.learning.online_learning",
+)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from timm.models import build_model_with_cfg
@@ -20,6 +20,8 @@ from sj_ottt.neuron import OTTTLIFNode
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
+
+Network = TypeVar("Network", bound=nn.Module)
 
 default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
 """The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
@@ -47,6 +49,10 @@ class SpikingClassifier(nn.Module):
     Raises:
         InputError: If `readout` or `global_pool` is unknown.
     """
+
+    global_pool: nn.Module
+    flatten: nn.Module
+    fc: nn.Module
 
     def __init__(
         self,
@@ -100,11 +106,11 @@ class SpikingClassifier(nn.Module):
         self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
         self.fc = nn.Identity()
         if num_classes > 0:
-            self.fc = layer.Linear(self.num_features, num_classes)
-            self._init_fc(self.fc)
+            fc = layer.Linear(self.num_features, num_classes)
+            self._init_fc(fc)
             # A head that replaces another one later joins the body where and as it is.
             body = self.get_parameter(f"{self.first_conv}.weight")
-            self.fc.to(body.device, body.dtype)
+            self.fc = fc.to(body.device, body.dtype)
         self.train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor | Pair:
@@ -226,10 +232,21 @@ def init_convs(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
-def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+class Variant(Protocol):
+    """What every network's configuration says: how many feature maps there are."""
+
+    @property
+    def n_features(self) -> int:
+        """Number of feature maps."""
+
+
+def create(
+    model_cls: type[Network], cfg: Variant, variant: str, pretrained: bool, **kwargs: Any
+) -> Network:
     """Build a registered variant through timm.
 
     Args:
@@ -253,14 +270,15 @@ def create(model_cls: type, cfg: Any, variant: str, pretrained: bool, **kwargs: 
             return model
         return set_rule(model, rule or rule_of(model).name, rule_variant)
 
-    indices = tuple(range(model_cls.n_features(cfg)))
-    return build_model_with_cfg(
+    indices = tuple(range(cfg.n_features))
+    model = build_model_with_cfg(
         build,
         variant,
         pretrained,
         feature_cfg={"out_indices": indices, "feature_cls": "getter"},
         **kwargs,
     )
+    return cast(Network, model)  # timm types it as any module
 
 
 def timm_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:

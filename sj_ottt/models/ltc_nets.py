@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sj_ottt import layer
 from sj_ottt.errors import InputError
+from sj_ottt.layer import Pair
 from sj_ottt.models.classifier import SpikingClassifier, create, init_linear, timm_cfg
 from sj_ottt.neuron import LeakyReadout, LTCConvNode, LTCNode, LTCRecurrent
 
@@ -22,6 +23,11 @@ class LTCRNNCfg:
     """
 
     widths: tuple[int, ...]
+
+    @property
+    def n_features(self) -> int:
+        """Number of feature maps; there is none."""
+        return 0
 
 
 class LTCRNN(nn.Module):
@@ -38,6 +44,8 @@ class LTCRNN(nn.Module):
     """
 
     prediction = "last"
+    fc: nn.Module
+    integrator: nn.Module
 
     def __init__(
         self,
@@ -64,7 +72,7 @@ class LTCRNN(nn.Module):
         self.num_classes = num_classes
         self.fc, self.integrator = nn.Identity(), nn.Identity()
         if num_classes > 0:
-            body = self.layers[0].synapse.weight
+            body = self.get_parameter("layers.0.synapse.weight")
             self.fc = layer.Linear(self.num_features, num_classes).to(body)
             self.integrator = LeakyReadout(num_classes).to(body)
         self.train(self.training)
@@ -93,11 +101,6 @@ class LTCRNN(nn.Module):
         """Group parameters by depth, for timm's layer-wise learning rate decay."""
         return {"stem": r"^stem", "blocks": r"^layers\.(\d+)"}
 
-    @staticmethod
-    def n_features(cfg: LTCRNNCfg) -> int:
-        """Return the number of feature maps of a variant; it has none."""
-        return 0
-
 
 @dataclass(frozen=True)
 class LTCCNNCfg:
@@ -117,6 +120,11 @@ class LTCCNNCfg:
     b0: float = 0.1
     dense: int = 1
 
+    @property
+    def n_features(self) -> int:
+        """Number of feature maps."""
+        return len(self.convs)
+
 
 class LTCCNN(SpikingClassifier):
     """[convolution → BN → pool → LTC] in stages, dense LTC layers, linear readout, integrator.
@@ -135,6 +143,8 @@ class LTCCNN(SpikingClassifier):
     """
 
     prediction = "last"
+    dense: nn.Module
+    integrator: nn.Module
 
     def __init__(
         self,
@@ -192,7 +202,7 @@ class LTCCNN(SpikingClassifier):
         self.integrator = LeakyReadout(num_classes).to(body) if num_classes else nn.Identity()
         self.train(self.training)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
         """Pool, run the dense layers, and classify; `pre_logits` stops before the classifier."""
         x = self.head_drop(self.dense(self.flatten(self.global_pool(x))))
         return x if pre_logits else self.integrator(self.fc(x))
@@ -200,11 +210,6 @@ class LTCCNN(SpikingClassifier):
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or all of them, one by one ("m")."""
         return self._one_by_one(x) if x.dim() == 5 else super().forward(x)
-
-    @staticmethod
-    def n_features(cfg: LTCCNNCfg) -> int:
-        """Return the number of feature maps of a variant."""
-        return len(cfg.convs)
 
 
 _RNN = {

@@ -45,6 +45,11 @@ class NFResNetCfg:
         """Output channels of a block over its inner channels."""
         return 4 if self.bottleneck else 1
 
+    @property
+    def n_features(self) -> int:
+        """Number of feature maps, the stem's included."""
+        return 1 + len(self.depths)
+
 
 class Block(nn.Module):
     """One residual block: out = α · skipinit · F(z) + skip, z = γ · neuron(x / β).
@@ -85,6 +90,7 @@ class Block(nn.Module):
             if stride != 1 or in_channels != out_channels
             else None
         )
+        branch: list[nn.Module]
         if cfg.bottleneck:
             branch = [
                 conv(in_channels, width, 1),
@@ -166,11 +172,6 @@ class NFResNet(SpikingClassifier):
             init_fc=init_fc,
         )
         init_convs(self)
-
-    @staticmethod
-    def n_features(cfg: NFResNetCfg) -> int:
-        """Return the number of feature maps of a variant."""
-        return 1 + len(cfg.depths)
 
 
 _VARIANTS = {

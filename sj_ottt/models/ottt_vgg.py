@@ -37,6 +37,11 @@ class VGGCfg:
     fc_std: float = 0.01
     feedback: bool = False
 
+    @property
+    def n_features(self) -> int:
+        """Number of feature maps."""
+        return len(self.stages)
+
 
 class VGG(SpikingClassifier):
     """[sWS convolution → neuron → × γ] in stages, global average pooling, linear readout.
@@ -98,7 +103,9 @@ class VGG(SpikingClassifier):
             synapse = layer.Conv2d(last, first, 3, padding=1, bias=False)
             nn.init.zeros_(synapse.weight)
             source = self.get_submodule(self._stage_names[-1])
-            self.feedback = layer.Feedback(synapse).connect(source, target=self.layer1[1])
+            self.feedback = layer.Feedback(synapse).connect(
+                source, target=self.get_submodule("layer1.1")
+            )
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
         """Remove the stages behind the last wanted feature map, the classifier and the feedback."""
@@ -108,11 +115,6 @@ class VGG(SpikingClassifier):
             self.feedback.disconnect()  # its source is gone
             del self.feedback
         return wanted
-
-    @staticmethod
-    def n_features(cfg: VGGCfg) -> int:
-        """Return the number of feature maps of a variant."""
-        return len(cfg.stages)
 
 
 _VARIANTS = {

@@ -1,7 +1,6 @@
 """Spiking neurons: SpikingJelly's names, with those that carry a trace in place of theirs."""
 
-from spikingjelly.activation_based import neuron as sj_neuron
-
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.neuron.lif import NDOTLIFNode, OTTTLIFNode, SLTTLIFNode
 from sj_ottt.neuron.liquid import (
     ASRNode,
@@ -24,9 +23,5 @@ __all__ = [
     "SLTTLIFNode",
 ]
 
-
-def __getattr__(name: str) -> object:
-    """Give SpikingJelly's neurons for every other public name: switching one import is enough."""
-    if name.startswith("_"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(sj_neuron, name)
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron")
+__all__ += public_names("spikingjelly.activation_based.neuron")
