@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
+from sj_ottt.data import EventFolder, ImageSet
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import read_model
-from sj_ottt.run.samples import FRAMING, batches, open_part, stack, static_steps
+from sj_ottt.run.samples import batches, open_part, stack, static_steps
+from sj_ottt.run.sections import FrameOptions
 
 OF_MODEL = ("readout", "rule_variant")
 """Options of a run that belong to its model beside the weights; the rule does not, for instruments
@@ -80,7 +82,7 @@ class Trained:
     Attributes:
         path: Its file.
         model: In training mode, on `device`.
-        about: What the file says: model, data, classes, and how samples become frames (`FRAMING`).
+        about: What the file says: model, data, classes, and how samples become frames.
         device: Where it runs.
     """
 
@@ -89,7 +91,7 @@ class Trained:
     about: dict[str, Any]
     device: torch.device
 
-    def dataset(self, data: str | None, split: str, steps: int) -> Dataset:
+    def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
         Raises:
@@ -98,7 +100,8 @@ class Trained:
         """
         source = data or self.about["data"]
         # A file that lacks an option is older than it: it was trained with the default.
-        options = {k: self.about[k] for k in (*FRAMING, "stats") if k in self.about}
+        names = [field.name for field in dataclasses.fields(FrameOptions)]
+        options = {k: self.about[k] for k in (*names, "stats") if k in self.about}
         dataset = open_part(source, split, **{**options, "steps": steps})
         if list(dataset.classes) != self.about["classes"]:
             raise InputError(

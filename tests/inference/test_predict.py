@@ -18,8 +18,7 @@ from sj_ottt.data.recordings.streams import WHOLE
 from sj_ottt.inference import predict as live
 from sj_ottt.inference.adapt import _samples, adapt, open_labelled
 from sj_ottt.learning import predict
-from sj_ottt.run import evaluation
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, write_recordings
 from tests.recording_files import dat
@@ -56,7 +55,7 @@ def run(tmp_path_factory):
         model="test_ottt_vgg", data=str(data), out=str(root / "run"), steps=3, epochs=6,
         batch_size=10, lr=0.1, device="cpu", val_fraction=0,
     )  # fmt: skip
-    assert engine.train(config)["test_accuracy"] == 1.0
+    assert training.train(config)["test_accuracy"] == 1.0
     return root / "run"
 
 
@@ -289,7 +288,7 @@ def ltc(tmp_path_factory):
         model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
         batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
     )  # fmt: skip
-    engine.train(config)
+    training.train(config)
     return root / "run"
 
 
