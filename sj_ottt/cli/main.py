@@ -225,22 +225,22 @@ def _predict(args: argparse.Namespace) -> None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
         source = follow(args.file, args.idle)
-        said = live.label_stream(trained, source, window, fewest)
+        predictions = live.label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = open_source(args.file)
-        said = live.label_windows(trained, source, window, stride, fewest)
-    width = max(len(name) for name in trained.about["classes"])
+        predictions = live.label_windows(trained, source, window, stride, fewest)
+    width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
-    for one in said:
-        label = "-" if one.label is None else one.label
-        confidence = "" if one.label is None else f"{one.confidence:.3f}"
+    for found in predictions:
+        label = "-" if found.label is None else found.label
+        confidence = "" if found.label is None else f"{found.confidence:.3f}"
         # Flushed, for whoever reads them as they come.
         print(
-            f"{one.start / 1e6:9.3f}  {one.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
-            f"{one.events:6}",
+            f"{found.start / 1e6:9.3f}  {found.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
+            f"{found.events:6}",
             flush=True,
         )
 

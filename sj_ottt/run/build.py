@@ -73,12 +73,12 @@ def _weight_file(pretrained: bool | str | None) -> Path | None:
 
 def _load_first_stage(model: nn.Module, folder: Path, cfg: TrainConfig) -> None:
     path = folder / "best.safetensors"
-    tensors, about = read_model(path)
+    tensors, info = read_model(path)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(
-            f"{path} holds a {about['model']} with {about['num_classes']} classes, which does not "
+            f"{path} holds a {info.model} with {len(info.classes)} classes, which does not "
             f"fit {cfg.network.model} with {model.num_classes}: pull_to needs a run of the same "
             "model and classes"
         ) from error

@@ -35,13 +35,14 @@ from sj_ottt.run.build import (
     build_trainer,
 )
 from sj_ottt.run.checkpoint import (
+    ModelInfo,
     load_checkpoint,
     remove_leftovers,
     save_checkpoint,
     write_model,
 )
 from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.evaluation import OF_MODEL, count_right, measure, resolve_device
+from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.result import device_name, read_result, versions, write_result
 from sj_ottt.run.samples import batches, static_steps
 from sj_ottt.run.tensorboard_log import TensorBoardLog
@@ -313,23 +314,25 @@ class TrainingRun:
         """Write ``last.safetensors`` and ``best.safetensors``; before the first epoch, nothing."""
         if not self.history:
             return
+        last, best = self._info(self.history[-1]), self._info(self.best)
+        write_model(self.out / "last.safetensors", self._weights(), last)
+        write_model(self.out / "best.safetensors", self.best["model"], best)
+
+    def _info(self, epoch: Mapping[str, Any]) -> ModelInfo:
+        """Describe the model of an epoch, given by its number and its ``val_accuracy``."""
         cfg, data = self.cfg, self.data
-        about = {
-            "model": cfg.network.model.partition(".")[0],
-            "num_classes": len(data.classes),
-            "in_chans": data.in_chans,
-            "classes": data.classes,
-            "data": cfg.dataset.data,
-            **dataclasses.asdict(cfg.frames),
-            "steps": data.steps,
-            "size": data.test.frame_size,
-            **{name: getattr(cfg.learning, name) for name in OF_MODEL},
+        return ModelInfo(
+            model=cfg.network.model.partition(".")[0],
+            classes=data.classes,
+            in_chans=data.in_chans,
+            data=cfg.dataset.data,
+            frames=dataclasses.replace(cfg.frames, steps=data.steps, size=data.test.frame_size),
+            readout=cfg.learning.readout,
+            rule_variant=cfg.learning.rule_variant,
+            epoch=epoch["epoch"],
+            val_accuracy=epoch["val_accuracy"],
             **data.describe_input(),
-        }
-        last = {"epoch": self.epoch, "val_accuracy": self.history[-1]["val_accuracy"]}
-        best = {key: self.best[key] for key in ("epoch", "val_accuracy")}
-        write_model(self.out / "last.safetensors", self._weights(), {**about, **last})
-        write_model(self.out / "best.safetensors", self.best["model"], {**about, **best})
+        )
 
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and the result, and return it."""

@@ -80,9 +80,9 @@ class TrainingData:
         )
 
     @property
-    def classes(self) -> list[str]:
+    def classes(self) -> tuple[str, ...]:
         """The names of the classes, in the order of their numbers."""
-        return list(self.test.classes)
+        return tuple(self.test.classes)
 
     @property
     def train_targets(self) -> np.ndarray:

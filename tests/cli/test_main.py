@@ -15,7 +15,7 @@ from sj_ottt import zoo
 from sj_ottt.cli import main as cli
 from sj_ottt.errors import InputError
 from sj_ottt.run import training
-from sj_ottt.run.checkpoint import write_model
+from sj_ottt.run.checkpoint import ModelInfo, write_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.sections import FrameOptions
 from tests.helpers import write_recordings
@@ -105,12 +105,14 @@ def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
     """On the shipped weights, as a run would have left them."""
     run = tmp_path / "run"
     model = zoo.create("ottt_vgg5_ws", 10, in_chans=2, pretrained=True)
-    about = {
-        "model": "ottt_vgg5_ws", "num_classes": 10, "in_chans": 2, "data": "ndigits",
-        "classes": list("0123456789"), "steps": 3, "size": [34, 34], "split_by": "count",
-        "normalize": True,
-    }  # fmt: skip
-    write_model(run / "best.safetensors", model.state_dict(), about)
+    info = ModelInfo(
+        model="ottt_vgg5_ws",
+        classes=tuple("0123456789"),
+        in_chans=2,
+        data="ndigits",
+        frames=FrameOptions(steps=3, size=(34, 34)),
+    )
+    write_model(run / "best.safetensors", model.state_dict(), info)
     argv = ["analyze", "--checkpoint", str(run), "--samples", "8", "--device", "cpu"]
     assert cli.main([*argv, "--what", "alignment", "--out", str(tmp_path / "out")]) == 0
     assert "  ottt  bptt  all  0." in capsys.readouterr().out

@@ -219,14 +219,14 @@ def test_a_run_on_images(tmp_path):
     rows = evaluation.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
     assert rows[1]["accuracy"] == 1.0
     trained = evaluation.load_trained(tmp_path / "run", "cpu")
-    assert trained.about["in_chans"] == 1 and trained.about["encoding"] == "direct"
+    assert trained.info.in_chans == 1 and trained.info.frames.encoding == "direct"
     # Others' images are standardized as those that the network learned from.
     pack(tmp_path / "dim.npz", train_images=drawings(12)[0] // 2)
     dataset = trained.dataset(str(tmp_path / "dim.npz"), "test", 3)
-    assert list(dataset.mean) == trained.about["stats"][0]
+    assert dataset.mean == trained.info.stats[0]
     image, _ = dataset[0]
     raw = torch.from_numpy(drawings(6, seed=4)[0][0])[None] / 255
-    mean, std = (values[0] for values in trained.about["stats"])
+    mean, std = (values[0] for values in trained.info.stats)
     torch.testing.assert_close(image, (raw - mean) / std)
     assert predict(trained.model, image[None], 3).shape == (1, 2)
 
