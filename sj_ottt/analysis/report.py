@@ -83,7 +83,7 @@ def analyze(
         if number is not None and number < 1:
             raise InputError(f"{name} must be a whole number from 1 on, not {number}")
     trained = load_trained(checkpoint, device)
-    steps = steps or trained.about["steps"]
+    steps = steps or trained.info.frames.steps
     dataset = trained.dataset(data, split, steps)
     chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
     x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))

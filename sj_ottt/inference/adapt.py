@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -145,8 +145,8 @@ def adapt(
         after, _ = _accuracy(trained, held_out, **cut)
         tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
     if out is not None:
-        about = {k: v for k, v in trained.about.items() if k not in ("format", "sha256")}
-        write_model(Path(out) / "best.safetensors", tensors, {**about, "adapted": samples})
+        info = replace(trained.info, adapted=samples)
+        write_model(Path(out) / "best.safetensors", tensors, info)
     return Adapted(samples, right, before, after, n_held)
 
 
@@ -163,7 +163,7 @@ def _make_place(out: Path) -> None:
 
 
 def _check_labels(trained: Trained, labelled: Labelled) -> None:
-    classes = trained.about["classes"]
+    classes = trained.info.classes
     for stretch in labelled.stretches:
         if stretch.label not in classes:
             raise InputError(
@@ -182,7 +182,7 @@ def _samples(
             continue
         for stretch in labelled.stretches:
             if stretch.start <= start and (stretch.end is None or end <= stretch.end):
-                target = trained.about["classes"].index(stretch.label)
+                target = trained.info.classes.index(stretch.label)
                 yield _Sample(eye.frames(events), target)
 
 
