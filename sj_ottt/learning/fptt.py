@@ -161,9 +161,10 @@ class FPTT:
             if i not in self._average:
                 self._average[i] = parameters[i].detach().clone()
                 self._dual[i] = torch.zeros_like(self._average[i])
-        weights = [parameters[i] for i in places]
+        weights: list[Tensor] = [parameters[i] for i in places]
         average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
-        self._pull([p.grad for p in weights], weights, average, dual)
+        grads = [p.grad for p in weights if p.grad is not None]
+        self._pull(grads, weights, average, dual)
         self.optimizer.step()
         if self.form == "lambda":
             torch._foreach_sub_(dual, torch._foreach_sub(weights, average), alpha=self._alpha)
@@ -189,10 +190,10 @@ class FPTT:
         if self._clip is not None and norm > self._clip:
             torch._foreach_mul_(grads, self._clip / norm)
 
-    def _norm(self, grads: list[Tensor]) -> float | None:
-        """Return the norm of all gradients together where there is a limit to it; it is finite."""
+    def _norm(self, grads: list[Tensor]) -> float:
+        """Return the norm of all gradients together, which is finite; 0 where it has no limit."""
         if self._clip is None:
-            return None
+            return 0.0
         norm = torch.nn.utils.get_total_norm(grads).item()
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
@@ -209,7 +210,7 @@ class FPTT:
         Do not train inside. Batch norm keeps its running statistics, which W has made.
         """
         parameters = self._parameters
-        weights = [parameters[i] for i in self._average]
+        weights: list[Tensor] = [parameters[i] for i in self._average]
         kept = [p.detach().clone() for p in weights]
         try:
             _copy(weights, [*self._average.values()])

@@ -269,8 +269,7 @@ class TrainingRun:
         if self.cfg.optimisation.schedule == "cosine":
             lr *= 0.5 * (1 + math.cos(math.pi * batch / total))
         for group in self.optimizer.param_groups:
-            # A checkpoint from before there were scales has none.
-            group["lr"] = group.get("lr_scale", 1.0) * lr
+            group["lr"] = group["lr_scale"] * lr
 
     def _validate(self) -> float | None:
         """Return the accuracy on what is kept aside, None where nothing is."""
