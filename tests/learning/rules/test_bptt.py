@@ -10,10 +10,9 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate
 from torch import nn
 
-from benchmarks.measure import peak_bytes
 from sj_ottt import learning
 from sj_ottt.layer import synapse
-from sj_ottt.learning.rules import RULES, rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
 from tests.learning.rules.networks import STEPS, alive, chain, gradients, largest_error, sequence
 from tests.networks import relative_error
@@ -62,15 +61,3 @@ def test_bptt_of_standardized_weights_makes_them_once(monkeypatch):
     model.zero_grad()
     sum(learning.CrossEntropyMSE()(model(x), target) / 4 for _ in range(4)).backward()
     assert largest_error(alive(model), grads) < 1e-12
-
-
-def test_only_bptt_keeps_time():
-    def peak(rule: str, steps: int) -> int:
-        model = timm.create_model("test_ottt_vgg", rule=rule)
-        x, target = torch.randn(8, 3, 32, 32), torch.arange(8)
-        optimizer = torch.optim.SGD(model.parameters(), 0.0)
-        return peak_bytes(lambda: learning.train_step(model, optimizer, x, target, steps=steps))
-
-    for rule in RULES:
-        growth = peak(rule, 16) / peak(rule, 2)
-        assert growth > 3 if rule == "bptt" else growth < 1.01

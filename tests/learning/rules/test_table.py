@@ -1,7 +1,9 @@
 """All rules on one network: where they are exact, and the switch between them."""
 
 import copy
+import dataclasses
 import itertools
+import pickle
 
 import pytest
 import timm
@@ -9,8 +11,9 @@ import torch
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
 
+from benchmarks.measure import peak_bytes
 from sj_ottt import InputError, layer, learning, set_rule
-from sj_ottt.learning.rules import RULES, rule_of
+from sj_ottt.learning.rules import RULES, VARIANTS, find_rule, rule_of
 from sj_ottt.neuron import NDOTLIFNode, OTTTLIFNode
 from tests.learning.rules.networks import (
     STEPS,
@@ -21,6 +24,29 @@ from tests.learning.rules.networks import (
     sequence,
 )
 from tests.networks import relative_error
+
+
+def test_a_rule_keeps_time_only_where_it_says_so():
+    def peak(rule: str, steps: int) -> int:
+        # In full precision, for a rule's trace need not fit into a byte.
+        model = timm.create_model("test_ottt_vgg", rule=rule, neuron=OTTTLIFNode)
+        x, target = torch.randn(8, 3, 32, 32), torch.arange(8)
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        return peak_bytes(lambda: learning.train_step(model, optimizer, x, target, steps=steps))
+
+    for name, rule in RULES.items():
+        growth = peak(name, 16) / peak(name, 2)
+        assert growth > 3 if rule.through_time else growth < 1.01
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_frozen_found_by_its_name_and_can_be_pickled(name):
+    rule = find_rule(name)
+    assert rule is RULES[name] and rule.name == name
+    assert [find_rule(name, v).variant for v in VARIANTS[name]] == [*VARIANTS[name]]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        rule.name = "another"
+    assert pickle.loads(pickle.dumps(set_rule(chain(), name)))[1].rule.name == name
 
 
 def test_where_the_rules_are_exact():
