@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data import EventFolder
-from sj_ottt.run import training as engine
+from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 
 
@@ -54,4 +54,4 @@ def _run(data: EventFolder, tests: np.ndarray, k: int, args: argparse.Namespace)
         if args.epochs:
             overrides["epochs"] = args.epochs
         config = TrainConfig.from_sources(args.recipe, overrides)
-        return engine.train(config, resume=(out / "last.pt").exists())
+        return training.train(config, resume=(out / "last.pt").exists())

@@ -10,9 +10,8 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from sj_ottt import InputError
-from sj_ottt._ops import lif_cuda as kernels
-from sj_ottt._ops import trace
-from sj_ottt.functional import LIF, lean_lif_step
+from sj_ottt._ops import lif_cuda, trace
+from sj_ottt._ops.lif import LIF, lif_step
 
 NEURONS = 1 << 26
 SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
@@ -21,7 +20,7 @@ SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
 def kernel(args: argparse.Namespace) -> list[dict]:
     """GB/s of the fused kernels, forward and backward, and the ratio to a device copy."""
     try:
-        kernels.check_available()
+        lif_cuda.check_available()
     except InputError as error:
         raise SystemExit(f"benchmarks: {error}") from None
     source = torch.empty(NEURONS, device="cuda")
@@ -29,14 +28,14 @@ def kernel(args: argparse.Namespace) -> list[dict]:
     rows = [_row("device copy", source.dtype, copy, copy)]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         x, v = (torch.randn(NEURONS, device="cuda", dtype=dtype) for _ in range(2))
-        state = {"v": v, "trace": trace.zeros("packed", x)}
+        state = {"v": v, "trace": trace.zeros(x, "packed")}
         _check(x, state)
         # Forward: x, v, spike, v' and the trace twice; backward: two gradients, v' and the trace.
         sizes = 4 * x.nbytes + 2 * state["trace"].nbytes, 3 * x.nbytes + state["trace"].nbytes
         leaf = x.clone().requires_grad_()
-        spike = kernels.fused_lif_step(leaf, dict(state), SOFT)
+        spike = lif_cuda.fused_lif_step(leaf, dict(state), SOFT, SOFT.lam)
         runs = (
-            lambda x=x, state=state: kernels.fused_lif_step(x, dict(state), SOFT),
+            lambda x=x, state=state: lif_cuda.fused_lif_step(x, dict(state), SOFT, SOFT.lam),
             partial(torch.autograd.grad, spike, leaf, torch.randn_like(x), retain_graph=True),
         )
         for name, size, run in zip(("forward", "backward"), sizes, runs, strict=True):
@@ -71,7 +70,7 @@ def _check(x: Tensor, state: dict[str, Tensor]) -> None:
     """Compare spikes with the plain step's in float64, at both ends of the tensors."""
     for part in (slice(1000), slice(-1001, None)):
         some = {k: v[part] for k, v in state.items()}
-        ours = kernels.fused_lif_step(x[part], dict(some), SOFT)
-        theirs = lean_lif_step(x[part].double(), some | {"v": some["v"].double()}, SOFT)
+        ours = lif_cuda.fused_lif_step(x[part], dict(some), SOFT, SOFT.lam)
+        theirs = lif_step(x[part].double(), some | {"v": some["v"].double()}, SOFT, SOFT.lam)
         if not torch.equal(ours.double(), theirs) or not 0 < theirs.mean() < 1:
             raise SystemExit("benchmarks: the kernel's spikes differ; no figure given")

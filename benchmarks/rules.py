@@ -11,7 +11,8 @@ import torch
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 from benchmarks.networks import count_neurons
 from sj_ottt import learning
-from sj_ottt.run import training as engine
+from sj_ottt.learning.rules import RULES
+from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 
 ROWS = {
@@ -34,6 +35,12 @@ ROWS = {
     "OTTT-A, batch 1": {"rule": "ottt", "batch_size": 1, "lr": 0.003},
     "OTTT-O, batch 1": {"rule": "ottt", "update": "online", "batch_size": 1, "lr": 0.003},
 }
+# A rule that has no row yet gets one.
+ROWS |= {
+    name.upper(): {"rule": name}
+    for name in RULES
+    if name not in {row["rule"] for row in ROWS.values()}
+}
 
 
 def rules(args: argparse.Namespace) -> list[dict]:
@@ -49,7 +56,7 @@ def rules(args: argparse.Namespace) -> list[dict]:
     configs = {name: TrainConfig.from_sources(args.recipe, ROWS[name]) for name in names}
     sizes = {name: found[0]["data"]["frame_size"] for name, found in results.items()}
     steps = {name: _training_step(configs[name], sizes[name]) for name in names}
-    batches = {name: configs[name].batch_size for name in names}
+    batches = {name: configs[name].optimisation.batch_size for name in names}
     seconds = interleaved_medians(
         {name: (lambda name=name: steps[name](batches[name])) for name in names}, args.repeats
     )
@@ -77,17 +84,26 @@ def _run(name: str, seed: int, args: argparse.Namespace) -> dict:
         if getattr(args, option):
             overrides[option] = getattr(args, option)
     config = TrainConfig.from_sources(args.recipe, overrides)
-    return engine.train(config, resume=(out / "last.pt").exists())
+    return training.train(config, resume=(out / "last.pt").exists())
 
 
 def _training_step(cfg: TrainConfig, size: list[int]) -> Callable[[int], object]:
     """Return what trains the recipe's network on a batch of n samples."""
-    model = timm.create_model(cfg.model, in_chans=2, rule=cfg.rule, rule_variant=cfg.rule_variant)
+    learning_options = cfg.learning
+    model = timm.create_model(
+        cfg.network.model,
+        in_chans=2,
+        rule=learning_options.rule,
+        rule_variant=learning_options.rule_variant,
+    )
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    kwargs = {"update": cfg.update, "backward_steps": cfg.backward_steps}
+    kwargs = {
+        "update": learning_options.update,
+        "backward_steps": learning_options.backward_steps,
+    }
 
     def train(n: int) -> object:
-        x_seq, target = torch.randn(cfg.steps, n, 2, *size), torch.zeros(n).long()
+        x_seq, target = torch.randn(cfg.frames.steps, n, 2, *size), torch.zeros(n).long()
         return learning.train_step(model, optimizer, x_seq, target, **kwargs)
 
     return train
@@ -95,6 +111,8 @@ def _training_step(cfg: TrainConfig, size: list[int]) -> Callable[[int], object]
 
 def _bytes_per_neuron(train: Callable[[int], object], cfg: TrainConfig, size: list[int]) -> float:
     """Slope of the peak over the batch size, for the recipe's network."""
-    neurons = count_neurons(timm.create_model(cfg.model, in_chans=2), torch.zeros(1, 2, *size))
+    neurons = count_neurons(
+        timm.create_model(cfg.network.model, in_chans=2), torch.zeros(1, 2, *size)
+    )
     sizes = [8, 16, 24]
     return slope(sizes, [peak_bytes(lambda n=n: train(n)) for n in sizes]) / neurons

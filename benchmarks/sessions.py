@@ -8,8 +8,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from sj_ottt.data import write_event_dataset
-from sj_ottt.run import evaluation
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 
 # The same objects before two cameras: background rate, threshold mismatch, speed, position, size.
@@ -87,4 +86,4 @@ def _record(root: Path, name: str, seed: int) -> Path:
 
 def _train(options: dict) -> dict:
     out = Path(options["out"])
-    return engine.train(TrainConfig(**options), resume=(out / "last.pt").exists())
+    return training.train(TrainConfig(**options), resume=(out / "last.pt").exists())

@@ -14,8 +14,7 @@ from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 from sj_ottt.data.recordings.streams import open_source
 from sj_ottt.inference import predict as live
-from sj_ottt.run import evaluation
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 
 
@@ -41,7 +40,7 @@ def main() -> None:
         epochs=args.epochs, head_epochs=1, layer_decay=0.8, early_stop=5, class_weights=True,
         shift=2, optimizer="adam", lr=2e-3,
     )  # fmt: skip
-    result = engine.train(config, resume=(run / "last.pt").exists())
+    result = training.train(config, resume=(run / "last.pt").exists())
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
     trained = evaluation.load_trained(run)

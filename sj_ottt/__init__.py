@@ -9,7 +9,7 @@ Importing the package registers its models in timm:
 from sj_ottt import functional, layer, learning, models, neuron
 from sj_ottt.conversion import convert
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules.switch import set_rule
+from sj_ottt.learning.rules import set_rule
 
 __version__ = "0.1.0"
 __all__ = [

@@ -1,6 +1,7 @@
 """SpikingJelly networks with our nodes and layers in the place of theirs."""
 
 import copy
+from typing import Any
 
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_ottt import layer
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules.switch import check_rule, set_rule
+from sj_ottt.learning.rules import find_rule, set_rule
 from sj_ottt.neuron import OTTTLIFNode
 
 __all__ = ["convert"]
@@ -42,13 +43,13 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
     LIF nodes (and SpikingJelly's OTTT and SLTT nodes), convolutions, linear layers, pools, sWS
     layers, dropout, and `OTTTSequential` or `nn.Sequential` around them become ours; so do
     PyTorch's own layers. Batch norm that sees one step at a time stays. A module with a forward of
-    its own, such as a residual block, keeps it, and may add what neurons hand on (`trace.Pair`).
+    its own, such as a residual block, keeps it, and may add what neurons hand on (`layer.Pair`).
     Every neuron detaches its reset, and with tau = 2 packs its trace (`trace_dtype`). The result
     runs in step mode "s".
 
     Args:
         model: The model; it is not changed.
-        rule: As in `rules.set_rule`.
+        rule: As in `sj_ottt.set_rule`.
         share: Whether the result has the model's own parameters and buffers, or copies of them.
 
     Returns:
@@ -58,7 +59,7 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
         InputError: If the rule is unknown, or parts of the model cannot be converted; all of them
             are named.
     """
-    check_rule(rule)
+    find_rule(rule)
     obstacles = [
         f"{name or type(module).__name__} ({reason})"
         for name, module in model.named_modules()
@@ -113,10 +114,10 @@ def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
     return done[module]
 
 
-def _ours(module: nn.Module) -> nn.Module:
+def _ours(module: Any) -> nn.Module:
     kind = type(module)
     if kind in _NEURONS:
-        return OTTTLIFNode(
+        node: nn.Module = OTTTLIFNode(
             module.tau,
             module.decay_input,
             module.v_threshold,
@@ -124,8 +125,11 @@ def _ours(module: nn.Module) -> nn.Module:
             module.surrogate_function,
             store_v_seq=module.store_v_seq,
             trace_dtype="packed" if module.tau == 2.0 else "float32",
-        ).train(module.training)
+        )
+        return node.train(module.training)
     if kind in _DROPOUTS:
-        return _DROPOUTS[kind](module.p).train(module.training)
+        dropout: nn.Module = _DROPOUTS[kind](module.p)
+        return dropout.train(module.training)
     module.__class__ = _LAYERS.get(kind, kind)
-    return module
+    converted: nn.Module = module
+    return converted

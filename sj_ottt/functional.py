@@ -1,32 +1,17 @@
 """SpikingJelly's functions, and the pure functions of online training beside them."""
 
-from sj_ottt._ops.lif import (
-    LIF,
-    Product,
-    avg_pool2d,
-    bptt_lif_step,
-    has_lean_gradient,
-    lean_lif_step,
-    ottt_lif_step,
-    scaled_weight_standardization,
-    traced_conv,
-    traced_linear,
-    traced_product,
-)
+from sj_ottt._ops.lif import ottt_lif_step
+from sj_ottt._ops.pool import avg_pool2d
+from sj_ottt._ops.standardize import scaled_weight_standardization
+from sj_ottt._ops.synapse import traced_conv, traced_linear
 from sj_ottt._passthrough import pass_through, public_names
 
 __all__ = [
-    "LIF",
-    "Product",
     "avg_pool2d",
-    "bptt_lif_step",
-    "has_lean_gradient",
-    "lean_lif_step",
     "ottt_lif_step",
     "scaled_weight_standardization",
     "traced_conv",
     "traced_linear",
-    "traced_product",
 ]
 
 __getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.functional")

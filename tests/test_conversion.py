@@ -13,8 +13,8 @@ from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
 from torch import nn
 
 from sj_ottt import InputError, convert, layer, learning
-from sj_ottt._ops.trace import Pair
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.layer import Pair
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -103,7 +103,7 @@ def test_the_same_network(spikes):
 def test_rules_through_residual_blocks(spikes, rule):
     """One backward pass a step gives what the same steps written out by hand give."""
     net = convert(theirs(spikes), rule, share=False)
-    assert rule_of(net) == rule and isinstance(net[3], Block)
+    assert rule_of(net).name == rule and isinstance(net[3], Block)
     found = gradients(net)
     exact = through_time(theirs(spikes))
     a, b = (torch.cat([g[k].flatten() for k in exact]) for g in (found, exact))

@@ -1,6 +1,6 @@
 // One time step of the OTTT neuron as one kernel, and its surrogate's derivative as another.
 //
-// The formulas are those of sj_ottt/functional.py and sj_ottt/trace.py, written in the same order
+// The formulas are those of lif.py, trace.py and ndot.py, written in the same order
 // of operations. Memory is read and written once, in numbers of 16 bits, 8 for a packed trace, too;
 // what happens in between is float32, or float64 for float64 numbers.
 //

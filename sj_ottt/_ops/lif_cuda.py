@@ -1,12 +1,14 @@
 """The neuron's time step as one CUDA kernel, and its surrogate's derivative as another.
 
 The source is `lif.cu`, compiled by CuPy for the GPU at hand when it is first used. The numbers are
-those of `functional.lean_lif_step`, and the same is kept for the backward pass; what is saved is
+those of `lif.lif_step`, and the same is kept for the backward pass; what is saved is
 the traffic: each tensor is read or written once.
 """
 
 import functools
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +16,8 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops.lif import LIF
-from sj_ottt._ops.trace import NDOT_VARIANTS, NDOTTrace
+from sj_ottt._ops.lif import LIF, LIFState
+from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
 from sj_ottt.errors import InputError
 
 __all__ = ["check_available", "check_usable", "fused_lif_step", "usable"]
@@ -84,7 +86,7 @@ def check_available() -> None:
         )
 
 
-def usable(x: Tensor, surrogate_function: object) -> bool:
+def usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
     """Whether the kernels can run here, on a tensor's device and dtype, with a surrogate."""
     return _on_gpu(x) and x.dtype in SCALARS and _known(surrogate_function) and _available()
 
@@ -93,11 +95,11 @@ def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _known(surrogate_function: object) -> bool:
-    return type(surrogate_function) in SURROGATES and surrogate_function.spiking
+def _known(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
+    return type(surrogate_function) in SURROGATES and bool(surrogate_function.spiking)
 
 
-def check_usable(x: Tensor, surrogate_function: object) -> None:
+def check_usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase) -> None:
     """Refuse an input or a surrogate that the kernels do not know.
 
     Raises:
@@ -118,89 +120,114 @@ def check_usable(x: Tensor, surrogate_function: object) -> None:
         )
 
 
-def fused_lif_step(x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF) -> Tensor:
-    """Do `functional.lean_lif_step` in one kernel, and its backward pass in another.
+@dataclass(frozen=True)
+class _Constants:
+    """What a kernel is told beside tensors: the neuron, and how its trace goes on."""
+
+    lif: LIF
+    trace_decay: float
+    ndot: str | None
+
+    def pack(self, dtype: torch.dtype) -> np.ndarray:
+        """Return the kernel's struct, for tensors of a dtype."""
+        lif, function = self.lif, self.lif.surrogate_function
+        hard = lif.v_reset is not None
+        values = (lif.tau, self.trace_decay, lif.v_threshold, lif.v_reset if hard else 0.0)
+        ndot = 0 if self.ndot is None else 1 + NDOT_VARIANTS.index(self.ndot)
+        flags = (hard, lif.decay_input, SURROGATES[type(function)], ndot)
+        return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
+
+
+def fused_lif_step(
+    x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0, ndot: str | None = None
+) -> Tensor:
+    """Do `lif.lif_step` in one kernel, and its backward pass in another.
 
     Args:
         x: Input current I[t], [N, ...], on a GPU, with any strides.
-        state: "v": v[t−1], of x's shape and dtype; "trace": â[t−1] in a form of `sj_ottt.trace`,
-            or None, or as `trace.advance_ndot` has it. Replaced by those of t, never written in
-            place.
+        state: That of t − 1, which becomes that of t. Its trace is in a form of
+            `sj_ottt._ops.trace`, an `NDOTState`, or None.
         lif: Constants; of surrogates, those of `SURROGATES`.
+        trace_decay: As in `lif.lif_step`.
+        ndot: Variant of NDOT where the trace is an `NDOTState`.
 
     Returns:
         The spike s[t], which carries the gradient; laid out in memory like x.
     """
+    constants = _Constants(lif, trace_decay, ndot)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _FusedLIF.apply(x, state, lif)
-    return _forward(x, state, lif, keep=False)[0]
+        spike: Tensor = _FusedLIF.apply(x, state, constants)
+        return spike
+    return _forward(x, state, constants, keep=False)[0]
 
 
 class _FusedLIF(torch.autograd.Function):
-    """The fused step; keeps what `functional._LeanSpike` keeps."""
+    """The fused step; keeps what `lif._SpikeFromState` keeps."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         x: Tensor,
-        state: dict[str, Tensor | None],
-        lif: LIF,
+        state: LIFState,
+        constants: _Constants,
     ) -> Tensor:
-        spike, membrane, fired = _forward(x, state, lif, keep=True)
+        spike, membrane, fired = _forward(x, state, constants, keep=True)
         ctx.save_for_backward(membrane, fired)
-        ctx.lif = lif
+        ctx.constants = constants
         return spike
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         membrane, fired = ctx.saved_tensors
         grad = grad.to(membrane.dtype)
         grad_x = torch.empty_like(membrane)
-        call = _arguments(_BACKWARD, ctx.lif, (grad, membrane, fired), grad_x)
-        for name, tensor in zip(call.dtype.names[2:], (grad, membrane, fired, grad_x), strict=True):
+        call = _arguments(_BACKWARD, ctx.constants, (grad, membrane, fired), grad_x)
+        tensors = {"grad": grad, "membrane": membrane, "fired": fired, "grad_x": grad_x}
+        for name, tensor in tensors.items():
             call[name] = tensor.data_ptr()
         _launch("lif_backward", call, grad_x, torch.float32)
         return grad_x, None, None
 
 
 def _forward(
-    x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF, keep: bool
+    x: Tensor, state: LIFState, constants: _Constants, keep: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Advance the state; return the spike and what the backward pass needs: membrane and spike."""
     x, v, trace, memory = x.detach(), state["v"].detach(), state["trace"], None
-    if isinstance(trace, NDOTTrace):
+    if isinstance(trace, NDOTState):
         trace, memory = trace
         if memory.stride() != trace.stride():  # the kernel walks both at one pace
             memory = torch.empty_like(trace).copy_(memory)
     packed = trace is not None and trace.dtype == torch.uint8
-    hard = lif.v_reset is not None
+    hard = constants.lif.v_reset is not None
+    spike, v_new = torch.empty_like(x), torch.empty_like(x)
+    trace_new = None if trace is None else torch.empty_like(x, dtype=trace.dtype)
     new = {
-        "spike": torch.empty_like(x),
-        "v_new": torch.empty_like(x),
-        "trace_new": None if trace is None else torch.empty_like(x, dtype=trace.dtype),
+        "spike": spike,
+        "v_new": v_new,
+        "trace_new": trace_new,
         "memory_new": None if memory is None else torch.empty_like(x),
         "fired": torch.empty_like(x, dtype=torch.uint8) if keep and not packed else None,
         "u": torch.empty_like(x) if keep and hard else None,
     }
-    call = _arguments(_FORWARD, lif, (x, v, v if trace is None else trace), new["spike"])
+    call = _arguments(_FORWARD, constants, (x, v, v if trace is None else trace), spike)
     for name, tensor in {"x": x, "v": v, "trace": trace, "memory": memory, **new}.items():
         call[name] = 0 if tensor is None else tensor.data_ptr()
     _launch("lif_forward", call, x, torch.float32 if trace is None else trace.dtype)
-    trace = new["trace_new"]
-    state["v"] = new["v_new"]
-    state["trace"] = trace if memory is None else NDOTTrace(trace, new["memory_new"])
-    return (
-        new["spike"],
-        new["u"] if keep and hard else new["v_new"],
-        new["trace_new"] if packed else new["fired"],
-    )
+    state["v"], state["trace"] = v_new, trace_new
+    if trace_new is not None and new["memory_new"] is not None:
+        state["trace"] = NDOTState(trace_new, new["memory_new"])
+    membrane = v_new if new["u"] is None else new["u"]
+    return spike, membrane, trace_new if packed else new["fired"]
 
 
-def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tensor) -> np.ndarray:
+def _arguments(
+    dtype: np.dtype, constants: _Constants, inputs: tuple[Tensor, ...], out: Tensor
+) -> np.ndarray:
     """Return a kernel's struct with its constants and its layout; the pointers are still zero."""
     call = np.zeros((), dtype)
-    call["lif"] = _constants(lif, out.dtype)
+    call["lif"] = constants.pack(out.dtype)
     layout = call["layout"]
     layout["count"] = out.numel()
     # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
@@ -208,22 +235,13 @@ def _arguments(dtype: np.dtype, lif: LIF, inputs: tuple[Tensor, ...], out: Tenso
     strides = [t.stride() for t in (*inputs, out)]
     if aligned and all(s == strides[-1] for s in strides) and _dense(out):
         return call
-    size, strides = _merged(out.shape, strides)
+    size, merged = _merged(out.shape, strides)
     if len(size) > MAX_DIMS:
         raise InputError(f"x has {len(size)} dimensions that do not merge, more than {MAX_DIMS}")
     layout["dims"] = len(size)
     layout["size"][: len(size)] = size
-    layout["stride"][:, : len(size)] = strides
+    layout["stride"][:, : len(size)] = merged
     return call
-
-
-def _constants(lif: LIF, dtype: torch.dtype) -> np.ndarray:
-    hard = lif.v_reset is not None
-    values = (lif.tau, lif.decay, lif.v_threshold, lif.v_reset if hard else 0.0)
-    function = lif.surrogate_function
-    ndot = 0 if lif.ndot is None else 1 + NDOT_VARIANTS.index(lif.ndot)
-    flags = (hard, lif.decay_input, SURROGATES[type(function)], ndot)
-    return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
 
 
 def _dense(x: Tensor) -> bool:
@@ -243,7 +261,8 @@ def _merged(
         The sizes, and for each tensor its strides; the last dimension changes fastest.
     """
     order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[-1][d])
-    size, merged = [], [[] for _ in strides]
+    size: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
     for d in order:
         pairs = list(zip(merged, strides, strict=True))
         if size and all(m[-1] == s[d] * shape[d] for m, s in pairs):
@@ -272,7 +291,7 @@ def _launch(name: str, call: np.ndarray, like: Tensor, trace: torch.dtype) -> No
 
 
 @functools.cache
-def _kernel(name: str, scalar: str, trace: str) -> object:
+def _kernel(name: str, scalar: str, trace: str) -> Any:
     import cupy
 
     options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}")

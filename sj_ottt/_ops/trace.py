@@ -13,27 +13,16 @@
 divided by 128, is the trace.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sj_ottt.errors import InputError, suggest
 
-__all__ = [
-    "NDOT_VARIANTS",
-    "TRACE_DTYPES",
-    "NDOTTrace",
-    "Pair",
-    "Trace",
-    "advance",
-    "advance_ndot",
-    "check",
-    "decode",
-    "zeros",
-]
+__all__ = ["TRACE_DTYPES", "LinearMap", "Pair", "Trace", "advance", "check", "decode", "zeros"]
 
 TRACE_DTYPES = {
     "float32": torch.float32,
@@ -45,22 +34,25 @@ NEWEST = 128
 """The bit of a packed trace that says whether the neuron fired in this step."""
 
 
+LinearMap = Callable[[Tensor], Tensor]
+
+
 @dataclass(frozen=True)
 class Trace:
-    """A stored trace on its way to a synapse, with the linear maps it passed through.
+    """A trace on its way to a synapse: as a neuron stores it, and what it passed through since.
 
     Nothing is computed until a synapse's backward pass needs the values, so that the stored form
     is all that a layer keeps from forward to backward.
 
     Attributes:
-        stored: The neuron's own trace, in the form it keeps.
+        stored: The neuron's own trace, in the form it keeps; or values, of any floating dtype.
         maps: Linear maps (pooling, scale, flattening), applied in this order.
     """
 
     stored: Tensor
-    maps: tuple[Callable[[Tensor], Tensor], ...] = ()
+    maps: tuple[LinearMap, ...] = ()
 
-    def through(self, linear_map: Callable[[Tensor], Tensor]) -> "Trace":
+    def through(self, linear_map: LinearMap) -> "Trace":
         """Return the trace behind one more map."""
         return Trace(self.stored, (*self.maps, linear_map))
 
@@ -73,64 +65,106 @@ class Trace:
         return values
 
 
-class Pair(list):
-    """What a neuron hands on in training: [spike, trace], of one shape.
+class Pair(list[Tensor]):
+    """What a neuron hands on in training: a spike s[t] and its trace â[t], of one shape.
+
+    To Python it is the list [spike, trace] of two tensors, which is what SpikingJelly's containers
+    look for. The trace is made a tensor only when it is asked for as an item.
 
     Residual connections may add pairs: the trace of a sum is the sum of the traces. Added to a
     tensor, which is a current and no spikes, it counts as its spike. Linear functions of PyTorch
     that have no weight (`torch.flatten`, `torch.cat`, average pooling …) are taken of both, as
     functions or methods; any other is refused.
+
+    Args:
+        spike: s[t], [N, ...], which carries the gradient.
+        trace: â[t], which carries none.
     """
+
+    def __init__(self, spike: Tensor, trace: Trace):
+        super().__init__()  # the list itself stays empty: a trace need not be a tensor yet
+        self.spike = spike
+        self.trace = trace
+
+    @classmethod
+    def of(cls, items: Sequence[Tensor]) -> Self:
+        """Return a pair as it is, and [spike, trace] of SpikingJelly's neurons as a pair."""
+        if isinstance(items, cls):
+            return items
+        spike, trace = items
+        return cls(spike, Trace(trace))
+
+    @property
+    def values(self) -> Tensor:
+        """The trace as an ordinary tensor, in the spike's dtype."""
+        return self.trace.decode(self.spike.dtype)
+
+    def through(self, linear_map: LinearMap) -> Self:
+        """Return the pair behind a linear map; the trace waits until it is needed."""
+        return type(self)(linear_map(self.spike), self.trace.through(linear_map))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield self.spike
+        yield self.values
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.spike if index == 0 else [*self][index]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.spike, self.trace)
+
+    def __repr__(self) -> str:
+        return f"Pair({self.spike!r}, {self.values!r})"
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None
+        cls,
+        func: Callable[..., Tensor],
+        types: tuple[type, ...],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Tensor | Self:
         """Apply a linear function to the spike and to the trace."""
+        kwargs = kwargs or {}
         name = func.__name__
         if name in ("add", "add_"):  # tensor + pair: a current
-            return func(*(_part(arg, 0) for arg in args), **(kwargs or {}))
+            return func(*_spikes(args), **kwargs)
         if name not in _LINEAR:
             raise InputError(
                 f"{name}() was called on what a neuron hands on, [spike, trace], and the trace "
                 "would not follow it: use a layer of sj_ottt.layer, or take x[0], the spike alone"
             )
-        kwargs = kwargs or {}
-        spike = func(*(_part(arg, 0) for arg in args), **kwargs)
+        spike = func(*_spikes(args), **kwargs)
         with torch.no_grad():
-            trace = func(*(_part(arg, 1) for arg in args), **kwargs)
-        return cls([spike, trace])
+            return cls(spike, Trace(func(*_traces(args), **kwargs)))
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name in ("shape", "dtype", "device", "size", "dim", "ndim"):
-            return getattr(self[0], name)
-        if name.startswith("__"):  # a copy or a pickle asks, and takes the list
+            return getattr(self.spike, name)
+        if name.startswith("__") or name in ("spike", "trace"):  # a copy asks before they are set
             raise AttributeError(name)
         method = getattr(Tensor, name)
         return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
 
-    @property
-    def values(self) -> Tensor:
-        """The trace as an ordinary tensor."""
-        spike, trace = self
-        return trace.decode(spike.dtype) if isinstance(trace, Trace) else trace
-
-    def __add__(self, other: Tensor | Self) -> Tensor | Self:
+    def __add__(self, other: Any) -> Any:
         if isinstance(other, Tensor):
-            return self[0] + other
-        other = Pair(other)
+            return self.spike + other
+        other = Pair.of(other)
         with torch.no_grad():
-            trace = self.values + other.values
-        return Pair([self[0] + other[0], trace])
+            trace = Trace(self.values + other.values)
+        return Pair(self.spike + other.spike, trace)
 
     __radd__ = __iadd__ = __add__
 
-    def __mul__(self, factor: float) -> Self:
+    def __mul__(self, factor: Any) -> Any:
         if not isinstance(factor, int | float):
             return self.__torch_function__(Tensor.mul, (), (self, factor))  # refused there
         with torch.no_grad():
-            trace = self.values * factor
-        return Pair([self[0] * factor, trace])
+            trace = Trace(self.values * factor)
+        return Pair(self.spike * factor, trace)
 
     __rmul__ = __imul__ = __mul__
 
@@ -158,12 +192,21 @@ _LINEAR = {
 }
 
 
-def _part(arg: object, index: int) -> object:
-    """The spikes (0) or the traces (1) of an argument that may hold pairs."""
+def _spikes(args: Any) -> Any:
+    """Return arguments with the spike in the place of each pair."""
+    return _replace_pairs(args, lambda pair: pair.spike)
+
+
+def _traces(args: Any) -> Any:
+    """Return arguments with the values of the trace in the place of each pair."""
+    return _replace_pairs(args, lambda pair: pair.values)
+
+
+def _replace_pairs(arg: Any, part_of: Callable[[Pair], Tensor]) -> Any:
     if isinstance(arg, Pair):
-        return arg.values if index else arg[0]
-    if isinstance(arg, list | tuple) and any(isinstance(item, Pair) for item in arg):
-        return [_part(item, index) for item in arg]
+        return part_of(arg)
+    if type(arg) in (list, tuple):  # not a torch.Size
+        return [_replace_pairs(item, part_of) for item in arg]
     return arg
 
 
@@ -185,8 +228,8 @@ def check(trace_dtype: str, decay: float) -> None:
         )
 
 
-def zeros(trace_dtype: str, like: Tensor) -> Tensor:
-    """Return â[0] = 0 in a form, shaped like `like`."""
+def zeros(like: Tensor, trace_dtype: str) -> Tensor:
+    """Return â[0] = 0 in a form, shaped like a membrane."""
     dtype = TRACE_DTYPES[trace_dtype]
     if trace_dtype == "float32":
         dtype = torch.promote_types(dtype, like.dtype)
@@ -214,62 +257,3 @@ def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
     if stored.dtype == torch.uint8:
         return stored.to(dtype).mul_(1 / NEWEST)
     return stored.to(dtype)
-
-
-NDOT_VARIANTS = ("paper", "code")
-
-
-class NDOTTrace(NamedTuple):
-    """The trace of NDOT, whose decay follows the membrane, and what its next step needs.
-
-    Both start at zero.
-
-    Attributes:
-        values: â[t].
-        memory: What is left of it for step t + 1, e[t] â[t], in variant "paper"; q[t] in "code".
-    """
-
-    values: Tensor
-    memory: Tensor
-
-
-def advance_ndot(
-    state: dict[str, Tensor | NDOTTrace | None],
-    spike: Tensor,
-    v_before: Tensor,
-    *,
-    lam: float,
-    v_threshold: float,
-    variant: str,
-) -> None:
-    """Advance NDOT's trace to step t; every ratio is clamped to [−λ, λ].
-
-    Variant "paper": â[t] = e[t−1] â[t−1] + s[t], e[t] = v[t] / v[t−1]. A membrane of exactly 0
-    counts as an infinitely small one, positive like the u it was left by.
-
-    Variant "code", as the authors' program: â[t] = e[t] â[t−1] + s[t], e[t] = q[t] / q[t−1] with
-    q = v − V_th s, so that the threshold is taken off twice; a ratio that is no number is λ.
-
-    Args:
-        state: "v": v[t], the membrane after the reset; "trace": the trace of step t − 1, which is
-            replaced, part by part, so that what is replaced is free before the next is made.
-        spike: s[t].
-        v_before: v[t−1].
-        lam: λ.
-        v_threshold: V_th.
-        variant: One of `NDOT_VARIANTS`.
-    """
-    v = state["v"]
-    values, memory = state["trace"]
-    state["trace"] = None
-    if variant == "paper":
-        values = memory + spike
-        del memory
-        ratio = torch.where(v_before == 0, torch.finfo(v.dtype).tiny, v_before)
-        memory = torch.div(v, ratio, out=ratio).clamp_(-lam, lam).mul_(values)
-    else:
-        q = torch.sub(v, spike, alpha=v_threshold)
-        ratio = (q / memory).nan_to_num_(nan=lam, posinf=lam, neginf=lam)
-        memory = q
-        values = ratio.clamp_(-lam, lam).mul_(values).add_(spike)
-    state["trace"] = NDOTTrace(values, memory)

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt import plots
-from sj_ottt.analysis.instruments import (
-    firing_rates,
-    gradient_alignment,
-    latency_curve,
-    synaptic_operations,
-)
+from sj_ottt.analysis.activity import firing_rates, latency_curve, synaptic_operations
+from sj_ottt.analysis.gradients import gradient_alignment
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.checkpoint import write_file
 from sj_ottt.run.evaluation import load_trained
@@ -87,7 +83,7 @@ def analyze(
         if number is not None and number < 1:
             raise InputError(f"{name} must be a whole number from 1 on, not {number}")
     trained = load_trained(checkpoint, device)
-    steps = steps or trained.about["steps"]
+    steps = steps or trained.info.frames.steps
     dataset = trained.dataset(data, split, steps)
     chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
     x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))

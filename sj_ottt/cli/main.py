@@ -1,4 +1,4 @@
-"""The `sj-ottt` command: arguments in, the engine called, what it returns printed."""
+"""The `sj-ottt` command: arguments in, the package called, what it returns printed."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sj_ottt import __version__
 from sj_ottt.cli import data as data_cli
@@ -25,7 +26,7 @@ _METAVARS = {
     "split_by": "HOW",
 }
 
-# The engine, and with it the data and tensorboard, is imported by the subcommand that needs it.
+# What trains, and with it the data and tensorboard, is imported by the subcommand that needs it.
 
 
 def _step_list(text: str) -> list[int]:
@@ -42,41 +43,52 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="continue the run in --out after its last whole epoch, with its own configuration",
     )
-    # No default reaches the namespace: only what was typed may go before the recipe.
-    for field in dataclasses.fields(TrainConfig):
-        default = "none" if field.default is None else field.default
-        kwargs = {"help": f"{field.metadata['help']} (default: {default})"}
-        if isinstance(field.default, bool):
-            kwargs["action"] = argparse.BooleanOptionalAction
-        elif field.name == "size":
-            kwargs |= {"nargs": 2, "metavar": ("H", "W")}
-        elif field.name == "crop":
-            kwargs |= {"nargs": "+", "metavar": "PIXELS"}
-        elif field.name == "pretrained":
-            kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
-        else:
-            last_word = field.name.rpartition("_")[2].upper()
-            kwargs["metavar"] = _METAVARS.get(field.name, last_word)
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=argparse.SUPPRESS, **kwargs)
+    for section in TrainConfig.sections().values():
+        group = parser.add_argument_group(section.title)
+        for field in dataclasses.fields(section):
+            _add_option(group, field)
+
+
+def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> None:
+    """Add the flag of an option of `TrainConfig`."""
+    kwargs: dict[str, Any] = {}
+    if isinstance(field.default, bool):
+        kwargs["action"] = argparse.BooleanOptionalAction
+    elif field.name == "size":
+        kwargs |= {"nargs": 2, "metavar": ("H", "W")}
+    elif field.name == "crop":
+        kwargs |= {"nargs": "+", "metavar": "PIXELS"}
+    elif field.name == "pretrained":
+        kwargs |= {"nargs": "?", "const": True, "metavar": "TAG"}
+    else:
+        last_word = field.name.rpartition("_")[2].upper()
+        kwargs["metavar"] = _METAVARS.get(field.name, last_word)
+    default = "none" if field.default is None else field.default
+    group.add_argument(
+        "--" + field.name.replace("_", "-"),
+        # No default reaches the namespace: only what was typed may go before the recipe.
+        default=argparse.SUPPRESS,
+        help=f"{field.metadata['help']} (default: {default})",
+        **kwargs,
+    )
 
 
 def _train(args: argparse.Namespace) -> None:
-    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    names = TrainConfig.option_names()
     overrides = {name: value for name, value in vars(args).items() if name in names}
     # For the advice on Ctrl-C: the imports and the data may be interrupted too.
     config = TrainConfig.from_sources(args.config, overrides)
     try:
-        from sj_ottt.run import training as engine
+        from sj_ottt.run import training
 
-        config = engine.configure(args.config, overrides, resume=args.resume)
-        result = engine.train(config, resume=args.resume)
+        config = training.configure(args.config, overrides, resume=args.resume)
+        result = training.train(config, resume=args.resume)
     except KeyboardInterrupt:
-        if (Path(config.out) / "last.pt").exists():
-            command = f"sj-ottt train --resume --out {shlex.quote(config.out)}"
+        if (Path(config.run.out) / "last.pt").exists():
+            command = f"sj-ottt train --resume --out {shlex.quote(config.run.out)}"
             raise KeyboardInterrupt(f"continue with: {command}") from None
         raise
-    out = Path(config.out)
+    out = Path(config.run.out)
     print(
         f"test accuracy {result['test_accuracy']:.4f} on {result['n_test']} samples "
         f"(model of epoch {result['best_epoch']} of {result['epochs']}, "
@@ -86,7 +98,7 @@ def _train(args: argparse.Namespace) -> None:
         f"model     {out / 'best.safetensors'}"
     )
     if "sensor_size" in result["data"]:
-        print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.out)} FILE")
+        print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.run.out)} FILE")
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -213,22 +225,22 @@ def _predict(args: argparse.Namespace) -> None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
         source = follow(args.file, args.idle)
-        said = live.label_stream(trained, source, window, fewest)
+        predictions = live.label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = open_source(args.file)
-        said = live.label_windows(trained, source, window, stride, fewest)
-    width = max(len(name) for name in trained.about["classes"])
+        predictions = live.label_windows(trained, source, window, stride, fewest)
+    width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
-    for one in said:
-        label = "-" if one.label is None else one.label
-        confidence = "" if one.label is None else f"{one.confidence:.3f}"
+    for found in predictions:
+        label = "-" if found.label is None else found.label
+        confidence = "" if found.label is None else f"{found.confidence:.3f}"
         # Flushed, for whoever reads them as they come.
         print(
-            f"{one.start / 1e6:9.3f}  {one.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
-            f"{one.events:6}",
+            f"{found.start / 1e6:9.3f}  {found.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
+            f"{found.events:6}",
             flush=True,
         )
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from sj_ottt.data.recordings.streams import open_source, windows
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.predict import Eye, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.run.checkpoint import write_model
 from sj_ottt.run.evaluation import Trained
 
@@ -118,7 +118,7 @@ def adapt(
         _make_place(Path(out))
     before, n_held = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
-    if rule_of(trained.model) == "bptt":
+    if rule_of(trained.model).through_time:
         trainer, update, averaged = (fptt := FPTT(optimizer, _ALPHA)), "accumulate", fptt.averaged
     else:
         trainer, update, averaged = optimizer, "online", nullcontext
@@ -145,8 +145,8 @@ def adapt(
         after, _ = _accuracy(trained, held_out, **cut)
         tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
     if out is not None:
-        about = {k: v for k, v in trained.about.items() if k not in ("format", "sha256")}
-        write_model(Path(out) / "best.safetensors", tensors, {**about, "adapted": samples})
+        info = replace(trained.info, adapted=samples)
+        write_model(Path(out) / "best.safetensors", tensors, info)
     return Adapted(samples, right, before, after, n_held)
 
 
@@ -163,7 +163,7 @@ def _make_place(out: Path) -> None:
 
 
 def _check_labels(trained: Trained, labelled: Labelled) -> None:
-    classes = trained.about["classes"]
+    classes = trained.info.classes
     for stretch in labelled.stretches:
         if stretch.label not in classes:
             raise InputError(
@@ -182,7 +182,7 @@ def _samples(
             continue
         for stretch in labelled.stretches:
             if stretch.start <= start and (stretch.end is None or end <= stretch.end):
-                target = trained.about["classes"].index(stretch.label)
+                target = trained.info.classes.index(stretch.label)
                 yield _Sample(eye.frames(events), target)
 
 

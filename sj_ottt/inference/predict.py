@@ -17,7 +17,7 @@ from sj_ottt.data.recordings.label_table import parse_duration
 from sj_ottt.data.recordings.streams import WHOLE, Source, windows
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict, reset_state
-from sj_ottt.learning.train_step import predicts_last
+from sj_ottt.learning.predict import predicts_last
 from sj_ottt.run.evaluation import Trained, same_draws
 
 __all__ = [
@@ -63,7 +63,7 @@ def durations(trained: Trained, window: str | None, stride: str | None) -> tuple
     Raises:
         InputError: No positive time.
     """
-    length = trained.about.get("window") or WHOLE
+    length = trained.info.window or WHOLE
     found = {"window": length, "stride": None}
     for name, value in (("window", window), ("stride", stride)):
         if (
@@ -86,7 +86,7 @@ def fewest_events(trained: Trained, min_events: int | None, window: str | None) 
         InputError: A number below 1.
     """
     if min_events is None:
-        return (window is None and trained.about.get("min_events")) or 1
+        return (window is None and trained.info.min_events) or 1
     if min_events < 1:
         raise InputError(f"min_events={min_events}: give a whole number from 1 on")
     return min_events
@@ -98,8 +98,7 @@ def check_trained(trained: Trained) -> None:
     Raises:
         InputError: It was not.
     """
-    about = trained.about
-    if about["in_chans"] != 2 or "sensor_size" not in about:
+    if trained.info.in_chans != 2 or trained.info.sensor_size is None:
         raise InputError(
             f"{trained.path} was not trained on recordings (or by a version that did not note "
             "their sensor's size): train on recordings first"
@@ -111,8 +110,7 @@ class Eye:
 
     def __init__(self, trained: Trained, source: Source):
         check_trained(trained)
-        about = trained.about
-        learned = tuple(about["sensor_size"])
+        learned = trained.info.sensor_size
         if source.sensor_size not in (None, learned):
             (h, w), (height, width) = source.sensor_size, learned
             raise InputError(
@@ -121,10 +119,10 @@ class Eye:
                 "camera, or train on a data set whose dataset.json states the sensor_size"
             )
         names = Framing.__dataclass_fields__
-        self.framing = Framing(**{k: v for k, v in about.items() if k in names})
+        self.framing = Framing(**{name: getattr(trained.info.frames, name) for name in names})
         self.sensor_size = learned
         self.source = source.name
-        self.normalize = NormalizeFrames() if about["normalize"] else torch.nn.Identity()
+        self.normalize = NormalizeFrames() if trained.info.frames.normalize else torch.nn.Identity()
 
     @property
     def fewest(self) -> int:
@@ -252,7 +250,7 @@ def logits_of(trained: Trained, samples: Sequence[Tensor]) -> Tensor:
 
 def _say(trained: Trained, logits: Tensor) -> tuple[str, float]:
     """Return the label of logits as `predict` returns them, and its confidence."""
-    steps = 1 if predicts_last(trained.model) else trained.about["steps"]
+    steps = 1 if predicts_last(trained.model) else trained.info.frames.steps
     share = (logits / steps).softmax(0)
     best = int(share.argmax())
-    return trained.about["classes"][best], float(share[best])
+    return trained.info.classes[best], float(share[best])

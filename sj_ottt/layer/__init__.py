@@ -6,17 +6,14 @@ from sj_ottt.layer.feedback import Feedback
 from sj_ottt.layer.layers import (
     AdaptiveAvgPool2d,
     AvgPool2d,
-    Conv2d,
     Dropout,
     Dropout2d,
     Flatten,
-    Linear,
     MaxPool2d,
-    OTTTSequential,
     Scale,
-    WSConv2d,
-    WSLinear,
 )
+from sj_ottt.layer.sequential import OTTTSequential
+from sj_ottt.layer.synapse import Conv2d, Linear, WSConv2d, WSLinear
 
 __all__ = [
     "AdaptiveAvgPool2d",

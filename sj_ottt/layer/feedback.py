@@ -1,13 +1,15 @@
 """Connections from a layer to an earlier one, one time step late (section 4.1)."""
 
 from collections.abc import Callable, Iterable
-from typing import Self
+from typing import Any, Self, cast
 
 import torch.nn.functional as F
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from sj_ottt._ops.rule import LearningModule
 from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError
 
@@ -30,12 +32,15 @@ class Feedback(base.MemoryModule):
             `OTTTSequential` of such.
     """
 
+    last: Tensor | Pair | None
+    target_ran: bool
+
     def __init__(self, synapse: nn.Module):
         super().__init__()
         self.synapse = synapse
         self.register_memory("last", None)
         self.register_memory("target_ran", False)
-        self._hooks: list = []
+        self._hooks: list[RemovableHandle] = []
 
     def connect(self, source: nn.Module, target: nn.Module) -> Self:
         """Lay the connection.
@@ -68,9 +73,10 @@ class Feedback(base.MemoryModule):
             hook.remove()
         self._hooks = []
 
-    def _feed(self, target: nn.Module, args: tuple) -> tuple | None:
+    def _feed(self, target: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if any(getattr(part, "step_mode", "s") == "m" for part in target.modules()):
-            if target.training and getattr(target, "rule", "bptt") != "bptt":
+            online = isinstance(target, LearningModule) and not target.rule.through_time
+            if target.training and online:
                 return None  # the neuron itself refuses to train so
             raise InputError(
                 'a feedback cannot run in step_mode="m", because each step needs the one before: '
@@ -89,20 +95,23 @@ class Feedback(base.MemoryModule):
         if last is None:
             return None
         if len(x.shape) == 4 and last.shape[2:] != x.shape[2:]:
-            last = F.interpolate(last, size=x.shape[2:])
+            # Of a pair too, which takes part in PyTorch's linear functions.
+            last = F.interpolate(cast(Tensor, last), size=x.shape[2:])
         return (x + self.synapse(last), *args[1:])
 
-    def _remember(self, source: nn.Module, args: tuple, out: Tensor | Pair) -> None:
+    def _remember(self, source: nn.Module, args: tuple[Any, ...], out: Tensor | Pair) -> None:
         if not self.target_ran:
             raise InputError(
                 "the source of a Feedback runs before its target: that is a connection forward, "
                 "which needs no Feedback; give a later layer as source"
             )
         if isinstance(out, Pair):
-            self.last = Pair([out[0].detach(), out[1]])
-        else:
-            through_time = any(getattr(m, "rule", None) == "bptt" for m in source.modules())
-            self.last = out if through_time else out.detach()
+            self.last = Pair(out.spike.detach(), out.trace)
+            return
+        through_time = any(
+            isinstance(part, LearningModule) and part.rule.through_time for part in source.modules()
+        )
+        self.last = out if through_time else out.detach()
 
 
 def within(module: nn.Module) -> set[Feedback]:
@@ -111,7 +120,7 @@ def within(module: nn.Module) -> set[Feedback]:
     return _owners(p._forward_hooks for p in parts) & _owners(p._forward_pre_hooks for p in parts)
 
 
-def _owners(hooks: Iterable[dict[int, Callable]]) -> set[Feedback]:
+def _owners(hooks: Iterable[dict[int, Callable[..., Any]]]) -> set[Feedback]:
     found = {getattr(hook, "__self__", None) for each in hooks for hook in each.values()}
     return {owner for owner in found if isinstance(owner, Feedback)}
 

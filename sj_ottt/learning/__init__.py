@@ -6,14 +6,11 @@
 from sj_ottt._passthrough import pass_through
 from sj_ottt.learning import online_learning
 from sj_ottt.learning.fptt import FPTT, Divergence
-from sj_ottt.learning.train_step import (
-    CrossEntropyMSE,
-    Pull,
-    ottt_online_training,
-    predict,
-    reset_state,
-    train_step,
-)
+from sj_ottt.learning.losses import CrossEntropyMSE
+from sj_ottt.learning.predict import predict
+from sj_ottt.learning.pull import Pull
+from sj_ottt.learning.state import reset_state
+from sj_ottt.learning.train_step import ottt_online_training, train_step
 
 __all__ = [
     "FPTT",

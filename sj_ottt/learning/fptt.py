@@ -122,7 +122,7 @@ class FPTT:
         self._dual: dict[int, Tensor] = {}
 
     @property
-    def _parameters(self) -> list[Tensor]:
+    def _parameters(self) -> list[torch.nn.Parameter]:
         # Read anew, as groups may be added to an optimizer.
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
@@ -142,7 +142,7 @@ class FPTT:
         return weight * loss + (1 - weight) * self._auxiliary(logits, target)
 
     @torch.no_grad()
-    def update(self, again: Callable[[], None]) -> None:
+    def update(self, again: Callable[[], object]) -> None:
         """Update the weights, W̄ and Λ from the gradients of a part's loss.
 
         Args:
@@ -162,9 +162,10 @@ class FPTT:
             if i not in self._average:
                 self._average[i] = parameters[i].detach().clone()
                 self._dual[i] = torch.zeros_like(self._average[i])
-        weights = [parameters[i] for i in places]
+        weights: list[Tensor] = [parameters[i] for i in places]
         average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
-        self._pull([p.grad for p in weights if p.grad is not None], weights, average, dual)
+        grads = [p.grad for p in weights if p.grad is not None]
+        self._pull(grads, weights, average, dual)
         self.optimizer.step()
         if self.form == "lambda":
             torch._foreach_sub_(dual, torch._foreach_sub(weights, average), alpha=self._alpha)
@@ -187,13 +188,13 @@ class FPTT:
         share = 1 - self._rho if self.form == "lambda" else 0.5
         torch._foreach_sub_(grads, dual, alpha=share)
         norm = self._norm(grads)
-        if self._clip is not None and norm is not None and norm > self._clip:
+        if self._clip is not None and norm > self._clip:
             torch._foreach_mul_(grads, self._clip / norm)
 
-    def _norm(self, grads: list[Tensor]) -> float | None:
-        """Return the norm of all gradients together where there is a limit to it; it is finite."""
+    def _norm(self, grads: list[Tensor]) -> float:
+        """Return the norm of all gradients together, which is finite; 0 where it has no limit."""
         if self._clip is None:
-            return None
+            return 0.0
         norm = torch.nn.utils.get_total_norm(grads).item()
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
@@ -210,7 +211,7 @@ class FPTT:
         Do not train inside. Batch norm keeps its running statistics, which W has made.
         """
         parameters = self._parameters
-        weights = [parameters[i] for i in self._average]
+        weights: list[Tensor] = [parameters[i] for i in self._average]
         kept = [p.detach().clone() for p in weights]
         try:
             _copy(weights, [*self._average.values()])

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from sj_ottt import layer, zoo
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
-from sj_ottt.layer.layers import one_by_one
-from sj_ottt.learning.rules.switch import follows, rule_of, set_rule
+from sj_ottt.layer.sequential import one_by_one
+from sj_ottt.learning.rules import rule_of, set_rule
 from sj_ottt.neuron import OTTTLIFNode
 
 NeuronFactory = Callable[[], nn.Module]
@@ -139,7 +139,9 @@ class SpikingClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
         at_once = hasattr(self, "feedback") and x.dim() == 5
-        if at_once and (not self.training or follows(self, "bptt")):  # else the neurons refuse it
+        if at_once and (
+            not self.training or rule_of(self).through_time
+        ):  # else the neurons refuse it
             return self._one_by_one(x)
         return _value(self.forward_head(self.forward_features(x)))
 
@@ -216,7 +218,7 @@ class SpikingClassifier(nn.Module):
 
 def _value(x: Tensor | Pair) -> Tensor:
     """Return the spikes of a pair, and a tensor as it is."""
-    return x[0] if isinstance(x, list) else x
+    return x.spike if isinstance(x, Pair) else x
 
 
 def init_linear(fc: nn.Linear, std: float) -> None:
@@ -253,7 +255,7 @@ def create(
         variant: Its registered name.
         pretrained: As in timm.
         **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
-            as in `rules.set_rule`.
+            as in `sj_ottt.set_rule`.
     """
     overlay = kwargs.get("pretrained_cfg_overlay")
     if overlay and overlay.get("file"):
@@ -266,7 +268,7 @@ def create(
             model = model_cls(cfg, **model_kwargs).to(dtype=dtype)
         if rule is None and rule_variant is None:
             return model
-        return set_rule(model, rule or rule_of(model), rule_variant)
+        return set_rule(model, rule or rule_of(model).name, rule_variant)
 
     indices = tuple(range(cfg.n_features))
     model = build_model_with_cfg(

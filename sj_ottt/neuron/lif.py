@@ -1,29 +1,29 @@
 """Spiking neurons that carry a presynaptic trace forward in time."""
 
+from typing import Any
+
 import torch
 from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor
 
-from sj_ottt._ops import lif_cuda as kernels
-from sj_ottt._ops import trace as traces
-from sj_ottt._ops.lif import LIF, bptt_lif_step, has_lean_gradient, lean_lif_step, lif_step
-from sj_ottt._ops.lif_cuda import fused_lif_step
-from sj_ottt._ops.trace import NDOTTrace, Pair, Trace
+from sj_ottt._ops import lif_cuda
+from sj_ottt._ops.lif import LIF, LIFState, lif_step
+from sj_ottt._ops.rule import LearningModule, Rule
+from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.learning.rules import RULES, find_rule
 
 __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
 
 BACKENDS = ("torch", "cupy", "auto")
-RULES = ("ottt", "sltt", "ndot", "bptt")
-"""How a node takes part in learning; see `sj_ottt.rules`."""
 
 
-class OTTTLIFNode(sj_neuron.OTTTLIFNode):
+class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     """Leaky integrate-and-fire neuron for online training through time (OTTT).
 
     In training, one call is one time step: it takes the input current [N, ...] and hands on the
-    list [spike, trace], both shaped like the input, with â[t] = λ â[t−1] + s[t] and
+    list [spike, trace] (`layer.Pair`), both shaped like the input, with â[t] = λ â[t−1] + s[t] and
     λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace.
 
     It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
@@ -48,9 +48,7 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
-            "float16" or "bfloat16"; `sj_ottt.trace` states the error of each. Other than
-            "float32", the second item handed on is a `trace.Trace`, which this package's layers
-            take and whose `decode(dtype)` gives the values.
+            "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
 
     Raises:
         InputError: If `tau` is not above 1, `backend` is unknown or cannot run here, or
@@ -58,10 +56,10 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
             meets training mode or the backend does not fit the input.
     """
 
-    rule: str = "ottt"
-    """Which learning rule the node serves; `rules.set_rule` changes it for a whole model."""
-    variant: str = "paper"
-    """Of `trace.NDOT_VARIANTS`, for rule "ndot"."""
+    rule = RULES["ottt"]
+
+    spike_alone = False
+    """Whether the trace is left out where the rule does without: any layer may follow then."""
 
     def __init__(
         self,
@@ -84,7 +82,7 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
                 f"{suggest(backend, BACKENDS)}"
             )
         if backend == "cupy":
-            kernels.check_available()
+            lif_cuda.check_available()
         super().__init__(
             float(tau),
             decay_input,
@@ -101,14 +99,13 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
         self.trace_dtype = trace_dtype
         self.check_rule(self.rule)
 
-    def check_rule(self, rule: str) -> None:
+    def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the node cannot take part in.
 
         Raises:
             InputError: If its trace cannot be stored as `trace_dtype` says.
         """
-        # NDOT and BPTT store no such trace, and SLTT's does not decay into the next step.
-        traces.check(self.trace_dtype, 1.0 - 1.0 / self.tau if rule == "ottt" else 0.0)
+        rule.check_trace_dtype(self.trace_dtype, 1.0 - 1.0 / self.tau)
 
     def extra_repr(self) -> str:
         """Describe the node in `print(model)`."""
@@ -119,105 +116,72 @@ class OTTTLIFNode(sj_neuron.OTTTLIFNode):
 
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
-    ) -> tuple[Tensor, Tensor | NDOTTrace | None]:
+    ) -> tuple[Tensor, Any]:
         """Fit membrane and trace to the input's shape, device and dtype; drop an unused trace."""
-        if self.training and step_mode == "m" and self.rule != "bptt":
+        if self.training and step_mode == "m" and not self.rule.through_time:
             raise InputError(
                 'step_mode="m" cannot train online, because it sees all time steps at once: call '
                 'the network once per time step with step_mode="s", or model.eval() to evaluate'
             )
-        v, trace = super().materialize_states(inputs, states, step_mode)
-        if not self.training or self.rule == "bptt":
-            return v, None
-        if self.rule == "ndot":
-            if not isinstance(trace, NDOTTrace) or trace.values.shape != v.shape:
-                trace = NDOTTrace(torch.zeros_like(v), torch.zeros_like(v))
-            return v, NDOTTrace(*(part.to(v) for part in trace))
-        empty = traces.zeros(self.trace_dtype, v)
-        if not isinstance(trace, Tensor) or trace.shape != v.shape:
-            trace = empty
-        return v, trace.to(empty)
+        v, kept = sj_neuron.LIFNode.materialize_states(self, inputs, states, step_mode)
+        return v, self.rule.fit(kept, v, self.trace_dtype) if self.training else None
 
     def single_step_forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Run one time step: in training x → [spike, trace], in evaluation x → spike."""
         x = x[0] if isinstance(x, list) else x  # spikes straight from another neuron
-        state = self._memories
-        fresh = self.materialize_states((x,), (state["v"], state["trace"]), "s")
-        state["v"], state["trace"] = fresh
-        del fresh  # or it would keep what the step is about to replace
-        outputs = self._step(x, state)
+        # The node's own memories, so that what a step replaces is free at once. (Not through
+        # typing.cast: torch.compile would then write to a copy.)
+        state: LIFState = self._memories
+        state["v"], state["trace"] = self.materialize_states(
+            (x,), (state["v"], state["trace"]), "s"
+        )
+        out = self._step(x, state)
         if self.store_v_seq:
             self._append_v_seq(self.v)
-        return outputs[0] if len(outputs) == 1 else Pair(outputs)
+        return out
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
-    ) -> tuple[tuple[Tensor | Trace, ...], tuple[Tensor, Tensor | NDOTTrace | None]]:
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """Run one time step on explicit states: ((x,), (v, trace)) → (outputs, (v, trace))."""
-        state = dict(zip(("v", "trace"), states, strict=True))
-        return self._step(inputs[0], state), tuple(state.values())
+        state = LIFState(v=states[0], trace=states[1])
+        out = self._step(inputs[0], state)
+        outputs = tuple(out) if isinstance(out, Pair) else (out,)
+        return outputs, (state["v"], state["trace"])
 
-    def _step(
-        self, x: Tensor, state: dict[str, Tensor | NDOTTrace | None]
-    ) -> tuple[Tensor | Trace, ...]:
-        """Advance a state by one time step; its entries are replaced."""
+    def _step(self, x: Tensor, state: LIFState) -> Tensor | Pair:
+        """Advance a state by one time step."""
         lif = LIF(
             self.tau,
             self.decay_input,
             self.v_threshold,
             self.v_reset,
             self.surrogate_function,
-            0.0 if self.rule == "sltt" else None,
-            self.variant if self.rule == "ndot" else None,
         )
         if not self.training:
             with torch.no_grad():
-                return (self._spike(x, state, lif),)
-        if self.rule == "bptt":
-            spike, state["v"] = bptt_lif_step(x, state["v"], lif)
-            return (spike,)
-        spike = self._spike(x, state, lif)
-        stored = state["trace"].values if self.rule == "ndot" else state["trace"]
-        # In full precision the trace goes out as the tensor that SpikingJelly's layers expect.
-        return spike, stored if self.trace_dtype == "float32" else Trace(stored)
-
-    def _spike(self, x: Tensor, state: dict[str, Tensor | NDOTTrace | None], lif: LIF) -> Tensor:
-        """Charge, fire, reset and, where there is one, trace."""
-        if self._fuses(x):
-            return fused_lif_step(x, state, lif)
-        if isinstance(state["trace"], NDOTTrace):
-            parts = {"v": state["v"], "trace": None}
-            spike = self._spike(x, parts, lif)
-            v_before, state["v"] = state["v"], parts["v"]
-            traces.advance_ndot(
-                state,
-                spike.detach(),
-                v_before,
-                lam=lif.lam,
-                v_threshold=lif.v_threshold,
-                variant=lif.ndot,
-            )
+                step = lif_cuda.fused_lif_step if self._fuses(x) else lif_step
+                return step(x, state, lif)
+        rule = self.rule
+        spike = rule.step(x, state, lif, rule.has_fused_step and self._fuses(x))
+        trace = rule.trace(state["trace"])
+        if trace is None or (self.spike_alone and rule.spike_suffices):
             return spike
-        if not self.training or has_lean_gradient(self.surrogate_function):
-            return lean_lif_step(x, state, lif)
-        spike, state["v"] = lif_step(x, state["v"], lif)
-        if state["trace"] is not None:
-            state["trace"] = traces.advance(state["trace"], spike.detach(), lif.decay)
-        return spike
+        return Pair(spike, trace)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
         if self.backend == "cupy":
-            kernels.check_usable(x, self.surrogate_function)
+            lif_cuda.check_usable(x, self.surrogate_function)
             return True
-        return self.backend == "auto" and kernels.usable(x, self.surrogate_function)
+        return self.backend == "auto" and lif_cuda.usable(x, self.surrogate_function)
 
     def multi_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[object, ...], **kwargs: object
-    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, None]]:
-        """Run [T, N, ...] step by step; evaluation only."""
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: object
+    ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+        """Run [T, N, ...] step by step; in training, under a rule that works through time only."""
         # LIFNode's own version returns the membrane alone and would lose the trace's slot.
-        return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)
+        return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)  # type: ignore[no-any-return]
 
 
 class SLTTLIFNode(OTTTLIFNode):
@@ -245,7 +209,8 @@ class SLTTLIFNode(OTTTLIFNode):
         InputError: As `OTTTLIFNode`.
     """
 
-    rule = "sltt"
+    rule = RULES["sltt"]
+    spike_alone = True
 
     def __init__(
         self,
@@ -273,17 +238,13 @@ class SLTTLIFNode(OTTTLIFNode):
             trace_dtype,
         )
 
-    def _step(self, x: Tensor, state: dict[str, Tensor | None]) -> tuple[Tensor | Trace, ...]:
-        outputs = super()._step(x, state)
-        return outputs[:1] if self.rule == "sltt" else outputs
-
 
 class NDOTLIFNode(OTTTLIFNode):
     """Leaky integrate-and-fire neuron for neuronal dynamics-based online training (NDOT).
 
     Its trace decays by the ratio of the neuron's own membranes instead of by λ; see
-    `trace.advance_ndot`, where both variants are written out. It keeps two numbers per neuron
-    beside the membrane.
+    `sj_ottt._ops.ndot.advance_ndot`, where both variants are written out. It keeps two numbers per
+    neuron beside the membrane.
 
     Args:
         *args: As `OTTTLIFNode`; the trace is always stored in full precision.
@@ -294,19 +255,9 @@ class NDOTLIFNode(OTTTLIFNode):
         InputError: If the variant is unknown, or as `OTTTLIFNode`.
     """
 
-    rule = "ndot"
+    rule = RULES["ndot"]
 
-    def __init__(self, *args: object, variant: str = "paper", **kwargs: object):
-        check_variant(variant)
+    def __init__(self, *args: Any, variant: str = "paper", **kwargs: Any):
+        rule = find_rule("ndot", variant)
         super().__init__(*args, **kwargs)
-        self.variant = variant
-
-
-def check_variant(variant: str) -> None:
-    """Refuse an unknown variant of NDOT.
-
-    Raises:
-        InputError: If it is not one of `trace.NDOT_VARIANTS`.
-    """
-    if variant not in traces.NDOT_VARIANTS:
-        raise InputError(f'variant="{variant}" is unknown: use "paper" or "code"')
+        self.rule, self.variant = rule, variant

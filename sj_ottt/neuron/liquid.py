@@ -5,11 +5,16 @@ step from the input and the state. They carry no presynaptic trace: they learn b
 (`learning.FPTT`) or by BPTT, and keep their graph until their state is detached.
 """
 
+from typing import Any
+
 import torch
-from spikingjelly.activation_based import base, surrogate
+from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
+from sj_ottt._ops.liquid import Gates, leaky_step, ltc_step
+from sj_ottt._ops.rule import LearningModule, Rule
 from sj_ottt.errors import InputError
+from sj_ottt.learning.rules import RULES
 from sj_ottt.surrogate import MultiGaussian
 
 __all__ = [
@@ -20,76 +25,27 @@ __all__ = [
     "LTCRecurrent",
     "LeakyReadout",
     "LiquidNode",
-    "leaky_step",
-    "ltc_step",
 ]
 
-BETA = 1.8
-"""How much of the adaptation b is added to the threshold."""
 
-Gates = tuple[Tensor, Tensor | None]
-"""The logits of the update fraction and of what the adaptation retains, None without one."""
+class _ThroughTime(LearningModule):
+    """Learns through time: the gradient goes through the state of all steps until it is detached.
 
-
-def ltc_step(
-    current: Tensor,
-    gates: Gates,
-    v: Tensor,
-    b: Tensor,
-    spike: Tensor,
-    *,
-    b0: float,
-    surrogate_function: surrogate.SurrogateFunctionBase,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do one time step of a liquid time-constant neuron.
-
-    b[t] = ρ b[t−1] + (1 − ρ) s[t−1];  θ = b0 + 1.8 b[t];  u = v[t−1] + α (I − v[t−1]);
-    s[t] = 1[u > θ];  v[t] = (1 − s[t]) u, whose gradient goes through s too.
-
-    Args:
-        current: I[t], the weighted input.
-        gates: Logits of α, the update fraction 1/τ_m, and of ρ, what the adaptation retains; None
-            for ρ leaves b as it is and the threshold at b0.
-        v: v[t−1], the membrane after the reset.
-        b: b[t−1], the adaptation.
-        spike: s[t−1].
-        b0: Lowest threshold.
-        surrogate_function: Maps u − θ to the spike.
-
-    Returns:
-        s[t], v[t] and b[t]; all tensors are shaped alike.
+    Keeps states shaped like the input; new ones where batch, device or dtype have changed.
     """
-    update, retain = gates
-    v = torch.lerp(v, current, update.sigmoid().to(current))  # autocast mixes the dtypes
-    if retain is None:
-        spike = surrogate_function(v - b0)
-    else:
-        b = torch.lerp(spike, b, retain.sigmoid().to(current))
-        spike = surrogate_function((v - b0).sub(b, alpha=BETA))
-    return spike, torch.addcmul(v, v, spike, value=-1), b
 
+    rule = RULES["bptt"]
 
-def leaky_step(x: Tensor, o: Tensor, gate: Tensor) -> Tensor:
-    """Do one time step of a leaky integrator: o[t] = o[t−1] + α (x − o[t−1]), α = σ(gate)."""
-    return torch.lerp(o, x, gate.sigmoid().to(x))
-
-
-class _Stateful(base.MemoryModule):
-    """Keeps states shaped like the input; new ones where batch, device or dtype have changed."""
-
-    rule = "bptt"
-    """Of `rules.RULES`: the gradient goes through the state of all steps until it is detached."""
-
-    def check_rule(self, rule: str) -> None:
+    def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the module cannot take part in.
 
         Raises:
-            InputError: If it is not "bptt".
+            InputError: If it does not work through time.
         """
-        if rule != "bptt":
+        if not rule.through_time:
             raise InputError(
-                f'rule="{rule}": {type(self).__name__} carries no presynaptic trace; train it with '
-                'FPTT (`sj-ottt train --rule fptt`) or rule="bptt"'
+                f'rule="{rule.name}": {type(self).__name__} carries no presynaptic trace; train it '
+                'with FPTT (`sj-ottt train --rule fptt`) or rule="bptt"'
             )
 
     def state_like(self, x: Tensor) -> Tensor:
@@ -107,10 +63,10 @@ class _Stateful(base.MemoryModule):
         like = self.state_like(inputs[0][0] if step_mode == "m" else inputs[0])
         if any(state is None or state.shape != like.shape for state in states):
             return self.new_states(like)
-        return tuple(state.to(like) for state in states)
+        return tuple(state.to(like) for state in states if state is not None)
 
 
-class LiquidNode(_Stateful):
+class LiquidNode(_ThroughTime):
     """What liquid time-constant neurons share: state, threshold and step; `gates` is to be given.
 
     The state is `v`, the membrane after the reset, `b`, the adaptation, and `spike`, all shaped
@@ -161,7 +117,7 @@ class LiquidNode(_Stateful):
         return torch.rand_like(zero), torch.full_like(zero, self.b0), zero
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Tensor, ...], **kwargs: object
+        self, inputs: tuple[Tensor, ...], states: tuple[Tensor, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor, Tensor]]:
         """Run one time step on explicit states: ((I,), (v, b, spike)) → ((spike,), states)."""
         (current,) = inputs
@@ -191,7 +147,7 @@ class LTCNode(LiquidNode):
         InputError: As `LiquidNode`.
     """
 
-    def __init__(self, features: int, **kwargs: object):
+    def __init__(self, features: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.update = nn.Linear(2 * features, features)
         self.retain = nn.Linear(2 * features, features) if self.adaptive else None
@@ -199,7 +155,9 @@ class LTCNode(LiquidNode):
     def gates(self, current: Tensor, v: Tensor, b: Tensor) -> Gates:
         """Return the logits of α and ρ from I[t], v[t−1] and b[t−1]."""
         update = self.update(torch.cat((current, v), -1))
-        return update, self.retain and self.retain(torch.cat((current, b), -1))
+        if self.retain is None:
+            return update, None
+        return update, self.retain(torch.cat((current, b), -1))
 
 
 class LTCConvNode(LiquidNode):
@@ -216,7 +174,7 @@ class LTCConvNode(LiquidNode):
         InputError: If `kernel_size` is even, or as `LiquidNode`.
     """
 
-    def __init__(self, channels: int, kernel_size: int = 3, **kwargs: object):
+    def __init__(self, channels: int, kernel_size: int = 3, **kwargs: Any):
         super().__init__(**kwargs)
         if kernel_size % 2 == 0:
             raise InputError(f"kernel_size={kernel_size}: give an odd number, so that shapes stay")
@@ -231,7 +189,9 @@ class LTCConvNode(LiquidNode):
 
     def gates(self, current: Tensor, v: Tensor, b: Tensor) -> Gates:
         """Return the logits of α and ρ from I[t], v[t−1] and b[t−1]."""
-        return self.update(current + v), self.retain and self.retain(current + b)
+        if self.retain is None:
+            return self.update(current + v), None
+        return self.update(current + v), self.retain(current + b)
 
 
 class ASRNode(LiquidNode):
@@ -247,7 +207,7 @@ class ASRNode(LiquidNode):
         InputError: As `LiquidNode`.
     """
 
-    def __init__(self, features: int, **kwargs: object):
+    def __init__(self, features: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.update = nn.Parameter(torch.zeros(features))
         self.retain = nn.Parameter(torch.zeros(features)) if self.adaptive else None
@@ -255,19 +215,18 @@ class ASRNode(LiquidNode):
     def gates(self, current: Tensor, v: Tensor, b: Tensor) -> Gates:
         """Return the logits of α and ρ, the same at every step."""
         shape = (-1,) + (1,) * (current.dim() - 2)
-        return self.update.view(shape), self.retain if not self.adaptive else self.retain.view(
-            shape
-        )
+        return self.update.view(shape), None if self.retain is None else self.retain.view(shape)
 
 
-class _Recurrent:
-    """Mixin: I[t] = W [x[t]; s[t−1]] + c goes before the step."""
+class _Recurrent(LiquidNode):
+    """Base of recurrent layers: I[t] = W [x[t]; s[t−1]] + c goes before the step."""
 
-    def __init__(self, in_features: int, features: int, **kwargs: object):
-        super().__init__(features, **kwargs)
+    def __init__(self, in_features: int, features: int, **kwargs: Any):
+        super().__init__(features, **kwargs)  # of the neuron that is the other base
         self.synapse = nn.Linear(in_features + features, features)
 
     def state_like(self, x: Tensor) -> Tensor:
+        """Return a tensor shaped like a state, for one time step's input."""
         return x.new_empty(()).expand(*x.shape[:-1], self.synapse.out_features)
 
     def single_step_functional_forward(
@@ -306,7 +265,7 @@ class ASRRecurrent(_Recurrent, ASRNode):
     """
 
 
-class LeakyReadout(_Stateful):
+class LeakyReadout(_ThroughTime):
     """Leaky integrator of a readout's logits, [N, classes] → [N, classes]; it does not spike.
 
     o[t] = o[t−1] + α (x − o[t−1]) with x = W_o s[t] and o[0] = 0. The prediction is o at the last
@@ -329,10 +288,12 @@ class LeakyReadout(_Stateful):
         return (torch.zeros_like(like, requires_grad=False),)
 
     def single_step_functional_forward(
-        self, inputs: tuple[Tensor, ...], states: tuple[Tensor, ...], **kwargs: object
+        self, inputs: tuple[Tensor, ...], states: tuple[Tensor, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor], tuple[Tensor]]:
         """Run one time step on explicit states: ((x,), (o,)) → ((o,), (o,))."""
         (x,), (o,) = inputs, states
-        gated = isinstance(self.gate, nn.Linear)
-        o = leaky_step(x, o, self.gate(torch.cat((x, o), -1)) if gated else self.gate)
+        gate = self.gate
+        if isinstance(gate, nn.Linear):
+            gate = gate(torch.cat((x, o), -1))
+        o = leaky_step(x, o, gate)
         return (o,), (o,)

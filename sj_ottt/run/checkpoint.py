@@ -1,16 +1,17 @@
-"""What a run leaves on the disk: the checkpoint that resumes it, and the model files.
+"""What a run leaves on the disk: the checkpoint that resumes it, and the files of its models.
 
 ``last.pt`` alone is the state of a run. It holds the best weights too, so the model files are made
 from it and written after it. Every file is written beside its place, flushed to the disk and
 renamed; none is read with pickle.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import safetensors
 import safetensors.torch
@@ -18,9 +19,10 @@ import torch
 
 from sj_ottt._files import atomic_write
 from sj_ottt.errors import InputError
+from sj_ottt.run.sections import FrameOptions, LearningOptions
 
 CHECKPOINT_FORMAT = 1
-MODEL_FORMAT = "sj_ottt/1"
+MODEL_FORMAT = 1
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
@@ -79,42 +81,132 @@ def load_checkpoint(out: str | Path) -> dict[str, Any]:
     return state
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """What the file of a trained model says of it: how to build it, and how to feed it.
+
+    Attributes:
+        model: Its architecture.
+        classes: Names of its classes.
+        in_chans: Channels of its input.
+        data: What it was trained on, as in `TrainConfig`.
+        frames: How samples became its input; `steps` and `size` are those that it saw, also where
+            the data decided.
+        readout: As in `TrainConfig`, as the next one. The rule itself is none of the model's, for
+            instruments compare several and `adapt` has its own.
+        rule_variant: Of its neurons.
+        stats: Mean and standard deviation of each channel of its images; None for recordings.
+        sensor_size: (height, width) in pixels of its recordings' sensor; None for images.
+        window: Length of its samples in µs where they were sliced from longer recordings.
+        min_events: The fewest events in one of them.
+        epoch: The epoch that it is of.
+        val_accuracy: Its accuracy on the samples kept aside, 0 to 1; None where there were none.
+        adapted: How many samples it has learned from since, one at a time; None if it has not.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    in_chans: int
+    data: str
+    frames: FrameOptions
+    readout: str = LearningOptions.readout
+    rule_variant: str = LearningOptions.rule_variant
+    stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    sensor_size: tuple[int, int] | None = None
+    window: int | None = None
+    min_events: int | None = None
+    epoch: int | None = None
+    val_accuracy: float | None = None
+    adapted: int | None = None
+
+    def to_metadata(self) -> dict[str, Any]:
+        """Return flat names and values that JSON can hold, with the version of this format."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["frames"]  # the section; its own option "frames" is among its fields
+        return {
+            "format": f"sj_ottt/{MODEL_FORMAT}",
+            "num_classes": len(self.classes),
+            **values,
+            **dataclasses.asdict(self.frames),
+        }
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], source: str | Path) -> Self:
+        """Read what `to_metadata` wrote.
+
+        What is missing there is newer than the file and was at its default when it was written;
+        what is unknown is ignored.
+
+        Args:
+            metadata: Names and values.
+            source: The file, for messages.
+
+        Raises:
+            InputError: It is of another kind or version, or lacks what has no default.
+        """
+        package, _, version = str(metadata.get("format")).partition("/")
+        if package != "sj_ottt":
+            raise InputError(
+                f"{source} was not written by `sj-ottt train`; give the --out of a run"
+            )
+        if version != str(MODEL_FORMAT):
+            raise InputError(
+                f"{source} has model format {version}, this sj_ottt reads {MODEL_FORMAT}; use the "
+                "version that wrote it, or train again"
+            )
+        values = {name: _tuples(value) for name, value in metadata.items()}
+        own = {f.name for f in dataclasses.fields(cls)} - {"frames"}
+        needed = {"model", "classes", "in_chans", "data", "steps"}
+        if missing := sorted(needed - values.keys()):
+            raise InputError(f"{source} does not say its {', '.join(missing)}; train again")
+        of_frames = {f.name for f in dataclasses.fields(FrameOptions)}
+        try:
+            frames = FrameOptions(**{k: v for k, v in values.items() if k in of_frames})
+        except InputError as error:
+            raise InputError(f"{source}: {error}; train again") from None
+        return cls(frames=frames, **{k: v for k, v in values.items() if k in own})
+
+
+def _tuples(value: Any) -> Any:
+    """Turn the lists of JSON into tuples."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     sha = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
-def write_model(path: Path, tensors: Mapping[str, torch.Tensor], about: dict[str, Any]) -> None:
+def write_model(path: Path, tensors: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
     """Write weights as safetensors, with what is to be known about them as metadata.
 
     Raises:
         InputError: The disk is full or not writable; the old file is untouched.
     """
-    about = {"format": MODEL_FORMAT, "sha256": _digest(tensors), **about}
-    metadata = {key: json.dumps(value) for key, value in about.items()}
+    values = {**info.to_metadata(), "sha256": _digest(tensors)}
+    metadata = {key: json.dumps(value) for key, value in values.items()}
     write_file(path, safetensors.torch.save(dict(tensors), metadata=metadata))
 
 
-def read_model(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Read what `write_model` wrote: the weights, and what is known about them.
+def read_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
+    """Read what `write_model` wrote.
 
     Raises:
-        InputError: The file is missing, damaged, changed, or not one of ours.
+        InputError: The file is missing, damaged, changed, of another version or not one of ours.
     """
     if not path.exists():
         raise InputError(f"{path} does not exist; give the --out of a finished `sj-ottt train`")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            about = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            values = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again, or train again") from error
-    if about.get("format") != MODEL_FORMAT:
-        raise InputError(f"{path} was not written by `sj-ottt train`; give the --out of a run")
-    if about["sha256"] != _digest(tensors):
+    info = ModelInfo.from_metadata(values, path)
+    if values.get("sha256") != _digest(tensors):
         raise InputError(f"{path} was changed after training; copy it again, or train again")
-    return tensors, about
+    return tensors, info

@@ -9,17 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
+from sj_ottt.data import EventFolder, ImageSet
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
-from sj_ottt.run.checkpoint import read_model
-from sj_ottt.run.samples import FRAMING, batches, open_part, stack, static_steps
-
-OF_MODEL = ("readout", "rule_variant")
-"""Options of a run that belong to its model beside the weights; the rule does not, for instruments
-compare several and `adapt` has its own."""
+from sj_ottt.run.checkpoint import ModelInfo, read_model
+from sj_ottt.run.samples import batches, open_part, stack, static_steps
 
 
 def resolve_device(name: str) -> torch.device:
@@ -80,36 +77,36 @@ class Trained:
     Attributes:
         path: Its file.
         model: In training mode, on `device`.
-        about: What the file says: model, data, classes, and how samples become frames (`FRAMING`).
+        info: What its file says of it.
         device: Where it runs.
     """
 
     path: Path
     model: nn.Module
-    about: dict[str, Any]
+    info: ModelInfo
     device: torch.device
 
-    def dataset(self, data: str | None, split: str, steps: int) -> Dataset:
+    def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
         Raises:
             InputError: Bad data, classes other than the model's, or steps that the encoding does
                 not make.
         """
-        source = data or self.about["data"]
-        # A file that lacks an option is older than it: it was trained with the default.
-        options = {k: self.about[k] for k in (*FRAMING, "stats") if k in self.about}
-        dataset = open_part(source, split, **{**options, "steps": steps})
-        if list(dataset.classes) != self.about["classes"]:
+        source = data or self.info.data
+        frames = dataclasses.replace(self.info.frames, steps=steps)
+        options = dataclasses.asdict(frames)
+        dataset = open_part(source, split, stats=self.info.stats, **options)
+        if tuple(dataset.classes) != self.info.classes:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
-                f"was trained on {', '.join(self.about['classes'])}; give matching --data"
+                f"was trained on {', '.join(self.info.classes)}; give matching --data"
             )
-        made = dataset[0][0]
-        if made.dim() != 3 and len(made) != steps:
+        sample = dataset[0][0]
+        if sample.dim() != 3 and len(sample) != steps:
             raise InputError(
-                f"steps={steps}: encoding={self.about['encoding']} makes {len(made)} of an image "
-                f"of {source}; leave steps out"
+                f"steps={steps}: encoding={frames.encoding} makes {len(sample)} of an image of "
+                f"{source}; leave steps out"
             )
         return dataset
 
@@ -125,19 +122,23 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
         InputError: A missing or changed checkpoint, or a device that cannot be used.
     """
     path = Path(checkpoint) / "best.safetensors"
-    tensors, about = read_model(path)
-    where = resolve_device(device)
-    # A file that lacks an option is older than it: it was trained with the default.
-    options = {name: about[name] for name in OF_MODEL if name in about}
-    model = zoo.create(about["model"], about["num_classes"], in_chans=about["in_chans"], **options)
+    tensors, info = read_model(path)
+    used_device = resolve_device(device)
+    model = zoo.create(
+        info.model,
+        len(info.classes),
+        in_chans=info.in_chans,
+        readout=info.readout,
+        rule_variant=info.rule_variant,
+    )
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         raise InputError(
-            f"{path} does not fit this version's {about['model']}: take the version that trained "
-            "it, or train again"
+            f"{path} does not fit this version's {info.model}: take the version that trained it, "
+            "or train again"
         ) from error
-    return Trained(path, model.to(where), about, where)
+    return Trained(path, model.to(used_device), info, used_device)
 
 
 def evaluate(
@@ -170,17 +171,18 @@ def evaluate(
         InputError: A missing or changed checkpoint, bad data, classes other than the model's.
     """
     trained = load_trained(checkpoint, device)
-    steps = [trained.about["steps"]] if steps is None else list(steps)
+    steps = [trained.info.frames.steps] if steps is None else list(steps)
     if not steps or min(steps) < 1:
         raise InputError(f"steps must be whole numbers from 1 on, not {steps}")
     if batch_size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
-    model, where, rows = trained.model, trained.device, []
+    model, rows = trained.model, []
     for count in steps:
         dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
         first, _ = stack([dataset[0]])
-        predict(model, first.to(where), static_steps(first, count))
-        accuracy, seconds = measure(model, batches(dataset, batch_size, workers), count, where)
+        predict(model, first.to(trained.device), static_steps(first, count))
+        loader = batches(dataset, batch_size, workers)
+        accuracy, seconds = measure(model, loader, count, trained.device)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,13 +27,13 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """
     modules = dict(model.named_modules())
     for name in names:
-        place = model.first_conv if name == "stem" and name not in modules else name
-        parameters = list(modules[place].parameters()) if place in modules else []
-        if not parameters or not place:
-            known = [child for child, m in model.named_children() if list(m.parameters())]
+        module_name = model.first_conv if name == "stem" and name not in modules else name
+        parameters = list(modules[module_name].parameters()) if module_name in modules else []
+        if not parameters or not module_name:
+            parts = [child for child, m in model.named_children() if list(m.parameters())]
             raise InputError(
                 f"freeze: {type(model).__name__} has no part {name!r} with weights"
-                f"{suggest(name, known)}; it has {', '.join(known)} and their parts"
+                f"{suggest(name, parts)}; it has {', '.join(parts)} and their parts"
             )
         for parameter in parameters:
             parameter.requires_grad_(False)
@@ -44,7 +44,8 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
 @contextlib.contextmanager
 def only_classifier(model: nn.Module) -> Iterator[None]:
     """Let nothing but the classifier learn inside the context."""
-    head = set(model.get_classifier().parameters())
+    classifier = cast(Any, model).get_classifier()  # timm's interface, which nn.Module has not
+    head = set(classifier.parameters())
     body = [p for p in model.parameters() if p.requires_grad and p not in head]
     for parameter in body:
         parameter.requires_grad_(False)

@@ -11,9 +11,9 @@ from sj_ottt.data import ENCODINGS, EventFolder, ImageSet, open_dataset, transfo
 from sj_ottt.data.recordings.windows import Window, split_for_validation
 from sj_ottt.errors import InputError
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.sections import AugmentationOptions
 
 __all__ = [
-    "FRAMING",
     "augmented",
     "batches",
     "choose",
@@ -24,19 +24,6 @@ __all__ = [
     "static_steps",
 ]
 
-# How a sample becomes what the network sees: part of a model, for it must see later ones as those
-# it learned on.
-FRAMING = (
-    "steps",
-    "size",
-    "split_by",
-    "frames",
-    "tau_us",
-    "crop",
-    "hot_pixels",
-    "normalize",
-    "encoding",
-)
 # What is done to training samples where an option is not 0, in this order, and what comes last.
 AUGMENTATIONS = {
     "drop_events": transforms.DropEvents,
@@ -76,13 +63,13 @@ def open_part(
     Args:
         spec: See `data.open_dataset`, as for `split`.
         split: ``"train"`` or ``"test"``.
-        steps: As all others in `TrainConfig`.
+        steps: As all others in `FrameOptions`.
         size: Of frames or images.
         normalize: Whether to scale recordings and standardize images.
         encoding: Of images.
         stats: Mean and standard deviation of each channel for images; those of the data set's
             training images if not given.
-        **framing: The rest of `FRAMING`.
+        **framing: The rest of `FrameOptions`.
 
     Raises:
         InputError: Bad data, or an option that does not go with the kind of data.
@@ -107,13 +94,15 @@ def augmented(cfg: TrainConfig, dataset: EventFolder | ImageSet) -> Callable | N
         InputError: An option for recordings, but the data set holds still images.
     """
     if isinstance(dataset, ImageSet):
+        options = cfg.flat()
         for name, absent in OF_RECORDINGS.items():
-            if getattr(cfg, name) != absent:
+            if options[name] != absent:
                 raise InputError(
-                    f"{name}={getattr(cfg, name)} is for recordings, but {cfg.data} holds still "
+                    f"{name}={options[name]} is for recordings, but {cfg.dataset.data} holds still "
                     "images: leave it out"
                 )
-    return _chain(dataset, cfg.steps, cfg.normalize, cfg.encoding, cfg)
+    frames = cfg.frames
+    return _chain(dataset, frames.steps, frames.normalize, frames.encoding, cfg.augmentation)
 
 
 def raw(dataset: EventFolder | ImageSet) -> Callable | None:
@@ -126,25 +115,28 @@ def _chain(
     steps: int,
     normalize: bool,
     encoding: str,
-    cfg: TrainConfig | None = None,
+    augmentation: AugmentationOptions | None = None,
 ) -> Callable | None:
     images = isinstance(dataset, ImageSet)
-    chain: list[Callable] = dataset.fit(cfg is not None) if images else []
-    chain += _augmentations(AUGMENTATIONS, cfg)
+    chain: list[Callable] = dataset.fit(augmentation is not None) if images else []
+    chain += _augmentations(AUGMENTATIONS, augmentation)
     if normalize and images and encoding != "poisson":  # there, an intensity is a probability
         chain.append(transforms.Normalize(dataset.mean, dataset.std))
     elif normalize and not images:
         chain.append(transforms.NormalizeFrames())
-    chain += _augmentations(LAST_AUGMENTATIONS, cfg)
+    chain += _augmentations(LAST_AUGMENTATIONS, augmentation)
     if encode := ENCODINGS[encoding](steps):
         chain.append(encode)
     return transforms.Compose(chain) if chain else None
 
 
-def _augmentations(kinds: dict[str, Callable], cfg: TrainConfig | None) -> list[Callable]:
-    if cfg is None:
+def _augmentations(
+    kinds: dict[str, Callable], augmentation: AugmentationOptions | None
+) -> list[Callable]:
+    if augmentation is None:
         return []
-    return [kind(getattr(cfg, name)) for name, kind in kinds.items() if getattr(cfg, name)]
+    values = {name: getattr(augmentation, name) for name in kinds}
+    return [kind(values[name]) for name, kind in kinds.items() if values[name]]
 
 
 def split_indices(

@@ -13,14 +13,21 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from sj_ottt.errors import InputError
 
 
-class EventLog:
-    """TensorBoard scalars, written in this thread: an error of the disk is ours to report.
+class TensorBoardLog:
+    """Writes TensorBoard scalars in this thread, so that a full disk is reported at once.
 
     Each start of a run writes a file of its own, whose head tells TensorBoard to drop what an
     earlier, killed process logged from ``purge_step`` on.
+
+    Args:
+        folder: Folder of the files; its parent must exist.
+        purge_step: The first step that this start logs.
+
+    Raises:
+        InputError: The disk is full or not writable; so do the methods.
     """
 
-    def __init__(self, folder: Path, purge_step: int):
+    def __init__(self, folder: Path, purge_step: int) -> None:
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
         try:
             folder.mkdir(exist_ok=True)

@@ -24,8 +24,9 @@ from spikingjelly.activation_based import surrogate
 from sj_ottt import InputError, layer, learning, set_rule
 from sj_ottt._ops import lif_cuda as kernels
 from sj_ottt._ops import trace
+from sj_ottt._ops.lif import LIF, lif_step
 from sj_ottt._ops.lif_cuda import fused_lif_step
-from sj_ottt.functional import LIF, lean_lif_step
+from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, advance_ndot
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -95,7 +96,7 @@ def state_of(v, trace_dtype):
     """A state in the middle of a sequence: v and a trace in some form (None for none)."""
     if trace_dtype is None:
         return {"v": v, "trace": None}
-    stored = trace.zeros(trace_dtype, v)
+    stored = trace.zeros(v, trace_dtype)
     for _ in range(3):
         stored = trace.advance(stored, torch.rand(v.shape, device=v.device) > 0.5, 0.5)
     return {"v": v, "trace": stored}
@@ -104,7 +105,7 @@ def state_of(v, trace_dtype):
 def outputs(step, x, grad, state, lif):
     """Spike, gradient, membrane and decoded trace of one step."""
     x, state = x.detach().requires_grad_(), dict(state)
-    spike = step(x, state, lif)
+    spike = step(x, state, lif, lif.lam)
     (grad_x,) = torch.autograd.grad(spike, x, grad)
     assert grad_x.dtype == x.dtype and spike.dtype == x.dtype
     values = None if state["trace"] is None else trace.decode(state["trace"], torch.float64)
@@ -133,9 +134,9 @@ def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_rese
         for _ in range(4):
             x, grad = 3 * torch.randn_like(v), torch.randn_like(v)
             ours = outputs(fused_lif_step, x, grad, state, lif)
-            fused_lif_step(x, state, lif)
-            theirs = outputs(lean_lif_step, x, grad, plain, lif)
-            lean_lif_step(x, plain, lif)
+            fused_lif_step(x, state, lif, lif.lam)
+            theirs = outputs(lif_step, x, grad, plain, lif)
+            lif_step(x, plain, lif, lif.lam)
             assert torch.equal(ours[0], theirs[0])
             exact = device == "cpu"  # a GPU's plain division by a constant multiplies instead
             torch.testing.assert_close(
@@ -148,37 +149,39 @@ def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_rese
         assert 0.1 < fired < 0.9
 
 
-def ndot_steps(step, inputs, lif):
+def ndot_steps(step, inputs, lif, variant):
     """Spikes, membranes and traces of NDOT over a sequence."""
     v = torch.zeros_like(inputs[0])
-    state = {"v": v, "trace": trace.NDOTTrace(torch.zeros_like(v), torch.zeros_like(v))}
+    state = {"v": v, "trace": NDOTState(torch.zeros_like(v), torch.zeros_like(v))}
     found = []
     for x in inputs:
-        spike = step(x, state, lif)
+        spike = step(x, state, lif, ndot=variant)
         found.append((spike, state["v"], *state["trace"]))
     return [torch.stack(parts) for parts in zip(*found, strict=True)]
 
 
-def plain_ndot_step(x, state, lif):
+def plain_ndot_step(x, state, lif, ndot):
     parts = {"v": state["v"], "trace": None}
-    spike = lean_lif_step(x, parts, lif)
+    spike = lif_step(x, parts, lif)
     v_before, state["v"] = state["v"], parts["v"]
-    constants = {"lam": lif.lam, "v_threshold": lif.v_threshold, "variant": lif.ndot}
-    trace.advance_ndot(state, spike, v_before, **constants)
+    constants = {"lam": lif.lam, "v_threshold": lif.v_threshold, "variant": ndot}
+    state["trace"] = advance_ndot(state["trace"], spike, v_before, state["v"], **constants)
     return spike
 
 
-@pytest.mark.parametrize("variant", trace.NDOT_VARIANTS)
+@pytest.mark.parametrize("variant", NDOT_VARIANTS)
 @pytest.mark.parametrize(("tau", "v_reset"), [(2.0, None), (3.0, -0.3)])
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 def test_ndot_trace(device, dtype, tau, v_reset, variant):
     """Bit for bit over a sequence, with membranes of exactly zero and laid out anyhow."""
     torch.manual_seed(3)
-    lif = replace(constants(tau=tau, v_reset=v_reset), ndot=variant, v_threshold=1.0)
+    lif = replace(constants(tau=tau, v_reset=v_reset), v_threshold=1.0)
     inputs = 2 * torch.randn(6, 5, 143, dtype=dtype, device=device)
     inputs[:, :, :40] = inputs[:, :, :40].round()  # membranes that hit zero and the threshold
     for x_seq in (inputs, inputs.transpose(1, 2)):
-        ours, theirs = (ndot_steps(step, x_seq, lif) for step in (fused_lif_step, plain_ndot_step))
+        ours, theirs = (
+            ndot_steps(step, x_seq, lif, variant) for step in (fused_lif_step, plain_ndot_step)
+        )
         exact = {"rtol": 0, "atol": 0} if device == "cpu" else {}
         torch.testing.assert_close(ours, theirs, **exact)
         spike, v, values, memory = theirs
@@ -203,8 +206,8 @@ def test_error_against_float64(device, dtype, function, v_reset, form):
     exact = {"v": v.double(), "trace": None}
     if form is not None:
         exact["trace"] = trace.decode(state["trace"], torch.float64)
-    reference = outputs(lean_lif_step, x.double(), grad.double(), exact, lif)
-    plain = outputs(lean_lif_step, x, grad, state, lif)
+    reference = outputs(lif_step, x.double(), grad.double(), exact, lif)
+    plain = outputs(lif_step, x, grad, state, lif)
     fused = outputs(fused_lif_step, x, grad, state, lif)
     assert 0 < reference[0].mean() < 1 and torch.equal(fused[0].double(), reference[0])
     for a, b, expected in zip(fused, plain, reference, strict=True):
@@ -248,7 +251,7 @@ def test_any_strides(device, view, grad_layout, form, monkeypatch):
     elif grad_layout == "transposed" and x.dim() > 1:
         grad = grad.transpose(0, 1).contiguous().transpose(0, 1)
     for state in (state_of(v, form), state_of(v.contiguous(), form)):
-        theirs = outputs(lean_lif_step, x, grad, state, constants())
+        theirs = outputs(lif_step, x, grad, state, constants())
         with launches(monkeypatch) as names:
             ours = outputs(fused_lif_step, x, grad, state, constants())
         assert names == ["lif_forward", "lif_backward"]
@@ -390,7 +393,7 @@ def test_compiles_for_gpus(architecture):
     for scalar, scalar_name in kernels.SCALARS.items():
         # The forms that `trace.zeros` makes for a membrane of this dtype.
         like = torch.empty(0, dtype=scalar)
-        for form in {trace.zeros(name, like).dtype for name in trace.TRACE_DTYPES}:
+        for form in {trace.zeros(like, name).dtype for name in trace.TRACE_DTYPES}:
             names = (f"-DSCALAR={scalar_name}", f"-DTRACE={kernels.TRACES[form]}")
             options = (*kernels.OPTIONS, *names, f"--gpu-architecture={architecture}")
             program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])

@@ -11,7 +11,9 @@ from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpC
 from torch import nn
 
 from sj_ottt import InputError, analysis, layer, learning, plots, set_rule
-from sj_ottt.analysis import instruments
+from sj_ottt.analysis import gradients
+from sj_ottt.analysis.synapse_records import record_synapses
+from sj_ottt.layer.synapse import Synapse
 from sj_ottt.neuron import OTTTLIFNode, SLTTLIFNode
 from tests.networks import relative_error
 
@@ -49,8 +51,8 @@ def untouched():
     yield net
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert net.training and all(p.grad is None for p in net.parameters())
-    assert all(m.rule == "ottt" and m.v == 0.0 for m in net if isinstance(m, OTTTLIFNode))
-    assert all(m.gather is None for m in net if hasattr(m, "gather"))
+    assert all(m.rule.name == "ottt" and m.v == 0.0 for m in net if isinstance(m, OTTTLIFNode))
+    assert all(m.step_weight is None for m in net if isinstance(m, Synapse))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 
 
@@ -100,7 +102,8 @@ def test_alignment(untouched):
     grads = {}
     for rule in ("ottt", "bptt"):
         net = network()
-        learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), x_seq, target, rule=rule)
+        set_rule(net, rule)
+        learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), x_seq, target)
         grads[rule] = torch.cat([p.grad.flatten() for p in net.parameters()])
     found = {(r["rule"], r["against"], r["parameter"]): r for r in rows}
     row = found["ottt", "bptt", "all"]
@@ -123,7 +126,7 @@ def test_spike_representation_by_hand():
     net = layer.OTTTSequential(layer.Linear(6, 9), OTTTLIFNode(), layer.Linear(9, 4)).double()
     x_seq, target = torch.rand(STEPS, 5, 6).double(), torch.tensor([0, 1, 2, 3, 0])
     nn.init.normal_(net[0].weight, std=0.8)
-    found = instruments._representation_gradients(net, x_seq, target, F.cross_entropy)
+    found = gradients._representation_gradients(net, x_seq, target, F.cross_entropy)
     weights = 0.5 ** torch.arange(STEPS - 1, -1, -1).double()
     weights /= weights.sum()
     v, rate, x = torch.zeros(5, 9).double(), 0.0, torch.tensordot(weights, x_seq, 1)
@@ -162,7 +165,7 @@ def test_theorem1(function):
 def test_theorem1_compares_ottts_gradient(untouched):
     """What it calls OTTT's gradient is what training computes."""
     x_seq, target = batch()
-    records = instruments._record(untouched, x_seq, target, None)
+    records = record_synapses(untouched, x_seq, target, None)
     net = network()
     learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), x_seq, target)
     for name in ("2", "5", "7"):

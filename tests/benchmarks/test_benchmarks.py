@@ -11,7 +11,7 @@ import torch
 from benchmarks import folds, fptt, loading, networks, rules, sessions, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import InputError
-from sj_ottt.run import training as engine
+from sj_ottt.run import training
 from tests.helpers import write_recordings
 
 SIDES = [("vgg", name, side, 8) for name, side in sides.VGG.items()]
@@ -66,7 +66,7 @@ def test_rules_are_not_run_twice(tmp_path, monkeypatch, capsys):
     assert table[0]["ms/sample"] == "2.00" and float(table[0]["bytes/neuron"]) > 4
     runs = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert runs == ["ottt_o-0", "ottt_o-1", "sltt_k__k___2-0", "sltt_k__k___2-1"]
-    monkeypatch.setattr(engine._Run, "run_epoch", None)
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", None)
     assert rules.rules(args) == table
     print_table(table)
     assert "±" in capsys.readouterr().out
@@ -135,16 +135,16 @@ def test_folds_test_on_every_recording_once(tmp_path, monkeypatch):
     data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: test_ottt_vgg\nsteps: 2\nbatch_size: 4\nval_fraction: 0\n")
-    seen, train = [], engine.train
+    seen, train = [], training.train
 
     def spy(config, *, resume):
-        run = engine._Run(config, None)
-        parts = [{Path(f).name for f in part.files} for part in (run.augmented, run.test)]
+        run = training.TrainingRun(config)
+        parts = [{Path(f).name for f in part.files} for part in (run.data.augmented, run.data.test)]
         assert not parts[0] & parts[1] and len(parts[0] | parts[1]) == 18
         seen.extend(parts[1])
         return train(config, resume=resume)
 
-    monkeypatch.setattr(engine, "train", spy)
+    monkeypatch.setattr(training, "train", spy)
     args = argparse.Namespace(
         data=str(data), recipe=str(recipe), folds=3, epochs=1, runs=str(tmp_path / "runs")
     )
@@ -152,8 +152,8 @@ def test_folds_test_on_every_recording_once(tmp_path, monkeypatch):
     assert len(seen) == len(set(seen)) == 18 and table[-1]["recordings"] == 18
     right = sum(float(row["accuracy"]) * row["recordings"] for row in table[:-1])
     assert float(table[-1]["accuracy"]) == pytest.approx(right / 18, abs=0.1)
-    monkeypatch.setattr(engine, "train", train)
-    monkeypatch.setattr(engine._Run, "run_epoch", None)
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", None)
     assert folds.folds(args) == table
 
 

@@ -1,6 +1,7 @@
 """The command: what it prints, its exit codes, and which source of a value wins."""
 
 import csv
+import dataclasses
 import json
 import re
 import subprocess
@@ -13,9 +14,10 @@ import yaml
 from sj_ottt import zoo
 from sj_ottt.cli import main as cli
 from sj_ottt.errors import InputError
-from sj_ottt.run import training as engine
-from sj_ottt.run.checkpoint import write_model
+from sj_ottt.run import training
+from sj_ottt.run.checkpoint import ModelInfo, write_model
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.sections import FrameOptions
 from tests.helpers import write_recordings
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
@@ -105,12 +107,14 @@ def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
     """On the shipped weights, as a run would have left them."""
     run = tmp_path / "run"
     model = zoo.create("ottt_vgg5_ws", 10, in_chans=2, pretrained=True)
-    about = {
-        "model": "ottt_vgg5_ws", "num_classes": 10, "in_chans": 2, "data": "ndigits",
-        "classes": list("0123456789"), "steps": 3, "size": [34, 34], "split_by": "count",
-        "normalize": True,
-    }  # fmt: skip
-    write_model(run / "best.safetensors", model.state_dict(), about)
+    info = ModelInfo(
+        model="ottt_vgg5_ws",
+        classes=tuple("0123456789"),
+        in_chans=2,
+        data="ndigits",
+        frames=FrameOptions(steps=3, size=(34, 34)),
+    )
+    write_model(run / "best.safetensors", model.state_dict(), info)
     argv = ["analyze", "--checkpoint", str(run), "--samples", "8", "--device", "cpu"]
     assert cli.main([*argv, "--what", "alignment", "--out", str(tmp_path / "out")]) == 0
     assert "  ottt  bptt  all  0." in capsys.readouterr().out
@@ -144,7 +148,7 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path, capsys, monkeypatch):
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine._Run, "run_epoch", interrupt)
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", interrupt)
     out = tmp_path / "my run"
     assert cli.main(["train", "--config", str(recipe), "--out", str(out)]) == 130
     assert f"sj-ottt train --resume --out '{out}'" in capsys.readouterr().err
@@ -181,7 +185,7 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
     [
         ("batchsize: 8", "unknown key 'batchsize'; did you mean batch_size?"),
         ("batch-size: 8", "unknown key 'batch-size'; did you mean batch_size?"),
-        ("zzz: 8", "unknown key 'zzz'; known keys: model, data"),
+        ("zzz: 8", "unknown key 'zzz'; known keys: model, pretrained"),
         ("1: 8", "unknown key 1"),
         ("epochs: two", "epochs must be a whole number from 1 on, not 'two'"),
         ("epochs: true", "epochs must be"),
@@ -246,24 +250,26 @@ def test_recordings_that_cannot_be_read(recordings, recipe, tmp_path, capsys):
 def test_flags_go_before_the_recipe_and_that_before_defaults(tmp_path):
     path = write_yaml(tmp_path / "a.yaml", {"epochs": 3, "size": [20, 30], "pretrained": True})
     config = TrainConfig.from_sources(path, {"epochs": "4", "val_fraction": "0"})
-    assert (config.epochs, config.size, config.pretrained) == (4, (20, 30), True)
-    assert (config.val_fraction, config.steps) == (0.0, TrainConfig.steps)
+    assert (config.optimisation.epochs, config.frames.size) == (4, (20, 30))
+    assert config.network.pretrained is True
+    assert config.dataset.val_fraction == 0.0
+    assert config.frames.steps == FrameOptions.steps == 6
     # YAML 1.1 reads 1e-3 as text.
     path.write_text("lr: 1e-3\n")
-    assert TrainConfig.from_sources(path).lr == 0.001
+    assert TrainConfig.from_sources(path).optimisation.lr == 0.001
     with pytest.raises(InputError, match="seed must be"):
         TrainConfig(seed=-1)
 
 
-def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
+def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
     seen = {}
-    monkeypatch.setattr(engine, "configure", lambda file, overrides, resume: overrides)
+    monkeypatch.setattr(training, "configure", lambda file, overrides, resume: overrides)
 
     def stop(overrides, resume):
         seen.update(overrides)
         raise InputError("seen")
 
-    monkeypatch.setattr(engine, "train", stop)
+    monkeypatch.setattr(training, "train", stop)
     values = {
         "model": "m", "data": "d", "out": "o", "pretrained": "tag", "epochs": "2",
         "batch_size": "3", "lr": "0.1", "optimizer": "sgd", "weight_decay": "0.2",
@@ -271,19 +277,19 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
-        "readout": "exact", "pull_to": "p", "pull": "0.01", "pull_norm": "l1",
+        "readout": "exact", "pull": "0.01", "pull_norm": "l1",
         "encoding": "rows", "cutout": "3", "train_samples": "9",
         "spike_drop_rate": "0.1", "freeze": "stem", "head_epochs": "1", "layer_decay": "0.5",
         "early_stop": "3",
         "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
         "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip
-    fptt = {
+    others = {
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
-        "fptt_clip": "2", "fptt_form": "grad",
+        "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p",
     }  # fmt: skip
     names = {"normalize", "class_weights"}
-    for given in (values, fptt):  # which do not go together
+    for given in (values, others):  # which do not go together
         argv = ["train", "--no-normalize", "--class-weights"]
         for name, value in given.items():
             argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
@@ -291,7 +297,30 @@ def test_each_option_has_a_flag_that_reaches_the_engine(monkeypatch, capsys):
         fails(capsys, *argv)
         assert seen == {**given, "normalize": False, "class_weights": True}
         names |= set(given)
-    assert names == set(TrainConfig.__dataclass_fields__)
+    assert names == set(TrainConfig.option_names())
+
+
+def test_help_shows_each_option_in_the_group_of_its_section(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--help"])
+    assert stop.value.code == 0
+    # A group is a title at the margin and flags below it.
+    groups = dict(
+        re.findall(r"^([a-z ]+):\n((?:\n|  .*\n)+)", capsys.readouterr().out, re.MULTILINE)
+    )
+    flags = {
+        title: re.findall(r"^  --([a-z-]+)", text, re.MULTILINE) for title, text in groups.items()
+    }
+    titles = [section.title for section in TrainConfig.sections().values()]
+    assert titles == [
+        "model", "data", "frames", "augmentation", "learning rule", "fptt", "optimisation", "run",
+    ]  # fmt: skip
+    assert [title for title in flags if title in titles] == titles
+    for section in TrainConfig.sections().values():
+        names = [field.name.replace("_", "-") for field in dataclasses.fields(section)]
+        assert flags[section.title] == names
+    assert "--steps STEPS" in groups["frames"] and "(default: 6)" in groups["frames"]
+    assert not {"config", "resume"} & {flag for title in titles for flag in flags[title]}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -323,7 +352,7 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
     def defect(*args, **kwargs):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine, "train", defect)
+    monkeypatch.setattr(training, "train", defect)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", str(recipe)])
 

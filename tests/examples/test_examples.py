@@ -208,5 +208,5 @@ def test_recipes_are_valid():
     assert len(recipes) >= 3
     for recipe in recipes:
         config = TrainConfig.from_sources(recipe)
-        assert config.out == f"runs/{recipe.stem}"
+        assert config.run.out == f"runs/{recipe.stem}"
         assert f"--config examples/recipes/{recipe.name}" in recipe.read_text()

@@ -1,5 +1,6 @@
 """Raw recordings and streams: windows, labels, streaming state, and learning on the way."""
 
+import dataclasses
 import io
 import os
 import threading
@@ -18,8 +19,7 @@ from sj_ottt.data.recordings.streams import WHOLE
 from sj_ottt.inference import predict as live
 from sj_ottt.inference.adapt import _samples, adapt, open_labelled
 from sj_ottt.learning import predict
-from sj_ottt.run import evaluation
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, write_recordings
 from tests.recording_files import dat
@@ -56,7 +56,7 @@ def run(tmp_path_factory):
         model="test_ottt_vgg", data=str(data), out=str(root / "run"), steps=3, epochs=6,
         batch_size=10, lr=0.1, device="cpu", val_fraction=0,
     )  # fmt: skip
-    assert engine.train(config)["test_accuracy"] == 1.0
+    assert training.train(config)["test_accuracy"] == 1.0
     return root / "run"
 
 
@@ -260,7 +260,7 @@ def test_adapt_learns_what_changed(trained, session, tmp_path):
     assert (result.samples, result.held_out) == (72, 6)
     assert result.before == pytest.approx(1 / 3) and result.after == 1.0
     again = evaluation.load_trained(tmp_path / "adapted", "cpu")
-    assert again.about["adapted"] == 72 and again.about["steps"] == 3
+    assert again.info.adapted == 72 and again.info.frames.steps == 3
     same = adapt(again, learned[:1], held, **cut, lr=0.0)
     assert same.before == same.after == 1.0
 
@@ -292,7 +292,7 @@ def ltc(tmp_path_factory):
         model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
         batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
     )  # fmt: skip
-    engine.train(config)
+    training.train(config)
     return root / "run"
 
 
@@ -377,14 +377,18 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     assert right == round(100 * row["accuracy"])
 
 
+def with_info(trained, **changes):
+    return dataclasses.replace(trained, info=dataclasses.replace(trained.info, **changes))
+
+
 def test_a_model_of_sliced_samples_knows_its_window(trained):
-    assert trained.about["window"] is None
+    assert trained.info.window is None
     assert live.durations(trained, None, None) == (WHOLE, WHOLE)
-    trained.about["window"] = 5000
+    trained = with_info(trained, window=5000)
     assert live.durations(trained, None, "1ms") == (5000, 1000)
     assert live.durations(trained, "2ms", None) == (2000, 2000)
     assert live.fewest_events(trained, None, None) == 1
-    trained.about["min_events"] = 50
+    trained = with_info(trained, min_events=50)
     assert live.fewest_events(trained, None, None) == 50
     assert live.fewest_events(trained, None, "2ms") == 1
     assert live.fewest_events(trained, 7, None) == 7
@@ -432,10 +436,11 @@ def test_more_bad_input(trained, session, tmp_path):
         wide = band(0)
         wide["x"] += 16
         list(live.label_windows(trained, streams.Source("x", [wide]), WINDOW, WINDOW))
-    trained.about["frames"] = "surface"
+    frames = dataclasses.replace(trained.info.frames, frames="surface")
+    trained = with_info(trained, frames=frames)
     with pytest.raises(InputError, match="predict without --live"):
         list(live.label_stream(trained, streams.Source("x", [band(0)]), WINDOW))
-    del trained.about["sensor_size"]
+    trained = with_info(trained, sensor_size=None)
     with pytest.raises(InputError, match="was not trained on recordings"):
         list(live.label_windows(trained, streams.Source("x", [band(0)]), WINDOW, WINDOW))
 

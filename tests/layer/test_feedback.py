@@ -90,7 +90,7 @@ def test_the_gradient_is_equation_4(itself, trace_dtype):
 def test_bptt_through_feedback():
     """Autograd through a loop written by hand, the reset detached."""
     net = Net()
-    found = train(net, rule="bptt")
+    found = train(set_rule(net, "bptt"))
     w1, b1, w2, b2, w3, b3, wf = leaves = [p.detach().requires_grad_() for p in net.parameters()]
     x_seq, target = batch()
     v1, v2, s2, loss = 0.0, 0.0, torch.zeros(5, 8).double(), 0.0
@@ -104,7 +104,7 @@ def test_bptt_through_feedback():
     loss.backward()
     for grad, leaf in zip(found.values(), leaves, strict=True):
         assert relative_error(grad, leaf.grad) < 1e-12
-    ottt = train(net, rule="ottt")["feedback.synapse.weight"]
+    ottt = train(set_rule(net, "ottt"))["feedback.synapse.weight"]
     assert relative_error(ottt, wf.grad) > 1e-2
 
 

@@ -1,4 +1,4 @@
-import copy
+"""The training step, and predictions beside it."""
 
 import pytest
 import timm
@@ -25,39 +25,6 @@ def batch(steps=5, n=4):
 
 def parameters(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def test_default_loss_is_the_papers():
-    logits, target = torch.tensor([[2.0, -1.0], [0.5, 0.0]]), torch.tensor([0, 1])
-    cross_entropy = -torch.log_softmax(logits, 1)[[0, 1], target].mean()
-    mse = ((logits - torch.eye(2)[target]) ** 2).mean()
-    torch.testing.assert_close(
-        learning.CrossEntropyMSE(0.05)(logits, target), 0.95 * cross_entropy + 0.05 * mse
-    )
-    assert learning.CrossEntropyMSE().mse_weight == 0.05
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.05])
-def test_the_loss_of_probabilities_is_the_mean_over_them(weight):
-    """Cross entropy is linear in the target; the error's square has its own closed form."""
-    torch.manual_seed(0)
-    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
-    target = torch.rand(5, 3, dtype=torch.float64).softmax(1)
-    loss_fn = learning.CrossEntropyMSE(weight)
-    per_class = torch.stack(
-        [F.cross_entropy(logits, torch.full((5,), k), reduction="none") for k in range(3)], 1
-    )
-    expected = (1 - weight) * (target * per_class).sum(1).mean()
-    expected = expected + weight * ((logits - target) ** 2).mean()
-    loss = loss_fn(logits, target)
-    torch.testing.assert_close(loss, expected)
-    (grad,) = torch.autograd.grad(loss, logits)
-    closed = (1 - weight) * (logits.softmax(1) - target) / 5 + weight * 2 * (logits - target) / 15
-    torch.testing.assert_close(grad, closed)
-    classes = torch.tensor([0, 2, 1, 1, 0])
-    torch.testing.assert_close(
-        loss_fn(logits, F.one_hot(classes).double()), loss_fn(logits, classes)
-    )
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])
@@ -266,46 +233,3 @@ def test_a_scaler_leaves_an_overflow_out_and_halves_its_scale(update):
     with torch.autocast("cpu", torch.float16):
         learning.train_step(model, optimizer, x_seq, target, update=update, scaler=scaler)
     assert torch.equal(parameters(model), before) and scaler.get_scale() < 1e38
-
-
-@pytest.mark.parametrize("update", ["accumulate", "online"])
-@pytest.mark.parametrize("norm", ["l1", "l2"])
-def test_a_pull_is_a_term_of_the_loss(norm, update):
-    """The update is that of the loss plus rho |W - W0|, whose gradient autograd gives."""
-    net, (x_seq, target) = network().double(), batch()
-    x_seq = x_seq.double()
-    reference = {k: p.detach() + 0.1 * torch.randn_like(p) for k, p in net.named_parameters()}
-
-    def term() -> torch.Tensor:
-        away = [p - reference[k] for k, p in net.named_parameters()]
-        return 0.3 * sum(a.square().sum() if norm == "l2" else a.abs().sum() for a in away)
-
-    start = copy.deepcopy(net.state_dict())
-    moved = []
-    for pulled in (True, False):
-        net.load_state_dict(start)
-        optimizer = torch.optim.SGD(net.parameters(), 0.05)
-        if pulled:
-            optimizer.register_step_pre_hook(learning.Pull(net, reference, 0.3, norm))
-        else:
-            optimizer.register_step_pre_hook(lambda *_: term().backward())
-        learning.train_step(net, optimizer, x_seq, target, update=update)
-        moved.append(parameters(net))
-    torch.testing.assert_close(*moved, rtol=1e-10, atol=1e-12)
-    net.load_state_dict(start)
-    learning.train_step(net, torch.optim.SGD(net.parameters(), 0.05), x_seq, target, update=update)
-    assert (parameters(net) - moved[0]).norm() > 1e-3
-
-
-def test_a_pull_refuses():
-    net = network()
-    weights = net.state_dict()
-    for kwargs, words in (
-        ({"reference": {}}, "reference has no "),
-        ({"reference": {k: v.flatten()[:1] for k, v in weights.items()}}, "of shape"),
-        ({"rho": -1.0}, "rho=-1.0"),
-        ({"rho": float("nan")}, "rho=nan"),
-        ({"norm": "l3"}, 'norm="l3"'),
-    ):
-        with pytest.raises(InputError, match=words):
-            learning.Pull(**{"model": net, "reference": weights, "rho": 0.1, **kwargs})

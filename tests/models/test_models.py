@@ -12,7 +12,7 @@ from timm.models import get_pretrained_cfg
 from torch import nn
 from torch.nn import functional as F
 
-from sj_ottt import InputError, learning
+from sj_ottt import InputError, learning, set_rule
 from sj_ottt.neuron import LTCNode, OTTTLIFNode
 
 ALL = [n for m in ("ottt_vgg", "ottt_nf_resnet", "ltc_nets") for n in timm.list_models(module=m)]
@@ -368,7 +368,7 @@ def test_ltc_models_learn_by_fptt_and_bptt(name):
         losses = [learning.train_step(model, trainer, x_seq, target)[0].item() for _ in range(30)]
         assert losses[-1] < 0.75 * losses[0], (rule, losses)
         with pytest.raises(InputError, match="no presynaptic trace"):
-            learning.train_step(model, trainer, x_seq, target, rule="ottt")
+            set_rule(model, "ottt")
 
 
 def test_ltc_cnn_keeps_its_dense_layer_with_a_new_head():

@@ -5,11 +5,14 @@ import pickle
 import pytest
 import torch
 from spikingjelly.activation_based import functional as sj_functional
+from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate
 
 from sj_ottt import InputError
+from sj_ottt._ops.trace import Trace
 from sj_ottt.functional import ottt_lif_step
+from sj_ottt.layer import Pair
 from sj_ottt.neuron import OTTTLIFNode
 
 
@@ -137,3 +140,21 @@ def test_store_v_seq():
     for _ in range(3):
         node(torch.rand(2, 3))
     assert node.v_seq.shape == (3, 2, 3)
+
+
+@pytest.mark.parametrize("trace_dtype", ["float32", "packed"])
+def test_what_a_neuron_hands_on_is_a_list_of_two_tensors(trace_dtype):
+    """SpikingJelly's containers ask for a list, take its first item, and unpack it."""
+    torch.manual_seed(0)
+    node = OTTTLIFNode(trace_dtype=trace_dtype)
+    node(2 * torch.rand(3, 5))
+    pair = node(2 * torch.rand(3, 5))
+    assert isinstance(pair, list) and len(pair) == 2
+    spike, trace = pair
+    assert type(spike) is type(trace) is torch.Tensor and 0 < spike.mean() < 1
+    assert torch.equal(pair[0], spike) and torch.equal(pair[1], trace)
+    assert not torch.equal(trace, spike) and isinstance(pair.trace, Trace)
+    for again in (copy.deepcopy(Pair(spike, pair.trace)), pickle.loads(pickle.dumps(pair))):
+        assert all(torch.equal(a, b) for a, b in zip(again, pair, strict=True))
+    theirs = sj_layer.OTTTSequential(node, torch.nn.Linear(5, 2))
+    assert theirs(torch.rand(3, 5)).shape == (3, 2)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sj_ottt import InputError, analysis, learning, neuron, set_rule
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import ASRNode, ASRRecurrent, LeakyReadout, LTCConvNode, LTCNode, LTCRecurrent
 
 NODES = {
@@ -278,7 +278,7 @@ def test_parameter_count_of_the_add_task():
 
 def test_they_learn_by_bptt_and_refuse_traces():
     model = nn.Sequential(LTCRecurrent(3, 5), LeakyReadout(5))
-    assert rule_of(model) == "bptt"
+    assert rule_of(model).name == "bptt"
     assert set_rule(model, "bptt") is model
     with pytest.raises(InputError, match="LTCRecurrent carries no presynaptic trace"):
         set_rule(model, "ottt")

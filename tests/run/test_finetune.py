@@ -10,8 +10,7 @@ import torch.nn.functional as F
 
 from sj_ottt import InputError
 from sj_ottt.learning import CrossEntropyMSE
-from sj_ottt.run import finetune
-from sj_ottt.run import training as engine
+from sj_ottt.run import finetune, training
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import write_recordings
@@ -32,9 +31,9 @@ def options(recordings, tmp_path):
 
 def moved(options, epoch=None):
     """Names of the parameters that a run changed, from its first checkpoint to its last."""
-    start = engine._Run(TrainConfig(**options), None)
+    start = training.TrainingRun(TrainConfig(**options))
     before = {k: v.clone() for k, v in start.model.state_dict().items()}
-    engine.train(TrainConfig(**options))
+    training.train(TrainConfig(**options))
     after = load_checkpoint(options["out"])["model"]
     return {k for k in before if not torch.equal(before[k], after[k])}
 
@@ -53,27 +52,27 @@ def test_frozen_parts_stay(options, rule, update):
 @pytest.mark.slow
 def test_start_from_a_run(options, tmp_path):
     """From a run's folder or its file; a classifier of other classes starts fresh."""
-    engine.train(TrainConfig(**options))
+    training.train(TrainConfig(**options))
     trained = load_checkpoint(options["out"])["best"]["model"]
     for where in (options["out"], f"{options['out']}/best.safetensors"):
-        start = engine._Run(TrainConfig(**{**options, "pretrained": where, "seed": 5}), None)
+        start = training.TrainingRun(TrainConfig(**{**options, "pretrained": where, "seed": 5}))
         state = start.model.state_dict()
         assert all(torch.equal(trained[k], v) for k, v in state.items())
     two = write_recordings(tmp_path / "two", {"train": 4, "test": 2}, classes=("a", "b"))
     other = {**options, "pretrained": options["out"], "data": str(two)}
-    state = engine._Run(TrainConfig(**other), None).model.state_dict()
+    state = training.TrainingRun(TrainConfig(**other)).model.state_dict()
     assert state["fc.weight"].shape == (2, 16)
     assert all(torch.equal(trained[k], v) for k, v in state.items() if not k.startswith("fc"))
-    result = engine.train(TrainConfig(**{**other, "out": str(tmp_path / "b")}))
+    result = training.train(TrainConfig(**{**other, "out": str(tmp_path / "b")}))
     again = TrainConfig(**{**other, "out": str(tmp_path / "b")})
-    assert engine.train(again, resume=True)["history"] == result["history"]
+    assert training.train(again, resume=True)["history"] == result["history"]
     gone = f"{tmp_path}/nowhere/best.safetensors"
     for changes, message in (
         ({"pretrained": gone}, "nowhere/best.safetensors: no such weight file"),
         ({"model": "test_ottt_nf_resnet"}, "does not fit"),
     ):
         with pytest.raises(InputError, match=message):
-            engine.train(TrainConfig(**{**other, "out": str(tmp_path / "c"), **changes}))
+            training.train(TrainConfig(**{**other, "out": str(tmp_path / "c"), **changes}))
 
 
 def test_stem_is_the_first_convolution():
@@ -111,10 +110,10 @@ def test_rates_fall_with_depth(options):
     # In a run, a layer's first update shrinks by its scale.
     options |= {"epochs": 1, "schedule": "constant", "optimizer": "adam", "batch_size": 30}
     options["val_fraction"] = 0
-    start = engine._Run(TrainConfig(**options), None).model.state_dict()
+    start = training.TrainingRun(TrainConfig(**options)).model.state_dict()
     for decay in (1.0, 0.1):
         out = f"{options['out']}{decay}"
-        engine.train(TrainConfig(**{**options, "out": out, "layer_decay": decay}))
+        training.train(TrainConfig(**{**options, "out": out, "layer_decay": decay}))
         after = load_checkpoint(out)["model"]
         # Adam's first step is the learning rate itself.
         step = {
@@ -145,28 +144,28 @@ def test_class_weights():
 
 def test_class_weights_reach_the_loss(options):
     options |= {"class_weights": True, "train_samples": 5, "val_fraction": 0}
-    run = engine._Run(TrainConfig(**options), None)
+    run = training.TrainingRun(TrainConfig(**options))
     assert run.loss_fn.class_weights.tolist() == pytest.approx([5 / 6, 5 / 6, 5 / 3])
 
 
 def test_dropout_behind_neurons(options):
-    run = engine._Run(TrainConfig(**{**options, "spike_drop_rate": 0.3}), None)
+    run = training.TrainingRun(TrainConfig(**{**options, "spike_drop_rate": 0.3}))
     assert [m.p for m in run.model.modules() if type(m).__name__ == "Dropout"] == [0.3] * 3
 
 
 @pytest.mark.slow
 def test_early_stop(options, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.7, 0.9])
-    real = engine.measure
+    real = training.measure
 
     def scripted(model, loader, *args):
         return (next(accuracies), 0.0) if len(loader.dataset) == 6 else real(model, loader, *args)
 
-    monkeypatch.setattr(engine, "measure", scripted)
+    monkeypatch.setattr(training, "measure", scripted)
     options |= {"epochs": 9, "early_stop": 3, "val_fraction": 0.2}
-    result = engine.train(TrainConfig(**options))
+    result = training.train(TrainConfig(**options))
     assert result["epochs"] == 5 and result["best_epoch"] == 5
-    again = engine.train(TrainConfig(**options), resume=True)  # it is finished
+    again = training.train(TrainConfig(**options), resume=True)  # it is finished
     assert again == json.loads(json.dumps(result))
     assert not finetune.stopped_early([], 1)
     rows = [{"val_accuracy": v} for v in (0.1, 0.2, 0.1)]
@@ -191,4 +190,4 @@ def test_early_stop(options, monkeypatch):
 )
 def test_bad_input(options, changes, message):
     with pytest.raises(InputError, match=message):
-        engine.train(TrainConfig(**{**options, **changes}))
+        training.train(TrainConfig(**{**options, **changes}))

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from sj_ottt.errors import InputError
-from sj_ottt.run import training as engine
+from sj_ottt.run import training
 from sj_ottt.run.checkpoint import load_checkpoint, write_file
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import assert_same_run, write_recordings
 
 # Processes forked from a server that has the imports done: a kill costs no second start of torch.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["sj_ottt.engine"])
+FORKS.set_forkserver_preload(["sj_ottt.run.training"])
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def _child(options, resume, cache_dir, kill_before_rename=None):
         rename(source, target)
 
     os.replace = replace
-    engine.train(TrainConfig(**options), resume=resume)
+    training.train(TrainConfig(**options), resume=resume)
 
 
 # Renames of a run of three epochs: last.pt; then three times last.pt, last and best.safetensors;
@@ -134,7 +134,7 @@ def test_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on(whole, tmp_path
 def _limited_child(options, cache_dir, errors):
     os.environ["SJ_OTTT_CACHE"] = cache_dir
     torch.set_num_threads(1)
-    save = engine._Run.save
+    save = training.TrainingRun.save
 
     def save_then_fill(self):
         if self.epoch == 2:
@@ -142,9 +142,9 @@ def _limited_child(options, cache_dir, errors):
             resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, resource.RLIM_INFINITY))
         save(self)
 
-    engine._Run.save = save_then_fill
+    training.TrainingRun.save = save_then_fill
     try:
-        engine.train(TrainConfig(**options))
+        training.train(TrainConfig(**options))
     except InputError as error:
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         Path(errors).write_text(str(error))

@@ -11,10 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules.switch import rule_of
+from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.run import evaluation, samples
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, samples, training
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
@@ -45,7 +44,7 @@ def options(recordings, tmp_path):
 
 
 def train(options, *, resume=False, **changes):
-    return engine.train(TrainConfig(**{**options, **changes}), resume=resume)
+    return training.train(TrainConfig(**{**options, **changes}), resume=resume)
 
 
 # The result
@@ -55,7 +54,7 @@ def train(options, *, resume=False, **changes):
 def finished(recordings, tmp_path_factory):
     """A run that learnt something, in its folder."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    result = engine.train(
+    result = training.train(
         TrainConfig(
             model="test_ottt_vgg",
             data=str(recordings),
@@ -121,7 +120,7 @@ def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     # Killed between logging an epoch and saving it: the epoch is logged again by the resume.
-    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    _interrupt_after(monkeypatch, "save", calls=2)
     with pytest.raises(KeyboardInterrupt):
         train(options)
     monkeypatch.undo()
@@ -135,8 +134,9 @@ def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
         assert [p.value for p in points] == pytest.approx([row[tag] for row in history])
 
 
-def _interrupt_after(method, calls):
-    count = 0
+def _interrupt_after(monkeypatch, name, calls):
+    """Have a method of `TrainingRun` interrupt the run when it was called so often before."""
+    method, count = getattr(training.TrainingRun, name), 0
 
     def wrapper(self):
         nonlocal count
@@ -145,7 +145,7 @@ def _interrupt_after(method, calls):
             raise KeyboardInterrupt
         return method(self)
 
-    return wrapper
+    monkeypatch.setattr(training.TrainingRun, name, wrapper)
 
 
 def test_model_file_loads_in_timm_and_says_what_it_is(finished):
@@ -180,25 +180,25 @@ AUGMENTED = {"flip": 0.5, "rotate": 8.0, "drop_events": 0.3, "time_jitter": 0.8,
 
 
 def test_augmentations_are_of_the_training_part_only(options, monkeypatch):
-    run = engine._Run(TrainConfig(**{**options, **AUGMENTED}), None)
-    names = [type(step).__name__ for step in run.augmented.transform.transforms]
+    run = training.TrainingRun(TrainConfig(**{**options, **AUGMENTED}))
+    names = [type(step).__name__ for step in run.data.augmented.transform.transforms]
     assert names == [
         "DropEvents", "JitterTime", "RandomFlip", "RandomRotation", "RandomShift",
         "NormalizeFrames",
     ]  # fmt: skip
-    for part in (run.test, run.val_part.dataset):
+    for part in (run.data.test, run.data.validation.dataset):
         assert [type(step).__name__ for step in part.transform.transforms] == ["NormalizeFrames"]
-    assert run.raw.transform is None
-    assert run.train_part.dataset is run.augmented
+    assert run.data.raw.transform is None
+    assert run.data.train.dataset is run.data.augmented
 
     seen = []
-    real = engine.train_step
+    real = training.train_step
 
     def spy(model, optimizer, x_seq, target, **kwargs):
         seen.append(target)
         return real(model, optimizer, x_seq, target, **kwargs)
 
-    monkeypatch.setattr(engine, "train_step", spy)
+    monkeypatch.setattr(training, "train_step", spy)
     run.run_epoch()
     run.run_epoch()
     assert {target.dim() for target in seen} == {1, 2}
@@ -214,7 +214,7 @@ def test_an_augmented_run_repeats_its_draws(options, tmp_path, monkeypatch):
     options = {**options, **AUGMENTED}
     train(options)
     other = {**options, "out": str(tmp_path / "other")}
-    monkeypatch.setattr(engine._Run, "run_epoch", _interrupt_after(engine._Run.run_epoch, calls=1))
+    _interrupt_after(monkeypatch, "run_epoch", calls=1)
     with pytest.raises(KeyboardInterrupt):
         train(other)
     monkeypatch.undo()
@@ -269,7 +269,7 @@ def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, mod
     options = {**options, "model": model, "rule": "fptt", "fptt_alpha": 0.5, "parts": 2}
     train(options)
     again = {**options, "out": str(tmp_path / "again")}
-    monkeypatch.setattr(engine._Run, "save", _interrupt_after(engine._Run.save, calls=2))
+    _interrupt_after(monkeypatch, "save", calls=2)
     with pytest.raises(KeyboardInterrupt):
         train(again)
     monkeypatch.undo()
@@ -315,8 +315,8 @@ def test_a_checkpoint_from_before_an_option_existed_resumes(options):
 def test_finished_run_gives_its_result_again(finished):
     out, result = finished
     before = (out / "result.json").stat().st_mtime_ns
-    config = engine.configure(None, {"out": str(out)}, resume=True)
-    assert engine.train(config, resume=True) == json.loads(json.dumps(result))
+    config = training.configure(None, {"out": str(out)}, resume=True)
+    assert training.train(config, resume=True) == json.loads(json.dumps(result))
     assert (out / "result.json").stat().st_mtime_ns == before
 
 
@@ -330,9 +330,9 @@ def test_finished_run_is_not_overwritten(finished, options):
 )
 def test_resume_with_another_configuration_is_refused(finished, key, value):
     out, _ = finished
-    config = engine.configure(None, {"out": str(out), key: value}, resume=True)
+    config = training.configure(None, {"out": str(out), key: value}, resume=True)
     with pytest.raises(InputError, match=rf"{key} was .*, now .*{value}"):
-        engine.train(config, resume=True)
+        training.train(config, resume=True)
 
 
 @pytest.mark.slow
@@ -466,7 +466,7 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
 def test_what_belongs_to_the_model_is_loaded_with_it(options):
     train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
     model = evaluation.load_trained(options["out"], "cpu").model
-    assert model.readout == "exact" and rule_of(model) == "ottt"
+    assert model.readout == "exact" and rule_of(model).name == "ottt"
     assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
 
 
@@ -477,4 +477,4 @@ def test_early_stop_needs_samples_to_validate_on(tmp_path):
         device="cpu",
     )  # fmt: skip
     with pytest.raises(InputError, match="too few samples to keep some aside"):
-        engine.train(cfg)
+        training.train(cfg)

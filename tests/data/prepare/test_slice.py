@@ -338,7 +338,7 @@ def test_validation_shares_no_event_with_training(n_recordings, whole):
 
 @pytest.mark.slow
 def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
-    from sj_ottt.run import training as engine
+    from sj_ottt.run import training
     from sj_ottt.run.config import TrainConfig
 
     out = tmp_path / "set"
@@ -350,9 +350,11 @@ def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
     cfg = TrainConfig(
         data=str(out), model="test_ottt_vgg", steps=1, device="cpu", out=str(tmp_path / "run")
     )
-    run = engine._Run(cfg, None)
+    run = training.TrainingRun(cfg)
     windows = EventFolder(out, 1, split="train").windows()
-    train, val = ([windows[i] for i in part.indices] for part in (run.train_part, run.val_part))
+    train, val = (
+        [windows[i] for i in part.indices] for part in (run.data.train, run.data.validation)
+    )
     assert train and val and not any(overlap(a, b) for a in train for b in val)
     with pytest.raises(InputError, match="is one part of the data set"):
         EventFolder(out / "train", 1, split="train")
@@ -360,10 +362,10 @@ def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
     text = slices.read_text()
     slices.write_text(text.replace("train/", "tra/"))
     with pytest.raises(InputError, match="has no line for train/still/"):
-        engine._Run(cfg, None)
+        training.TrainingRun(cfg)
     slices.write_text(text.replace("start", "begin", 1))
     with pytest.raises(InputError, match=r"is damaged.*slice the recordings again"):
-        engine._Run(cfg, None)
+        training.TrainingRun(cfg)
 
 
 def test_a_table_of_labels_among_the_recordings_is_none(raw):

@@ -14,8 +14,7 @@ from torchvision import datasets
 from sj_ottt import InputError
 from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
 from sj_ottt.learning import predict
-from sj_ottt.run import evaluation
-from sj_ottt.run import training as engine
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.samples import choose
 from tests.conftest import SHARED
@@ -216,19 +215,19 @@ def options(tmp_path, **changes):
 
 
 def test_a_run_on_images(tmp_path):
-    result = engine.train(options(tmp_path, epochs=6, shift=0, cutout=0, flip=0))
+    result = training.train(options(tmp_path, epochs=6, shift=0, cutout=0, flip=0))
     assert result["test_accuracy"] == 1.0 and result["n_test"] == 10
     rows = evaluation.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
     assert rows[1]["accuracy"] == 1.0
     trained = evaluation.load_trained(tmp_path / "run", "cpu")
-    assert trained.about["in_chans"] == 1 and trained.about["encoding"] == "direct"
+    assert trained.info.in_chans == 1 and trained.info.frames.encoding == "direct"
     # Others' images are standardized as those that the network learned from.
     pack(tmp_path / "dim.npz", train_images=drawings(12)[0] // 2)
     dataset = trained.dataset(str(tmp_path / "dim.npz"), "test", 3)
-    assert list(dataset.mean) == trained.about["stats"][0]
+    assert dataset.mean == trained.info.stats[0]
     image, _ = dataset[0]
     raw = torch.from_numpy(drawings(6, seed=4)[0][0])[None] / 255
-    mean, std = (values[0] for values in trained.about["stats"])
+    mean, std = (values[0] for values in trained.info.stats)
     torch.testing.assert_close(image, (raw - mean) / std)
     assert predict(trained.model, image[None], 3).shape == (1, 2)
 
@@ -236,9 +235,9 @@ def test_a_run_on_images(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["direct", "poisson"])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
-    whole = engine.train(options(tmp_path, encoding=encoding))
+    whole = training.train(options(tmp_path, encoding=encoding))
     broken = options(tmp_path, encoding=encoding, out=str(tmp_path / "broken"))
-    run_epoch, calls = engine._Run.run_epoch, []
+    run_epoch, calls = training.TrainingRun.run_epoch, []
 
     def once(run):
         if calls:
@@ -246,12 +245,12 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
         calls.append(1)
         return run_epoch(run)
 
-    monkeypatch.setattr(engine._Run, "run_epoch", once)
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", once)
     with pytest.raises(KeyboardInterrupt):
-        engine.train(broken)
-    monkeypatch.setattr(engine._Run, "run_epoch", run_epoch)
+        training.train(broken)
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", run_epoch)
     torch.manual_seed(1234)
-    resumed = engine.train(broken, resume=True)
+    resumed = training.train(broken, resume=True)
     for result in (whole, resumed):
         del result["seconds"], result["config"]
     assert whole == resumed
@@ -268,7 +267,7 @@ def test_train_samples_are_balanced_and_nested():
 
 
 def test_train_samples_limit_a_run(tmp_path):
-    result = engine.train(options(tmp_path, train_samples=20, val_fraction=0.2, epochs=1))
+    result = training.train(options(tmp_path, train_samples=20, val_fraction=0.2, epochs=1))
     assert (result["n_train"], result["n_val"], result["n_test"]) == (16, 4, 10)
 
 
@@ -334,11 +333,11 @@ def test_other_bad_input(tmp_path, folder):
     with pytest.raises(InputError, match="split=None"):
         open_dataset(path, split=None, steps=2)
     with pytest.raises(InputError, match=r"encoding=rows .* ndigits holds recordings"):
-        engine.train(options(tmp_path, data="ndigits", encoding="rows"))
+        training.train(options(tmp_path, data="ndigits", encoding="rows"))
     with pytest.raises(InputError, match=r"crop=\(4, 4\) is for recordings"):
-        engine.train(options(tmp_path, crop=(4, 4)))
+        training.train(options(tmp_path, crop=(4, 4)))
     with pytest.raises(InputError, match=r"split_by=duration is for recordings"):
-        engine.train(options(tmp_path, split_by="duration"))
+        training.train(options(tmp_path, split_by="duration"))
     (folder / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         open_dataset(f"folder:{folder}", split="train", steps=1)
@@ -378,9 +377,9 @@ def test_the_encoding_decides_the_number_of_steps(tmp_path):
     wanted = {"model": "ltc_rnn", "encoding": "rows", "rule": "bptt", "epochs": 1}
     augment = {"flip": 0.0, "shift": 0, "cutout": 0}
     with pytest.raises(InputError, match=r"steps=3: encoding=rows makes 12 of an image"):
-        engine.train(options(tmp_path, **wanted, **augment))
+        training.train(options(tmp_path, **wanted, **augment))
     cfg = options(tmp_path, **wanted, **augment, steps=12)
-    engine.train(cfg)
-    assert [row["steps"] for row in evaluation.evaluate(cfg.out, device="cpu")] == [12]
+    training.train(cfg)
+    assert [row["steps"] for row in evaluation.evaluate(cfg.run.out, device="cpu")] == [12]
     with pytest.raises(InputError, match=r"steps=4: encoding=rows makes 12 of an image"):
-        evaluation.evaluate(cfg.out, steps=[12, 4], device="cpu")
+        evaluation.evaluate(cfg.run.out, steps=[12, 4], device="cpu")

@@ -1,4 +1,4 @@
-"""OTTT's gradient in float64: against SpikingJelly, against the equations, against BPTT."""
+"""OTTT: the gradient of SpikingJelly, of the equations, and of BPTT where it is exact."""
 
 import pytest
 import torch
@@ -10,10 +10,8 @@ from spikingjelly.activation_based import surrogate
 from spikingjelly.activation_based.learning import online_learning as sj_learning
 from torch import nn
 
-from sj_ottt import functional, layer, learning, neuron
-from sj_ottt._ops import lif
-from sj_ottt.layer import layers
-from sj_ottt.layer import step_weights as gather
+from sj_ottt import layer, learning, neuron
+from sj_ottt.layer import step_weights, synapse
 from tests.networks import (
     OURS,
     SPIKINGJELLY,
@@ -78,26 +76,12 @@ def test_a_gpu_gives_the_gradient_of_the_cpu(seed):
 
 def test_fails_if_the_trace_is_replaced_by_the_spike(monkeypatch):
     """The negative control of the tests above."""
-    real = functional.traced_product
-    for module in (layers, gather):
-        monkeypatch.setattr(module, "traced_product", lambda p, s, t, *args: real(p, s, s, *args))
+    real = synapse.traced_product
+    for module in (synapse, step_weights):
+        monkeypatch.setattr(
+            module, "traced_product", lambda p, s, t, *args: real(p, s, None, *args)
+        )
     assert all(_compare(seed, False) > 1e-2 for seed in SEEDS[:4])
-
-
-def test_one_product_per_synapse_and_step(monkeypatch):
-    """SpikingJelly's chain computes each synapse twice a step; ours computes it once."""
-    calls = []
-    real = lif._TracedProduct.forward
-    monkeypatch.setattr(
-        lif._TracedProduct,
-        "forward",
-        staticmethod(lambda ctx, *args: calls.append(1) or real(ctx, *args)),
-    )
-    chain = layer.OTTTSequential(neuron.OTTTLIFNode(), layer.Conv2d(2, 3, 3), nn.ReLU())
-    convolutions = []
-    chain[1].register_forward_hook(lambda *_: convolutions.append(1))
-    chain(torch.rand(2, 2, 6, 6))
-    assert len(calls) == len(convolutions) == 1
 
 
 def test_equations_4_and_5_by_hand():
@@ -185,52 +169,3 @@ def test_exact_against_bptt_for_the_last_leaky_layer():
 
 def _lif():
     return sj_neuron.LIFNode(2.0, False, 1.0, None, surrogate.Sigmoid(), detach_reset=True)
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_traced_product_is_the_ordinary_one_when_the_trace_is_the_spike(dim, groups):
-    """â = s makes the traced product an ordinary convolution: all gradients agree."""
-    torch.manual_seed(dim)
-    space = (7, 6, 5)[:dim]
-    x = torch.randn(2, 4, *space, dtype=torch.double, requires_grad=True)
-    w = torch.randn(6, 4 // groups, *(3,) * dim, dtype=torch.double, requires_grad=True)
-    b = torch.randn(6, dtype=torch.double, requires_grad=True)
-    conv = (F.conv1d, F.conv2d, F.conv3d)[dim - 1]
-    args = ((2,) * dim, (1,) * dim, (1,) * dim, groups)
-    y, expected = functional.traced_conv(x, x.detach(), w, b, *args), conv(x, w, b, *args)
-    torch.testing.assert_close(y, expected)
-    g = torch.randn_like(y)
-    for ours, theirs in zip(
-        torch.autograd.grad(y, (x, w, b), g),
-        torch.autograd.grad(expected, (x, w, b), g),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_traced_linear_on_more_than_two_dimensions():
-    x = torch.randn(2, 3, 4, dtype=torch.double, requires_grad=True)
-    w = torch.randn(5, 4, dtype=torch.double, requires_grad=True)
-    b = torch.randn(5, dtype=torch.double, requires_grad=True)
-    y, expected = functional.traced_linear(x, x.detach(), w, b), F.linear(x, w, b)
-    g = torch.randn_like(y)
-    for ours, theirs in zip(
-        torch.autograd.grad(y, (x, w, b), g),
-        torch.autograd.grad(expected, (x, w, b), g),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_scaled_weight_standardization_against_its_definition():
-    torch.manual_seed(0)
-    w = torch.randn(3, 2, 3, 3, dtype=torch.double)
-    gain = torch.rand(3, 1, 1, 1, dtype=torch.double)
-    expected = torch.empty_like(w)
-    for i in range(3):
-        values = w[i].flatten()
-        mean = values.sum() / 18
-        var = ((values - mean) ** 2).sum() / 17  # unbiased
-        expected[i] = gain[i] * (w[i] - mean) / (var * 18 + 1e-4) ** 0.5
-    torch.testing.assert_close(functional.scaled_weight_standardization(w, gain, 1e-4), expected)

@@ -1,0 +1,42 @@
+"""Average pooling that keeps nothing for the backward pass."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["avg_pool2d"]
+
+
+def avg_pool2d(x: Tensor, kernel_size: int) -> Tensor:
+    """Average over blocks of kernel_size × kernel_size pixels, keeping nothing for the backward.
+
+    Args:
+        x: [N, C, H, W]; rows and columns beyond the last whole block are left out.
+        kernel_size: Size and stride of the blocks.
+
+    Returns:
+        [N, C, H // kernel_size, W // kernel_size].
+    """
+    pooled: Tensor = _AvgPool2d.apply(x, kernel_size)
+    return pooled
+
+
+class _AvgPool2d(torch.autograd.Function):
+    # PyTorch's average pooling keeps its whole input, although its gradient does not need it.
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel_size: int) -> Tensor:
+        ctx.kernel_size, ctx.rest = kernel_size, [n % kernel_size for n in x.shape[-2:]]
+        return F.avg_pool2d(x, kernel_size)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        k = ctx.kernel_size
+        grad = F.interpolate(grad / (k * k), scale_factor=k)
+        if any(ctx.rest):
+            grad = F.pad(grad, (0, ctx.rest[1], 0, ctx.rest[0]))
+        return grad, None

@@ -1,0 +1,93 @@
+"""What a learning rule is. The rules themselves are in `sj_ottt.learning.rules`, a module each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from spikingjelly.activation_based import base
+from torch import Tensor
+
+from sj_ottt._ops import trace
+from sj_ottt._ops.lif import LIF, LIFState
+from sj_ottt._ops.trace import Trace
+
+__all__ = ["LearningModule", "Rule"]
+
+
+def _check_known(trace_dtype: str, lam: float) -> None:
+    trace.check(trace_dtype, 0.0)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How neurons take part in learning: what they keep between steps, and the trace they hand on.
+
+    Attributes:
+        name: What users call it.
+        start: (membrane [N, ...], name of a trace's form) → what is kept beside the membrane
+            before the first step: a tensor, a tuple of tensors, all shaped like the membrane, or
+            None.
+        step: (current I[t], state, constants, whether to take a fused kernel) → spike s[t]; the
+            state becomes that of t.
+        trace: (what is kept after a step) → the trace that the next synapse's weight gradient
+            takes; None where the spike is handed on alone, for ordinary autograd.
+        check_trace_dtype: (name of a trace's form, λ) raises `InputError` where the rule cannot
+            keep its trace in that form; by default, it can in any.
+        variant: Which of the rule's variants this is; None for a rule without variants.
+        through_time: Whether the gradient goes back through time, so that one backward pass follows
+            the last step, and all steps are kept until then.
+        spike_suffices: Whether the spike alone is enough for the next synapse's gradient, so that
+            a neuron may leave the trace out.
+        has_fused_step: Whether `step` knows a fused kernel.
+    """
+
+    name: str
+    start: Callable[[Tensor, str], Any]
+    step: Callable[[Tensor, LIFState, LIF, bool], Tensor]
+    trace: Callable[[Any], Trace | None]
+    check_trace_dtype: Callable[[str, float], None] = _check_known
+    variant: str | None = None
+    through_time: bool = False
+    spike_suffices: bool = False
+    has_fused_step: bool = False
+
+    def __str__(self) -> str:
+        return self.name if self.variant is None else f"{self.name} ({self.variant})"
+
+    def fit(self, kept: Any, v: Tensor, trace_dtype: str) -> Any:
+        """Return what a neuron has kept, as its membrane now asks for it.
+
+        Args:
+            kept: What the step before has left; None before the first step.
+            v: The membrane [N, ...]. For another shape of it the rule starts anew; to another
+                device or dtype, what is kept moves.
+            trace_dtype: Name of a trace's form.
+        """
+        parts = (kept,) if isinstance(kept, Tensor) else kept
+        if parts is None or any(part.shape != v.shape for part in parts):
+            return self.start(v, trace_dtype)
+        like = self.start(v.new_empty(0), trace_dtype)  # says device and dtype, and is empty
+        if isinstance(kept, Tensor):
+            return kept.to(like)
+        return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))
+
+
+class LearningModule(base.MemoryModule):
+    """A stateful module that takes part in learning, and so holds a rule.
+
+    Attributes:
+        rule: The rule; `sj_ottt.set_rule` changes it for a whole model.
+        variant: The variant that the module takes of a rule that has several; None for the rule's
+            own choice.
+    """
+
+    rule: Rule
+    variant: str | None = None
+
+    def check_rule(self, rule: Rule) -> None:
+        """Refuse a rule that the module cannot take part in.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        raise NotImplementedError

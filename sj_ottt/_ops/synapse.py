@@ -1,0 +1,232 @@
+"""The synapse's product, whose weight gradient takes the trace: every gradient formula, once.
+
+With g_u[t] the gradient of the step's own loss L[t] that reaches u[t] through space only,
+
+    ∇_W L[t] = g_u[t] â_pre[t]ᵀ      ∇_b L[t] = g_u[t]      ∇_{s_pre} L[t] = Wᵀ g_u[t]
+
+(equations (4) and (5) of the OTTT paper).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sj_ottt._ops.trace import LinearMap, Trace
+
+__all__ = ["GradientSink", "Product", "replay", "traced_conv", "traced_linear", "traced_product"]
+
+
+class GradientSink(Protocol):
+    """Adds up the weight gradients of several steps; see `sj_ottt.layer.step_weights`."""
+
+    def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
+        """Take over ∇W and ∇b of one step."""
+
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class Product:
+    """A linear map y = W s + b and its derivatives; without `stride`, a fully connected one.
+
+    Attributes:
+        stride: One int per spatial dimension; so are `padding` and `dilation`.
+        padding: Zeros added on both sides.
+        dilation: Spacing of the kernel's points.
+        groups: Number of blocks of channels that do not mix.
+    """
+
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def __call__(self, spike: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Return W s + b."""
+        if not self.stride:
+            return F.linear(spike, weight, bias)
+        conv = _CONVOLUTIONS[len(self.stride)]
+        return conv(spike, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def gradients(
+        self,
+        grad: Tensor,
+        trace: Tensor,
+        weight: Tensor,
+        need_spike: bool,
+        need_weight: bool,
+        need_bias: bool,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return ∇s = Wᵀ g, ∇W = g âᵀ and ∇b = g, each where it is needed.
+
+        This is the ordinary backward of the product with â standing where s was: the spikes are
+        not needed. Without `need_weight`, only the shape of `trace` is looked at, and without
+        `need_spike`, that of `weight`.
+        """
+        if self.stride:
+            grads: tuple[Tensor | None, Tensor | None, Tensor | None]
+            grads = torch.ops.aten.convolution_backward(
+                grad,
+                trace,
+                weight,
+                [weight.shape[0]],
+                self.stride,
+                self.padding,
+                self.dilation,
+                False,
+                [0] * len(self.stride),
+                self.groups,
+                [need_spike, need_weight, need_bias],
+            )
+            return grads
+        rows = grad.flatten(0, -2)
+        return (
+            grad @ weight if need_spike else None,
+            rows.t() @ trace.flatten(0, -2) if need_weight else None,
+            rows.sum(0) if need_bias else None,
+        )
+
+
+class _TracedProduct(torch.autograd.Function):
+    """A linear map of spikes whose weight gradient is taken with the trace.
+
+    forward:  y = W s + b
+    backward: ∇W = g âᵀ,  ∇b = g,  ∇s = Wᵀ g
+
+    With a sink, the first two go there.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        spike: Tensor,
+        stored: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        product: Product,
+        maps: tuple[LinearMap, ...],
+        sink: GradientSink | None,
+    ) -> Tensor:
+        ctx.save_for_backward(stored, weight)
+        ctx.product, ctx.maps, ctx.sink, ctx.spike_shape = product, maps, sink, spike.shape
+        return product(spike, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        stored, weight = ctx.saved_tensors
+        need_spike, _, need_weight, need_bias, *_ = ctx.needs_input_grad
+        # Under autocast the gradient is narrower than what was saved.
+        weight = weight.to(grad.dtype)
+        trace = grad.new_empty(1).expand(ctx.spike_shape)  # enough where no weight wants it
+        if need_weight:
+            trace = Trace(stored, ctx.maps).decode(grad.dtype)
+        needs = (need_spike, need_weight, need_bias)
+        grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
+        if ctx.sink is not None:
+            ctx.sink.add(*grads)
+            grads = (None, None)
+        return grad_spike, None, *grads, None, None, None
+
+
+def traced_product(
+    product: Product,
+    spike: Tensor,
+    trace: Trace | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    sink: GradientSink | None = None,
+) -> Tensor:
+    """Apply a linear map to spikes, with ∇W taken with the trace: W s + b and ∇W = g âᵀ.
+
+    Args:
+        product: The map.
+        spike: s[t], [N, ...].
+        trace: â[t], shaped like `spike`; receives no gradient. None says that the input is
+            real-valued (an image, a current) and has no trace: ∇W then takes the input itself.
+        weight: W as `product` takes it.
+        bias: b or None.
+        sink: Where ∇W and ∇b go instead of to `weight` and `bias`.
+    """
+    trace = Trace(spike) if trace is None else trace
+    out: Tensor = _TracedProduct.apply(spike, trace.stored, weight, bias, product, trace.maps, sink)
+    return out
+
+
+def traced_linear(spike: Tensor, trace: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Fully connected synapse: W s + b, with ∇W = g âᵀ in the backward pass.
+
+    Args:
+        spike: s[t], [N, ..., in_features].
+        trace: â[t], shaped like `spike`; receives no gradient.
+        weight: [out_features, in_features].
+        bias: [out_features] or None.
+
+    Returns:
+        [N, ..., out_features].
+    """
+    return traced_product(Product(), spike, Trace(trace), weight, bias)
+
+
+def traced_conv(
+    spike: Tensor,
+    trace: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolutional synapse in one, two or three dimensions, with ∇W taken with the trace.
+
+    Args:
+        spike: s[t], [N, C, *space].
+        trace: â[t], shaped like `spike`; receives no gradient.
+        weight: [C_out, C / groups, *kernel].
+        bias: [C_out] or None.
+        stride: One int per spatial dimension; so are `padding` and `dilation`.
+        padding: Zeros added on both sides.
+        dilation: Spacing of the kernel's points.
+        groups: Number of blocks of channels that do not mix.
+
+    Returns:
+        [N, C_out, *space'].
+    """
+    product = Product(tuple(stride), tuple(padding), tuple(dilation), groups)
+    return traced_product(product, spike, Trace(trace), weight, bias)
+
+
+def replay(module: Callable[[Tensor], Tensor], spike: Tensor, trace: Tensor) -> Tensor:
+    """Apply any map to spikes: its value at the spike, its gradient at the trace.
+
+    This is how SpikingJelly treats every synapse, and the plain reference of `traced_product`; it
+    takes a second forward pass.
+
+    Args:
+        module: The map, with parameters that learn.
+        spike: s[t], [N, ...].
+        trace: â[t], shaped like `spike`; receives no gradient.
+    """
+    with torch.no_grad():
+        value = module(spike)
+    out: Tensor = _Replaced.apply(module(_Replaced.apply(spike, trace)), value)
+    return out
+
+
+class _Replaced(torch.autograd.Function):
+    """Forward: the second tensor. Backward: the gradient goes to both."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, grad

@@ -1,0 +1,170 @@
+"""Synapses: layers that are one linear map of spikes, whose weight gradient takes the trace."""
+
+from functools import partial
+from typing import Any, Protocol, Self
+
+import torch
+from spikingjelly.activation_based import layer as sj_layer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sj_ottt._ops.standardize import scaled_weight_standardization
+from sj_ottt._ops.synapse import Product, traced_product
+from sj_ottt._ops.trace import Pair, Trace
+
+__all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", "fast_layout"]
+
+
+class StepWeight(Protocol):
+    """Applies a synapse in its place while several time steps share one weight."""
+
+    def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
+        """Map the input of one time step; see `traced_product`."""
+
+    def finish(self) -> None:
+        """Give the parameters what the steps have left for them."""
+
+
+class Synapse(nn.Module):
+    """Base of the layers that are one linear map: W s + b, with ∇W = g âᵀ.
+
+    A tensor goes the way of SpikingJelly's layer; a pair [spike, trace] is one traced product. A
+    class comes before SpikingJelly's in the list of bases.
+
+    Attributes:
+        step_weight: Applies the synapse for the steps of an update; see `layer.step_weights`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    step_mode: str
+    step_weight: StepWeight | None = None
+
+    def make_weight(self) -> Tensor:
+        """Return the weight that the product takes."""
+        return self.weight
+
+    def make_fast_weight(self) -> Tensor:
+        """Return the same weight, laid out in memory as its product runs fastest."""
+        return fast_layout(self.make_weight())
+
+    def forward(self, x: Tensor | Pair) -> Tensor:
+        """Map a tensor, or a pair [spike, trace], to a tensor."""
+        if isinstance(x, list | tuple):
+            return apply_synapse(self, Pair.of(x))
+        if self.step_weight is not None and self.step_mode == "s":
+            return apply_synapse(self, x)
+        out: Tensor = super().forward(x)
+        return out
+
+
+def apply_synapse(module: Any, x: Tensor | Pair) -> Tensor:
+    """Send an input through a linear or convolutional module: one product, traced.
+
+    Args:
+        module: A `Synapse`, or a module of PyTorch or SpikingJelly that is one linear map.
+        x: A pair, or a real-valued tensor, which has no trace.
+    """
+    product = Product()
+    if not isinstance(module, nn.Linear):
+        x, product = _convolution(module, x)
+    spike, trace = (x.spike, x.trace) if isinstance(x, Pair) else (x, None)
+    if isinstance(module, Synapse):
+        if module.step_weight is not None:
+            return module.step_weight(product, spike, trace)
+        return traced_product(product, spike, trace, module.make_weight(), module.bias)
+    weight = module.get_weight() if hasattr(module, "get_weight") else module.weight
+    return traced_product(product, spike, trace, weight, module.bias)
+
+
+def _convolution(module: Any, x: Tensor | Pair) -> tuple[Tensor | Pair, Product]:
+    """Return the input and the product of a convolution, which knows symmetric zeros only."""
+    padding = module.padding
+    if module.padding_mode != "zeros" or isinstance(padding, str):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        pad = partial(F.pad, pad=module._reversed_padding_repeated_twice, mode=mode)
+        x = x.through(pad) if isinstance(x, Pair) else pad(x)
+        padding = (0,) * len(module.stride)
+    return x, Product(module.stride, padding, module.dilation, module.groups)
+
+
+def fast_layout(weight: Tensor) -> Tensor:
+    """Return a weight in the layout its product runs fastest in.
+
+    On a CPU, a convolution with a channels-last weight reads and writes channels-last activations,
+    which oneDNN takes as they are; the other layout it reorders in every call. On a GPU it is the
+    user's choice (`model.to(memory_format=torch.channels_last)`), as it depends on the dtype.
+    """
+    if weight.dim() == 4 and weight.device.type == "cpu":
+        return weight.contiguous(memory_format=torch.channels_last)
+    return weight
+
+
+class Linear(Synapse, sj_layer.Linear):
+    """Fully connected layer, [N, in_features] → [N, out_features]."""
+
+
+class Conv2d(Synapse, sj_layer.Conv2d):
+    """Convolution, [N, C, H, W] → [N, C_out, H', W']."""
+
+
+class _Standardized(Synapse):
+    """Base of synapses with scaled weight standardization in the words of `_ops.standardize`.
+
+    Where no gradient is asked for, Ŵ is kept until a parameter changes. An edit through
+    `parameter.data`, which PyTorch does not count as a change, is seen at the next call of
+    `train()` or `eval()`.
+    """
+
+    gain: Tensor | None
+    eps: float
+    _kept: tuple[object, Tensor] | None = None
+
+    def make_weight(self) -> Tensor:
+        """Return the standardized weight Ŵ, shaped like `weight`."""
+        return self._standardized(self.weight)
+
+    def make_fast_weight(self) -> Tensor:
+        """Return Ŵ laid out for speed; the weight is laid out first, its gradient's rows too."""
+        return self._standardized(fast_layout(self.weight))
+
+    def get_weight(self) -> Tensor:
+        """Return the standardized weight, by SpikingJelly's name for it."""
+        return self.make_weight()
+
+    def _standardized(self, weight: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or self.weight.is_inference():
+            self._kept = None
+            return scaled_weight_standardization(weight, self.gain, self.eps)
+        version = tuple(
+            None if p is None else (p.data_ptr(), p._version, p.dtype, p.device)
+            for p in (self.weight, self.gain)
+        )
+        if self._kept is None or self._kept[0] != version:
+            made = scaled_weight_standardization(fast_layout(self.weight), self.gain, self.eps)
+            self._kept = (version, made)
+        return self._kept[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, and forget what was kept."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not what can be made again."""
+        return {**self.__dict__, "_kept": None}
+
+
+class WSConv2d(_Standardized, sj_layer.WSConv2d):
+    """Convolution with scaled weight standardization, [N, C, H, W] → [N, C_out, H', W']."""
+
+    _conv_forward: Any
+
+    def _forward(self, x: Tensor) -> Tensor:
+        # SpikingJelly's layer takes `padding_mode` and then pads with zeros all the same.
+        out: Tensor = self._conv_forward(x, self.get_weight(), self.bias)
+        return out
+
+
+class WSLinear(_Standardized, sj_layer.WSLinear):
+    """Fully connected layer with scaled weight standardization."""

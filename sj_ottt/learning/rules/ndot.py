@@ -1,0 +1,58 @@
+"""NDOT: ∇W = g_u[t] â[t]ᵀ, with a trace that decays by the ratio of the neuron's own membranes.
+
+"NDOT: Neuronal Dynamics-based Online Training for Spiking Neural Networks", ICML 2024; in variant
+"code", what the authors' program computes instead (`sj_ottt._ops.ndot.advance_ndot` has both).
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sj_ottt._ops.lif import LIF, LIFState, lif_step
+from sj_ottt._ops.lif_cuda import fused_lif_step
+from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, advance_ndot
+from sj_ottt._ops.rule import Rule
+from sj_ottt._ops.trace import Trace
+
+__all__ = ["NDOT"]
+
+
+def _start(v: Tensor, trace_dtype: str) -> NDOTState:
+    return NDOTState(torch.zeros_like(v), torch.zeros_like(v))  # always in full precision
+
+
+def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) -> Tensor:
+    if fused:
+        return fused_lif_step(x, state, lif, ndot=variant)
+    v_before, plain = state["v"], LIFState(v=state["v"], trace=None)
+    spike = lif_step(x, plain, lif)
+    state["v"] = plain["v"]
+    state["trace"] = advance_ndot(
+        state["trace"],
+        spike.detach(),
+        v_before,
+        state["v"],
+        lam=lif.lam,
+        v_threshold=lif.v_threshold,
+        variant=variant,
+    )
+    return spike
+
+
+def _trace(state: NDOTState) -> Trace:
+    return Trace(state.trace)
+
+
+NDOT = tuple(
+    Rule(
+        name="ndot",
+        variant=variant,
+        start=_start,
+        step=partial(_step, variant=variant),
+        trace=_trace,
+        has_fused_step=True,
+    )
+    for variant in NDOT_VARIANTS
+)
+"""A rule for each variant."""

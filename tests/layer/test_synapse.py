@@ -1,0 +1,37 @@
+"""Standardized weights in evaluation."""
+
+import copy
+import pickle
+
+import torch
+
+from sj_ottt import layer, learning
+from tests.every_layer import largest_error, network, train
+
+
+def test_standardized_weight_is_kept_in_evaluation_until_it_changes():
+    conv = layer.WSConv2d(3, 4, 3).eval()
+    with torch.no_grad():
+        first = conv.get_weight()
+        assert conv.get_weight() is first
+        conv.weight.mul_(-2)
+        second = conv.get_weight()
+        assert second is not first and (second + first).abs().max() < 1e-3
+        conv.load_state_dict({k: v + 0.5 for k, v in conv.state_dict().items()})
+        assert conv.get_weight() is not second
+        conv.weight.data.neg_()  # invisible to PyTorch's count of changes
+        stale = conv.get_weight()
+        assert (conv.train().get_weight() + stale).abs().max() < 1e-5
+        assert conv.double().get_weight().dtype == torch.double
+    assert conv.get_weight().requires_grad
+    with torch.no_grad():
+        conv.get_weight()
+    assert copy.deepcopy(conv)._kept is None and pickle.loads(pickle.dumps(conv))._kept is None
+
+
+def test_evaluation_under_inference_mode_does_not_spoil_training():
+    net = network("packed")
+    x_seq = torch.randn(2, 3, 2, 13, 13).double()
+    learning.predict(net, x_seq)
+    expected = train(network("packed"))
+    assert largest_error(train(net), expected) < 1e-12

@@ -1,0 +1,79 @@
+"""The configuration: flat options in, sections to read, each check in one place."""
+
+import dataclasses
+
+import pytest
+
+from sj_ottt import InputError
+from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.sections import FrameOptions, LearningOptions, NetworkOptions
+
+
+def test_flat_options_reach_their_sections_and_come_back():
+    cfg = TrainConfig(model="m", lr="1e-3", size=[8, 9], rule="fptt", parts=2, out="o")
+    assert cfg.network.model == "m" and cfg.optimisation.lr == 1e-3 and cfg.run.out == "o"
+    assert cfg.frames == FrameOptions(size=(8, 9))
+    assert (cfg.learning.rule, cfg.fptt.parts) == ("fptt", 2)
+    flat = cfg.flat()
+    assert list(flat) == TrainConfig.option_names()
+    assert (flat["model"], flat["size"], flat["fptt_alpha"]) == ("m", (8, 9), 0.1)
+    assert TrainConfig(**flat) == cfg != TrainConfig()
+    assert cfg.replace({"parts": 3}).flat() == {**flat, "parts": 3}
+
+
+def test_each_option_is_in_one_section_with_a_default_that_passes_its_check():
+    names = TrainConfig.option_names()
+    assert len(set(names)) == len(names)
+    for section in TrainConfig.sections().values():
+        for field in dataclasses.fields(section):
+            value = field.metadata["check"](field.default)
+            assert value == field.default and type(value) is type(field.default)
+            assert field.metadata["help"]
+
+
+def test_a_configuration_does_not_change():
+    cfg = TrainConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.run = None
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.optimisation.lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "message"),
+    [
+        (NetworkOptions, {"pull_to": "a", "pretrained": True}, "both say where to start"),
+        (FrameOptions, {"tau_us": 9.0}, 'tau_us goes with frames="surface" only'),
+        (LearningOptions, {"rule": "bptt", "update": "online"}, "update=online does not go"),
+        (LearningOptions, {"rule_variant": "code"}, "rule_variant=code does not go"),
+    ],
+)
+def test_a_section_owns_the_checks_between_its_options(section, options, message):
+    with pytest.raises(InputError, match=message):
+        section(**options)
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "fptt", "amp": "float16"}, "use bfloat16"),
+        ({"parts": 2}, 'parts=2 does not go with rule="ottt"'),
+        ({"rule": "fptt", "parts": 7}, "parts must be at most steps=6, not 7"),
+        ({"backward_steps": 7}, "backward_steps must be at most steps=6, not 7"),
+        ({"early_stop": 2, "val_fraction": 0}, "set val_fraction above 0"),
+        ({"time_jitter": 0.5, "frames": "surface"}, 'time_jitter goes with frames="counts" only'),
+        ({"epochz": 1}, r"unknown key 'epochz'; did you mean epochs\?"),
+        ({"self": 1}, "unknown key 'self'"),
+    ],
+)
+def test_what_must_hold_between_sections(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
+
+
+def test_steps_of_images_may_be_more_than_the_option_says():
+    cfg = TrainConfig(encoding="rows", backward_steps=9)
+    assert cfg.frames.steps_from_image and cfg.learning.backward_steps == 9
+    assert TrainConfig(encoding="rows", rule="fptt", parts=9).fptt.parts == 9
