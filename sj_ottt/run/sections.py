@@ -175,6 +175,7 @@ class AugmentationOptions(Section):
     )
 
 
+# The rules that a neuron follows; FPTT is one of whole models.
 RULES = ("ottt", "sltt", "ndot", "bptt")
 RULE_VARIANTS = ("paper", "code")
 
@@ -188,7 +189,7 @@ class LearningOptions(Section):
     rule: str = option(
         "ottt",
         choice(*RULES, "fptt"),
-        "learning rule: ottt, sltt, ndot, bptt (which keeps all time steps in memory) or fptt "
+        f"learning rule: {', '.join(RULES)} (bptt keeps all time steps in memory), or fptt "
         "(updates within a sequence, by the model's own gradient)",
     )
     rule_variant: str = option(
