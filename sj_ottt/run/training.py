@@ -77,8 +77,9 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
 
     The folder ``cfg.run.out`` then holds ``result.json`` (what is returned), the models
     ``best.safetensors`` and ``last.safetensors``, the pictures ``curves.png`` and ``frames.png``,
-    the checkpoint ``last.pt`` and TensorBoard scalars in ``tb``. Part of the training recordings is kept aside to choose the best epoch; the
-    test part is only used at the end, on that epoch's model and on the last one.
+    the checkpoint ``last.pt`` and TensorBoard scalars in ``tb``. Part of the training recordings
+    is kept aside to choose the best epoch; the test part is only used at the end, on that epoch's
+    model and on the last one.
 
     Args:
         cfg: The run's configuration.
