@@ -234,13 +234,13 @@ def _predict(args: argparse.Namespace) -> None:
         predictions = live.label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
-    for found in predictions:
-        label = "-" if found.label is None else found.label
-        confidence = "" if found.label is None else f"{found.confidence:.3f}"
+    for prediction in predictions:
+        label = "-" if prediction.label is None else prediction.label
+        confidence = "" if prediction.label is None else f"{prediction.confidence:.3f}"
+        start, end = prediction.start / 1e6, prediction.end / 1e6
         # Flushed, for whoever reads them as they come.
         print(
-            f"{found.start / 1e6:9.3f}  {found.end / 1e6:9.3f}  {label:{width}}  {confidence:>10}  "
-            f"{found.events:6}",
+            f"{start:9.3f}  {end:9.3f}  {label:{width}}  {confidence:>10}  {prediction.events:6}",
             flush=True,
         )
 
@@ -319,14 +319,14 @@ def _models(args: argparse.Namespace) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says which flag was meant, where argparse only says which one it does not know."""
+    """Suggests the flag that was meant, where argparse only names the one it does not know."""
 
-    def parse_known_args(self, args=None, namespace=None):
-        found, unknown = super().parse_known_args(args, namespace)
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             hint = suggest(unknown[0].partition("=")[0], self._option_string_actions)
             self.exit(2, f"{self.prog}: error: unknown: {shlex.join(unknown)}{hint}; see --help\n")
-        return found, unknown
+        return parsed, unknown
 
 
 def _parser() -> argparse.ArgumentParser:

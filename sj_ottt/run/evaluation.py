@@ -1,4 +1,4 @@
-"""What a run has learned: its best model loaded again, and measured."""
+"""A run's best model loaded again, and measured."""
 
 import dataclasses
 import time
@@ -38,10 +38,10 @@ def resolve_device(name: str) -> torch.device:
 
 @contextmanager
 def same_draws(device: torch.device) -> Iterator[None]:
-    """Draw the same numbers each time, and leave the generators as they were.
+    """Draw the same random numbers each time, and leave the generators as they were.
 
-    LTC neurons start at random, and an encoding may draw; what a trained model says is to be the
-    same whenever it is asked.
+    LTC neurons start at random, and an encoding may draw; a trained model must give the same
+    answer each time.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)

@@ -6,7 +6,7 @@ What makes a run repeatable:
   end needs no generator states, and a run that was killed and resumed ends with the same bits (on
   the CPU, with the same number of threads) as one that was not.
 * ``last.pt`` alone is the state of a run (`checkpoint`). The model files are written after it, and
-  again on a resume: no moment of a kill can leave a set that does not fit together for good.
+  again on a resume: whenever a run is killed, its files fit together once it is resumed.
 """
 
 import contextlib
@@ -75,10 +75,11 @@ def configure(
 def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     """Train a model on event recordings and test it.
 
-    The folder ``cfg.out`` then holds ``result.json`` (what is returned), ``best.safetensors`` and
-    ``last.safetensors``, ``curves.png``, ``frames.png``, the checkpoint ``last.pt`` and TensorBoard
-    scalars in ``tb``. Part of the training recordings is kept aside to choose the best epoch; the
-    test part is only used at the end, on that epoch's model and on the last one.
+    The folder ``cfg.run.out`` then holds ``result.json`` (what is returned), the models
+    ``best.safetensors`` and ``last.safetensors``, the pictures ``curves.png`` and ``frames.png``,
+    the checkpoint ``last.pt`` and TensorBoard scalars in ``tb``. Part of the training recordings
+    is kept aside to choose the best epoch; the test part is only used at the end, on that epoch's
+    model and on the last one.
 
     Args:
         cfg: The run's configuration.
@@ -94,7 +95,7 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
     if not resume and (out / "last.pt").exists() and load_checkpoint(out)["epoch"]:
         raise InputError(f"{out} holds a run already; continue it with --resume, or choose --out")
     run = TrainingRun(cfg, state)
-    if state and run.done and (result := read_result(out)):
+    if state and run.done and (result := read_result(out)) is not None:
         return result
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -131,6 +132,9 @@ class TrainingRun:
         optimizer: Does the steps.
         trainer: What `train_step` updates with: the optimizer, or FPTT around it.
         loss_fn: The loss of one time step.
+        autocast: Makes the context of a training step, for mixed precision.
+        scaler: Scales the loss where mixed precision needs it, else None.
+        data_digest: What a resume must find again, see `TrainingData.digest`.
         epoch: How many epochs are done.
         seconds: The time that they took.
         history: A row for each epoch.
@@ -163,7 +167,16 @@ class TrainingRun:
         Raises:
             InputError: It is of another configuration or other recordings.
         """
-        # An option that the checkpoint does not know is newer than it: it ran with the default.
+        self._check_same_run(state)
+        self.model.load_state_dict(state["model"])
+        self.trainer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load_state_dict(state["scaler"])
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+        self.history, self.best = state["history"], state["best"]
+
+    def _check_same_run(self, state: Mapping[str, Any]) -> None:
+        # An option that the checkpoint lacks is newer than it: the run had the default.
         before = {**TrainConfig().flat(), **state["config"]}
         now = self.cfg.flat()
         changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
@@ -178,16 +191,10 @@ class TrainingRun:
                 f"the recordings in {self.cfg.dataset.data} are not those that {self.out} was "
                 "trained on; put them back, or start a new run in another --out"
             )
-        self.model.load_state_dict(state["model"])
-        self.trainer.load_state_dict(state["optimizer"])
-        if self.scaler:
-            self.scaler.load_state_dict(state["scaler"])
-        self.epoch, self.seconds = state["epoch"], state["seconds"]
-        self.history, self.best = state["history"], state["best"]
 
     @property
     def done(self) -> bool:
-        """Whether the last epoch is behind, or an earlier one that is to be the last."""
+        """Whether all epochs are done, or enough for an early stop."""
         stopped = finetune.stopped_early(self.history, self.cfg.optimisation.early_stop)
         return self.epoch >= self.cfg.optimisation.epochs or stopped
 

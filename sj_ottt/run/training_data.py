@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from torch import Tensor
@@ -29,7 +29,7 @@ class TrainingData:
         augmented: All of the train part, augmented.
         raw: All of the train part, as it looks.
         steps: T of a sample; also of a still image, which is shown at all of them.
-        in_chans: Channels of a sample.
+        in_chans: Channels of a sample, or values of a step where an image is shown piece by piece.
     """
 
     train: Subset
@@ -41,7 +41,7 @@ class TrainingData:
     in_chans: int
 
     @classmethod
-    def open(cls, cfg: TrainConfig) -> "TrainingData":
+    def open(cls, cfg: TrainConfig) -> Self:
         """Open the data set of a configuration and divide its train part.
 
         Raises:

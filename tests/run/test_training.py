@@ -1,4 +1,4 @@
-"""The training run: result, determinism, resumes, evaluation."""
+"""The training run: result, determinism, resumes."""
 
 import json
 from pathlib import Path
@@ -8,39 +8,13 @@ import pytest
 import timm
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules import rule_of
-from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run import evaluation, samples, training
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
-
-
-@pytest.fixture(scope="module")
-def recordings(tmp_path_factory) -> Path:
-    return write_recordings(tmp_path_factory.mktemp("bands"), {"train": 10, "test": 3})
-
-
-@pytest.fixture
-def options(recordings, tmp_path):
-    """A run of seconds that uses everything random: shuffle, shift, dropout, split, init."""
-    return {
-        "model": "test_ottt_vgg",
-        "data": str(recordings),
-        "out": str(tmp_path / "run"),
-        "steps": 3,
-        "optimizer": "adam",
-        "epochs": 2,
-        "batch_size": 9,
-        "lr": 0.01,
-        "shift": 1,
-        "drop_rate": 0.1,
-        "val_fraction": 0.2,
-        "device": "cpu",
-    }
 
 
 def train(options, *, resume=False, **changes):
@@ -50,28 +24,6 @@ def train(options, *, resume=False, **changes):
 # The result
 
 
-@pytest.fixture(scope="module")
-def finished(recordings, tmp_path_factory):
-    """A run that learnt something, in its folder."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    result = training.train(
-        TrainConfig(
-            model="test_ottt_vgg",
-            data=str(recordings),
-            out=str(out),
-            steps=4,
-            epochs=6,
-            batch_size=6,
-            optimizer="adam",
-            lr=0.02,
-            val_fraction=0.2,
-            device="cpu",
-        )
-    )
-    return out, result
-
-
-@pytest.mark.slow
 def test_result_says_how_it_came_about(finished, recordings):
     out, result = finished
     assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
@@ -419,55 +371,6 @@ def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, 
         both = {"model": "ottt_vgg5_ws", "pretrained": True, "pull_to": str(first)}
         train(options, out=str(tmp_path / "x"), **both)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
-
-
-# Evaluation
-
-
-def test_evaluate_cuts_the_recordings_anew(finished):
-    out, result = finished
-    rows = evaluation.evaluate(out, steps=[1, 4], device="cpu")
-    assert [row["steps"] for row in rows] == [1, 4]
-    assert rows[1]["accuracy"] == result["test_accuracy"]
-    assert all(row["n"] == 9 and row["ms"] > 0 for row in rows)
-    (row,) = evaluation.evaluate(out, split="train", batch_size=7, device="cpu")
-    assert row["n"] == 30 and row["steps"] == 4
-
-
-def test_evaluate_refuses_what_does_not_fit(finished, tmp_path):
-    out, _ = finished
-    with pytest.raises(InputError, match="does not exist"):
-        evaluation.evaluate(tmp_path)
-    for classes in (("left", "middle"), ("left", "middle", "wrong")):
-        data = write_recordings(tmp_path / classes[-1], {"train": 1, "test": 1}, classes)
-        with pytest.raises(InputError, match=f"classes left, middle.*{out}"):
-            evaluation.evaluate(out, str(data))
-    for steps in ([], [0], [4, -1]):
-        with pytest.raises(InputError, match="steps"):
-            evaluation.evaluate(out, steps=steps)
-
-
-def test_evaluate_refuses_a_changed_model(finished, tmp_path):
-    source, target = finished[0] / "best.safetensors", tmp_path / "best.safetensors"
-    data = bytearray(source.read_bytes())
-    target.write_bytes(data[:-10])
-    with pytest.raises(InputError, match="damaged"):
-        evaluation.evaluate(tmp_path)
-    data[-3] ^= 1
-    target.write_bytes(data)
-    with pytest.raises(InputError, match="changed after training"):
-        evaluation.evaluate(tmp_path)
-    save_file(load_file(source), target)
-    with pytest.raises(InputError, match="not written by"):
-        evaluation.evaluate(tmp_path)
-
-
-@pytest.mark.slow
-def test_what_belongs_to_the_model_is_loaded_with_it(options):
-    train(options, epochs=1, rule="ndot", rule_variant="code", readout="exact")
-    model = evaluation.load_trained(options["out"], "cpu").model
-    assert model.readout == "exact" and rule_of(model).name == "ottt"
-    assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
 
 
 def test_early_stop_needs_samples_to_validate_on(tmp_path):
