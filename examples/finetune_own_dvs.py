@@ -33,7 +33,7 @@ def main() -> None:
     if not samples.exists():
         labelled = read_labels(args.labels, find_recordings([args.recordings]))
         # Times are µs. Test samples come from recordings that none of the others come from.
-        cut = SliceConfig(window=200_000, stride=100_000, min_events=500, split_by="recording")
+        cut = SliceConfig(window=200_000, stride=100_000, min_events=500, hold_out="recording")
         parts = slice_recordings(labelled, samples, cut).parts
         print({name: len(windows) for name, windows in parts.items()}, "samples")
     config = TrainConfig(

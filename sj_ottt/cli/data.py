@@ -40,6 +40,7 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split-by",
+        dest="hold_out",
         default="recording",
         choices=("recording", "session", "time"),
         help="test on whole recordings, on whole sessions, or on the end of every recording "
@@ -54,25 +55,28 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
 
 
 def _slice(args: argparse.Namespace) -> None:
-    from sj_ottt.data.prepare import slice as slice_files
-    from sj_ottt.data.recordings import folders as layout
-    from sj_ottt.data.recordings import label_table as labels
-    from sj_ottt.data.recordings import windows as slicing
+    from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
+    from sj_ottt.data.recordings.folders import SLICES, find_recordings
+    from sj_ottt.data.recordings.label_table import (
+        labels_from_folders,
+        parse_duration,
+        read_labels,
+    )
 
-    config = slicing.SliceConfig(
-        window=labels.parse_duration(args.window, unit=True),
-        stride=labels.parse_duration(args.stride, unit=True),
+    config = SliceConfig(
+        window=parse_duration(args.window, unit=True),
+        stride=parse_duration(args.stride, unit=True),
         min_events=args.min_events,
-        split_by=args.split_by,
+        hold_out=args.hold_out,
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
-    recordings = layout.find_recordings(args.recordings)
+    recordings = find_recordings(args.recordings)
     if args.labels:
-        labelled = labels.read_labels(args.labels, recordings)
+        labelled = read_labels(args.labels, recordings)
     else:
-        labelled = labels.labels_from_folders(recordings)
-    result = slice_files.slice_recordings(labelled, args.out, config)
+        labelled = labels_from_folders(recordings)
+    result = slice_recordings(labelled, args.out, config)
 
     parts = {name: Counter(w.label for w in windows) for name, windows in result.parts.items()}
     names = sorted(parts["train"] | parts["test"])
@@ -85,15 +89,15 @@ def _slice(args: argparse.Namespace) -> None:
         print(f"left out: {n} {reason}")
     if unlabelled := len(recordings) - len(labelled):
         print(f"left out: {_count(unlabelled, 'recording')} without a label")
-    if args.split_by == "time":
+    if args.hold_out == "time":
         print("test: the end of each class in each recording, behind a gap")
     else:
-        tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
+        tests = sorted({getattr(w, args.hold_out) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
-        print(f"test: {_count(len(tests), args.split_by)}: {listed}")
+        print(f"test: {_count(len(tests), args.hold_out)}: {listed}")
     height, width = result.sensor_size
     print(f"sensor    {height} x {width} pixels (height x width)")
-    print(f"split     {Path(args.out) / layout.SLICES}")
+    print(f"split     {Path(args.out) / SLICES}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
 
@@ -105,7 +109,7 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from sj_ottt.cli import data_pictures as gallery
+    from sj_ottt.cli.data_pictures import draw
     from sj_ottt.data.prepare.survey import survey_recordings
 
     found = survey_recordings(args.place)
@@ -138,7 +142,7 @@ def _info(args: argparse.Namespace) -> None:
         print(f"cannot be used: {problem}")
     if len(found.problems) > 5:
         print(f"cannot be used: {len(found.problems) - 5} more")
-    for path in gallery.draw(found, Path(args.out)):
+    for path in draw(found, Path(args.out)):
         print(f"picture   {path}")
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
+from sj_ottt.data import EventFolder, ImageSet, Preprocessing, collate_for
+from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import read_model
-from sj_ottt.run.samples import FRAMING, batches, open_part, stack, static_steps
 
 OF_MODEL = ("readout", "rule_variant")
 """Options of a run that belong to its model beside the weights; the rule does not, for instruments
@@ -58,16 +59,19 @@ def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
 
 
 def measure(
-    model: nn.Module, loader: DataLoader, steps: int, device: torch.device
+    model: nn.Module, loader: DataLoader, steps: int | None, device: torch.device
 ) -> tuple[float, float]:
-    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
+    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading.
+
+    ``steps`` is as in `predict`: T of still images, None for sequences.
+    """
     correct, total, seconds = 0, 0, 0.0
     with same_draws(device):
         for x_seq, target in loader:
             x_seq, target = x_seq.to(device), target.to(device)
             start = time.perf_counter()
             # Counting the right answers waits for the device, so the time is the whole time.
-            correct += count_right(predict(model, x_seq, static_steps(x_seq, steps)), target)
+            correct += count_right(predict(model, x_seq, steps), target)
             seconds += time.perf_counter() - start
             total += len(target)
     return correct / total, seconds / total
@@ -80,7 +84,7 @@ class Trained:
     Attributes:
         path: Its file.
         model: In training mode, on `device`.
-        about: What the file says: model, data, classes, and how samples become frames (`FRAMING`).
+        about: What the file says: model, data, classes, and the options of `preprocessing`.
         device: Where it runs.
     """
 
@@ -89,7 +93,18 @@ class Trained:
     about: dict[str, Any]
     device: torch.device
 
-    def dataset(self, data: str | None, split: str, steps: int) -> Dataset:
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From events, or an image, to what the model learned on."""
+        # A file that lacks an option is older than it: it was trained with the default.
+        return Preprocessing.from_options(self.about)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the model's outputs."""
+        return self.about["classes"]
+
+    def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
         Raises:
@@ -97,16 +112,14 @@ class Trained:
                 not make.
         """
         source = data or self.about["data"]
-        # A file that lacks an option is older than it: it was trained with the default.
-        options = {k: self.about[k] for k in (*FRAMING, "stats") if k in self.about}
-        dataset = open_part(source, split, **{**options, "steps": steps})
+        dataset = self.preprocessing.with_steps(steps).open(source, split)
         if list(dataset.classes) != self.about["classes"]:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
                 f"was trained on {', '.join(self.about['classes'])}; give matching --data"
             )
         made = dataset[0][0]
-        if made.dim() != 3 and len(made) != steps:
+        if not dataset.still and len(made) != steps:
             raise InputError(
                 f"steps={steps}: encoding={self.about['encoding']} makes {len(made)} of an image "
                 f"of {source}; leave steps out"
@@ -179,8 +192,9 @@ def evaluate(
     for count in steps:
         dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
-        first, _ = stack([dataset[0]])
-        predict(model, first.to(where), static_steps(first, count))
-        accuracy, seconds = measure(model, batches(dataset, batch_size, workers), count, where)
+        first, _ = collate_for(dataset)([dataset[0]])
+        shown = count if dataset.still else None
+        predict(model, first.to(where), shown)
+        accuracy, seconds = measure(model, batches(dataset, batch_size, workers), shown, where)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

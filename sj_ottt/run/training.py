@@ -10,7 +10,6 @@ What makes a run repeatable:
 """
 
 import contextlib
-import copy
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -30,7 +29,9 @@ from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from sj_ottt import zoo
-from sj_ottt.data import ImageSet, transforms
+from sj_ottt.data import Augmentation, ImageSet, Preprocessing, transforms
+from sj_ottt.data.loading import batches
+from sj_ottt.data.splits import choose_samples, split_samples
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull, train_step
 from sj_ottt.run import finetune
@@ -44,16 +45,6 @@ from sj_ottt.run.checkpoint import (
 )
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import OF_MODEL, count_right, measure, resolve_device
-from sj_ottt.run.samples import (
-    FRAMING,
-    augmented,
-    batches,
-    choose,
-    open_part,
-    raw,
-    split_indices,
-    static_steps,
-)
 from sj_ottt.run.tensorboard_log import EventLog
 
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
@@ -143,21 +134,19 @@ class _Run:
     def __init__(self, cfg: TrainConfig, state: dict[str, Any] | None):
         self.cfg, self.out = cfg, Path(cfg.out)
         self.device = resolve_device(cfg.device)
-        options = {name: getattr(cfg, name) for name in FRAMING}
-        plain = open_part(cfg.data, "train", **options)
-        self.test = open_part(cfg.data, "test", **options)
-        self.augmented = copy.copy(plain)
-        self.augmented.transform = augmented(cfg, plain)
+        self.preprocessing = Preprocessing.from_options(vars(cfg))
+        plain = self.preprocessing.open(cfg.data, "train")
+        self.test = self.preprocessing.open(cfg.data, "test")
+        self.augmented = self.preprocessing.augment(plain, Augmentation.from_options(vars(cfg)))
         if self.test.classes != self.augmented.classes:
             raise InputError(
                 f"{cfg.data}: train and test have different classes: "
                 f"{', '.join(self.augmented.classes)} and {', '.join(self.test.classes)}"
             )
-        self.raw = copy.copy(plain)
-        self.raw.transform = raw(plain)
-        chosen = choose(plain.targets, cfg.train_samples, cfg.seed)
+        self.raw = plain.unprocessed()
+        chosen = choose_samples(plain.targets, cfg.train_samples, cfg.seed)
         windows = None if isinstance(plain, ImageSet) else plain.windows()
-        train, val = split_indices(
+        train, val = split_samples(
             plain.targets[chosen],
             cfg.val_fraction,
             cfg.seed,
@@ -172,8 +161,9 @@ class _Run:
         self.val_part = Subset(plain, chosen[val])
         # An item is a sequence [T, C, ...], or a still image [C, H, W] for all cfg.steps steps.
         item = plain[0][0]
-        self.in_chans = item.shape[0] if item.dim() == 3 else item.shape[1]
-        self.steps = cfg.steps if item.dim() == 3 else item.shape[0]
+        self.in_chans = item.shape[0] if plain.still else item.shape[1]
+        self.steps = cfg.steps if plain.still else item.shape[0]
+        self.shown_steps = self.steps if plain.still else None
         if cfg.steps not in (self.steps, TrainConfig.steps):
             raise InputError(
                 f"steps={cfg.steps}: encoding={cfg.encoding} makes {self.steps} of an image of "
@@ -299,7 +289,7 @@ class _Run:
             "in_chans": self.in_chans,
             "classes": self.augmented.classes,
             "data": cfg.data,
-            **{name: getattr(cfg, name) for name in FRAMING},
+            **self.preprocessing.options(),
             "steps": self.steps,
             "size": self.augmented.frame_size,
             **{name: getattr(cfg, name) for name in OF_MODEL},
@@ -334,7 +324,7 @@ class _Run:
                     self.trainer,
                     x_seq,
                     target,
-                    steps=static_steps(x_seq, self.steps),
+                    steps=self.shown_steps,
                     loss_fn=self.loss_fn,
                     update=self.cfg.update,
                     backward_steps=self.cfg.backward_steps,
@@ -364,7 +354,7 @@ class _Run:
             if len(self.val_part):
                 held = batches(self.val_part, cfg.batch_size, cfg.workers)
                 with self.averaged():
-                    val_accuracy, _ = measure(self.model, held, self.steps, self.device)
+                    val_accuracy, _ = measure(self.model, held, self.shown_steps, self.device)
                 bar.set_postfix({**shown, "val": f"{val_accuracy:.3f}"})
         row = {
             "epoch": self.epoch,
@@ -393,11 +383,11 @@ class _Run:
         start = time.perf_counter()
         loader = batches(self.test, self.cfg.batch_size, self.cfg.workers)
         with self.averaged():
-            last_accuracy, _ = measure(self.model, loader, self.steps, self.device)
+            last_accuracy, _ = measure(self.model, loader, self.shown_steps, self.device)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy, _ = measure(self.model, loader, self.steps, self.device)
+            test_accuracy, _ = measure(self.model, loader, self.shown_steps, self.device)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,
@@ -423,7 +413,7 @@ class _Run:
         rows = [int(np.flatnonzero(self.raw.targets == k)[0]) for k in range(len(self.raw.classes))]
         samples = [self.raw[index][0].numpy() for index in rows[:10]]
         write_file(self.out / "curves.png", plots.curves(self.history, result))
-        draw = plots.images if samples[0].ndim == 3 else plots.frames
+        draw = plots.images if self.raw.still else plots.frames
         write_file(self.out / "frames.png", draw(samples, self.raw.classes[:10]))
         text = json.dumps(result, indent=2, allow_nan=False) + "\n"
         write_file(self.out / "result.json", text.encode())

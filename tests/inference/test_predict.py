@@ -104,8 +104,9 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     assert [one.start for one in said] == [i * WINDOW for i in range(36)]
     # The same numbers as the data set of those windows gives.
     write_events(tmp_path / "set" / "c" / "1.npz", events[240:480])
-    data = EventFolder(tmp_path / "set", 3, (16, 16), sensor_size=(16, 16))
-    data.transform = NormalizeFrames()
+    data = EventFolder(
+        tmp_path / "set", 3, (16, 16), sensor_size=(16, 16), transform=NormalizeFrames()
+    )
     logits = predict(trained.model, data[0][0][:, None])[0] / 3
     assert said[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
     assert said[1].end - said[1].start == WINDOW and said[1].events == 240
@@ -298,8 +299,9 @@ def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_pa
     write_events(path, band(1))
     source = streams.open_source(path)
     torch.manual_seed(0)
-    logits = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
-    other = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    frames = model.preprocessing(band(1), live.check_source(model, source), source.name)[:, None]
+    logits = predict(model.model, frames)[0]
+    other = predict(model.model, frames)[0]
     assert not torch.equal(logits, other)  # from other membranes
     for label in (
         lambda source: live.label_windows(model, source, WHOLE, WHOLE),

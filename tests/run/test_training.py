@@ -10,10 +10,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from sj_ottt.data.splits import split_samples
 from sj_ottt.errors import InputError
 from sj_ottt.learning.rules.switch import rule_of
 from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.run import evaluation, samples
+from sj_ottt.run import evaluation
 from sj_ottt.run import training as engine
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
@@ -106,11 +107,11 @@ def test_without_validation_the_last_model_is_the_best(options):
 
 def test_split_keeps_each_class_and_loses_nothing():
     targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
-    train_part, val_part = samples.split_indices(targets, 0.1, seed=3)
+    train_part, val_part = split_samples(targets, 0.1, seed=3)
     assert sorted([*train_part, *val_part]) == list(range(63))
     assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
-    again = samples.split_indices(targets, 0.1, seed=3)
-    other = samples.split_indices(targets, 0.1, seed=4)
+    again = split_samples(targets, 0.1, seed=3)
+    other = split_samples(targets, 0.1, seed=4)
     assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
 
 
