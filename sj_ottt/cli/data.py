@@ -102,7 +102,7 @@ def _slice(args: argparse.Namespace) -> None:
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="DIR|FILE", help="a recording, or a folder of them")
+    parser.add_argument("path", metavar="DIR|FILE", help="a recording, or a folder of them")
     parser.add_argument(
         "--out", default="data_info", metavar="DIR", help="for the pictures (default: %(default)s)"
     )
@@ -112,13 +112,13 @@ def _info(args: argparse.Namespace) -> None:
     from sj_ottt.cli.data_pictures import draw
     from sj_ottt.data.prepare.survey import survey_recordings
 
-    found = survey_recordings(args.place)
+    found = survey_recordings(args.path)
     recordings, (height, width) = found.recordings, found.sensor_size
     labels = sorted({one.label for one in recordings})
     summary = _count(len(recordings), "recording")
     if classes := len(labels) if labels != [""] else 0:
         summary += f", {_count(classes, 'class', 'classes')}"
-    print(f"{args.place}: {summary}, sensor {height} x {width} pixels (height x width)")
+    print(f"{args.path}: {summary}, sensor {height} x {width} pixels (height x width)")
     print(f"{'':14}{'smallest':>12}{'median':>12}{'largest':>12}{'sum':>14}")
     for name, values, form in (
         ("events", [one.events for one in recordings], ",.0f"),
@@ -166,9 +166,13 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         ("leak-hz", float, "HZ", "leak events per pixel and second (default: 0)"),
         ("noise-hz", float, "HZ", "noise events per dark pixel and second (default: 0)"),
     ):
-        several = {"nargs": 2} if isinstance(names, tuple) else {}
         parser.add_argument(
-            f"--{flag}", type=kind, metavar=names, help=text, default=argparse.SUPPRESS, **several
+            f"--{flag}",
+            type=kind,
+            nargs=2 if isinstance(names, tuple) else None,
+            metavar=names,
+            help=text,
+            default=argparse.SUPPRESS,
         )
 
 
@@ -204,7 +208,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``sj-ottt data``."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, fill, run in (
-        ("info", "say and draw what recordings hold", _add_info, _info),
+        ("info", "describe and draw what recordings hold", _add_info, _info),
         ("slice", "cut labelled recordings into samples for training", _add_slice, _slice),
         (
             "simulate",

@@ -118,21 +118,18 @@ def adapt(
         _make_folder(Path(out))
     before, n_held = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
-    if rule_of(trained.model) == "bptt":
-        trainer, update, averaged = (fptt := FPTT(optimizer, _ALPHA)), "accumulate", fptt.averaged
-    else:
-        trainer, update, averaged = optimizer, "online", nullcontext
+    fptt = FPTT(optimizer, _ALPHA) if rule_of(trained.model) == "bptt" else None
     samples = right = 0
     for labelled in recordings:
         for frames, target in _samples(trained, labelled, **cut):
             trained.model.train()
             _, logits = train_step(
                 trained.model,
-                trainer,
+                fptt or optimizer,
                 frames[:, None].to(trained.device),
                 torch.tensor([target], device=trained.device),
                 loss_fn=CrossEntropyMSE(),
-                update=update,
+                update="accumulate" if fptt else "online",
             )
             samples += 1
             right += int(logits.argmax()) == target
@@ -141,7 +138,7 @@ def adapt(
             f"no window with {min_events} events lies within a label: shorten window, lower "
             "min_events, or mend the labels"
         )
-    with averaged():
+    with fptt.averaged() if fptt else nullcontext():
         after, _ = _accuracy(trained, held_out, **cut)
         tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
     if out is not None:

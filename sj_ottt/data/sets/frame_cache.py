@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt._files import abandoned_siblings, atomic_write
+from sj_ottt.errors import InputError
 
 # Narrowest first: a byte holds nearly every data set, in a quarter of the space.
 _COUNT_TYPES = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<i4"))
@@ -49,7 +50,8 @@ def cached_counts(
     counts = open_counts(path, shape)
     if counts is None:
         next(dtype for dtype in _COUNT_TYPES if _build(path, shape, dtype, samples()))
-        counts = open_counts(path, shape)
+        if (counts := open_counts(path, shape)) is None:
+            raise InputError(f"{path}: the cache was removed while in use; start again")
         for stale in directory.glob(f"{key}-*.npy"):
             # Another process may be removing the same file.
             with contextlib.suppress(OSError):
