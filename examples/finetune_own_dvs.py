@@ -13,7 +13,7 @@ from pathlib import Path
 from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 from sj_ottt.data.recordings.streams import open_source
-from sj_ottt.inference import predict as live
+from sj_ottt.inference.predict import durations, label_windows
 from sj_ottt.run import evaluation
 from sj_ottt.run import training as engine
 from sj_ottt.run.config import TrainConfig
@@ -45,9 +45,9 @@ def main() -> None:
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
     trained = evaluation.load_trained(run)
-    window, _ = live.durations(trained, None, None)  # that of the samples
-    for said in live.label_windows(trained, open_source(args.new), window, window):
-        print(f"{said.start / 1e6:.1f} s: {said.label} ({said.confidence:.0%})")
+    window, _ = durations(trained, None, None)  # that of the samples
+    for found in label_windows(trained, open_source(args.new), window, window):
+        print(f"{found.start / 1e6:.1f} s: {found.label} ({found.confidence:.0%})")
 
 
 if __name__ == "__main__":

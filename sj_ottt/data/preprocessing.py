@@ -62,8 +62,9 @@ class Preprocessing:
         """
         framing = Framing(**{f.name: options[f.name] for f in fields(Framing) if f.name in options})
         own = {name: options[name] for name in ("normalize", "encoding") if name in options}
-        stats = options.get("stats")
-        return cls(framing, **own, stats=None if stats is None else ImageStats(*stats))
+        if options.get("stats") is not None:
+            own["stats"] = ImageStats(*map(tuple, options["stats"]))
+        return cls(framing, **own)
 
     def options(self) -> dict[str, Any]:
         """Return flat options, in values that JSON can hold, of which `from_options` is made."""

@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sj_ottt.data.splits import split_samples
 from sj_ottt.errors import InputError
 from sj_ottt.learning.rules.switch import rule_of
 from sj_ottt.neuron import OTTTLIFNode
@@ -103,16 +101,6 @@ def test_without_validation_the_last_model_is_the_best(options):
     result = train(options, val_fraction=0, epochs=1)
     assert result["best_epoch"] == 1 and result["val_accuracy"] is None and result["n_val"] == 0
     assert same(weights(options["out"]), weights(options["out"], "best"))
-
-
-def test_split_keeps_each_class_and_loses_nothing():
-    targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
-    train_part, val_part = split_samples(targets, 0.1, seed=3)
-    assert sorted([*train_part, *val_part]) == list(range(63))
-    assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
-    again = split_samples(targets, 0.1, seed=3)
-    other = split_samples(targets, 0.1, seed=4)
-    assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
 
 
 def test_tensorboard_has_each_point_once_after_a_resume(options, monkeypatch):
