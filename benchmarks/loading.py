@@ -22,7 +22,7 @@ from sj_ottt.data import (
     saccade_events,
     write_events,
 )
-from sj_ottt.run.samples import batches
+from sj_ottt.data.loading import batches
 
 SIZE, STEPS = (48, 48), 10
 EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have

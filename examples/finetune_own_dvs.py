@@ -13,7 +13,7 @@ from pathlib import Path
 from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 from sj_ottt.data.recordings.streams import open_source
-from sj_ottt.inference import predict as live
+from sj_ottt.inference.predict import durations, label_windows
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 
@@ -32,7 +32,7 @@ def main() -> None:
     if not samples.exists():
         labelled = read_labels(args.labels, find_recordings([args.recordings]))
         # Times are µs. Test samples come from recordings that none of the others come from.
-        cut = SliceConfig(window=200_000, stride=100_000, min_events=500, split_by="recording")
+        cut = SliceConfig(window=200_000, stride=100_000, min_events=500, hold_out="recording")
         parts = slice_recordings(labelled, samples, cut).parts
         print({name: len(windows) for name, windows in parts.items()}, "samples")
     config = TrainConfig(
@@ -44,9 +44,9 @@ def main() -> None:
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
     trained = evaluation.load_trained(run)
-    window, _ = live.durations(trained, None, None)  # that of the samples
-    for said in live.label_windows(trained, open_source(args.new), window, window):
-        print(f"{said.start / 1e6:.1f} s: {said.label} ({said.confidence:.0%})")
+    window, _ = durations(trained, None, None)  # that of the samples
+    for found in label_windows(trained, open_source(args.new), window, window):
+        print(f"{found.start / 1e6:.1f} s: {found.label} ({found.confidence:.0%})")
 
 
 if __name__ == "__main__":

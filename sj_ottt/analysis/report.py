@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sj_ottt import plots
 from sj_ottt.analysis.activity import firing_rates, latency_curve, synaptic_operations
 from sj_ottt.analysis.gradients import gradient_alignment
+from sj_ottt.data import collate_for
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.checkpoint import write_file
 from sj_ottt.run.evaluation import load_trained
-from sj_ottt.run.samples import stack, static_steps
 
 __all__ = ["INSTRUMENTS", "analyze"]
 
@@ -86,8 +86,10 @@ def analyze(
     steps = steps or trained.info.frames.steps
     dataset = trained.dataset(data, split, steps)
     chosen = torch.linspace(0, len(dataset) - 1, min(samples, len(dataset))).long().tolist()
-    x_seq, target = (part.to(trained.device) for part in stack([dataset[i] for i in chosen]))
-    if static_steps(x_seq, steps):
+    x_seq, target = (
+        part.to(trained.device) for part in collate_for(dataset)([dataset[i] for i in chosen])
+    )
+    if dataset.still:
         x_seq = x_seq.expand(steps, *x_seq.shape)
     folder = Path(checkpoint) / "analysis" if out is None else Path(out)
     found = {}

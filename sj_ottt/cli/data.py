@@ -40,6 +40,7 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--split-by",
+        dest="hold_out",
         default="recording",
         choices=("recording", "session", "time"),
         help="test on whole recordings, on whole sessions, or on the end of every recording "
@@ -54,25 +55,28 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
 
 
 def _slice(args: argparse.Namespace) -> None:
-    from sj_ottt.data.prepare import slice as slice_files
-    from sj_ottt.data.recordings import folders as layout
-    from sj_ottt.data.recordings import label_table as labels
-    from sj_ottt.data.recordings import windows as slicing
+    from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
+    from sj_ottt.data.recordings.folders import SLICES, find_recordings
+    from sj_ottt.data.recordings.label_table import (
+        labels_from_folders,
+        parse_duration,
+        read_labels,
+    )
 
-    config = slicing.SliceConfig(
-        window=labels.parse_duration(args.window, unit=True),
-        stride=labels.parse_duration(args.stride, unit=True),
+    config = SliceConfig(
+        window=parse_duration(args.window, unit=True),
+        stride=parse_duration(args.stride, unit=True),
         min_events=args.min_events,
-        split_by=args.split_by,
+        hold_out=args.hold_out,
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
-    recordings = layout.find_recordings(args.recordings)
+    recordings = find_recordings(args.recordings)
     if args.labels:
-        labelled = labels.read_labels(args.labels, recordings)
+        labelled = read_labels(args.labels, recordings)
     else:
-        labelled = labels.labels_from_folders(recordings)
-    result = slice_files.slice_recordings(labelled, args.out, config)
+        labelled = labels_from_folders(recordings)
+    result = slice_recordings(labelled, args.out, config)
 
     parts = {name: Counter(w.label for w in windows) for name, windows in result.parts.items()}
     names = sorted(parts["train"] | parts["test"])
@@ -85,36 +89,36 @@ def _slice(args: argparse.Namespace) -> None:
         print(f"left out: {n} {reason}")
     if unlabelled := len(recordings) - len(labelled):
         print(f"left out: {_count(unlabelled, 'recording')} without a label")
-    if args.split_by == "time":
+    if args.hold_out == "time":
         print("test: the end of each class in each recording, behind a gap")
     else:
-        tests = sorted({getattr(w, args.split_by) for w in result.parts["test"]})
+        tests = sorted({getattr(w, args.hold_out) for w in result.parts["test"]})
         listed = ", ".join(tests[:6]) + (f" and {len(tests) - 6} more" if len(tests) > 6 else "")
-        print(f"test: {_count(len(tests), args.split_by)}: {listed}")
+        print(f"test: {_count(len(tests), args.hold_out)}: {listed}")
     height, width = result.sensor_size
     print(f"sensor    {height} x {width} pixels (height x width)")
-    print(f"split     {Path(args.out) / layout.SLICES}")
+    print(f"split     {Path(args.out) / SLICES}")
     print(f"train     sj-ottt train --data {shlex.quote(args.out)} --out runs/mine")
 
 
 def _add_info(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", metavar="DIR|FILE", help="a recording, or a folder of them")
+    parser.add_argument("path", metavar="DIR|FILE", help="a recording, or a folder of them")
     parser.add_argument(
         "--out", default="data_info", metavar="DIR", help="for the pictures (default: %(default)s)"
     )
 
 
 def _info(args: argparse.Namespace) -> None:
-    from sj_ottt.cli import data_pictures as gallery
+    from sj_ottt.cli.data_pictures import draw
     from sj_ottt.data.prepare.survey import survey_recordings
 
-    found = survey_recordings(args.place)
+    found = survey_recordings(args.path)
     recordings, (height, width) = found.recordings, found.sensor_size
     labels = sorted({one.label for one in recordings})
     summary = _count(len(recordings), "recording")
     if classes := len(labels) if labels != [""] else 0:
         summary += f", {_count(classes, 'class', 'classes')}"
-    print(f"{args.place}: {summary}, sensor {height} x {width} pixels (height x width)")
+    print(f"{args.path}: {summary}, sensor {height} x {width} pixels (height x width)")
     print(f"{'':14}{'smallest':>12}{'median':>12}{'largest':>12}{'sum':>14}")
     for name, values, form in (
         ("events", [one.events for one in recordings], ",.0f"),
@@ -138,7 +142,7 @@ def _info(args: argparse.Namespace) -> None:
         print(f"cannot be used: {problem}")
     if len(found.problems) > 5:
         print(f"cannot be used: {len(found.problems) - 5} more")
-    for path in gallery.draw(found, Path(args.out)):
+    for path in draw(found, Path(args.out)):
         print(f"picture   {path}")
 
 
@@ -162,9 +166,13 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
         ("leak-hz", float, "HZ", "leak events per pixel and second (default: 0)"),
         ("noise-hz", float, "HZ", "noise events per dark pixel and second (default: 0)"),
     ):
-        several = {"nargs": 2} if isinstance(names, tuple) else {}
         parser.add_argument(
-            f"--{flag}", type=kind, metavar=names, help=text, default=argparse.SUPPRESS, **several
+            f"--{flag}",
+            type=kind,
+            nargs=2 if isinstance(names, tuple) else None,
+            metavar=names,
+            help=text,
+            default=argparse.SUPPRESS,
         )
 
 
@@ -200,7 +208,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands of ``sj-ottt data``."""
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, fill, run in (
-        ("info", "say and draw what recordings hold", _add_info, _info),
+        ("info", "describe and draw what recordings hold", _add_info, _info),
         ("slice", "cut labelled recordings into samples for training", _add_slice, _slice),
         (
             "simulate",

@@ -14,7 +14,7 @@ from sj_ottt.data.recordings.folders import find_recordings
 from sj_ottt.data.recordings.label_table import Labelled, labels_from_folders, read_labels
 from sj_ottt.data.recordings.streams import open_source, windows
 from sj_ottt.errors import InputError, suggest
-from sj_ottt.inference.predict import Eye, logits_of
+from sj_ottt.inference.predict import check_source, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.run.checkpoint import write_model
@@ -39,18 +39,18 @@ def open_labelled(
         InputError: A missing file, one without a label or in both lists, or a wrong CSV.
     """
     learned, held = find_recordings(recordings), find_recordings(held_out)
-    known = {path.resolve() for path in learned}
-    if twice := [path for path in held if path.resolve() in known]:
+    resolved = {path.resolve() for path in learned}
+    if twice := [path for path in held if path.resolve() in resolved]:
         raise InputError(f"{twice[0]}: is given twice; a recording is to learn from or held out")
     paths = [*learned, *held]
     if labels is None:
         found = labels_from_folders(paths)
     else:
         found = read_labels(labels, paths, others=True)
-    known = {labelled.path: labelled for labelled in found}
-    if missing := [path for path in paths if path not in known]:
+    by_path = {labelled.path: labelled for labelled in found}
+    if missing := [path for path in paths if path not in by_path]:
         raise InputError(f"{labels}: has no line for {missing[0]}; label it or leave it out")
-    ordered = [known[path] for path in paths]
+    ordered = [by_path[path] for path in paths]
     return ordered[: len(learned)], ordered[len(learned) :]
 
 
@@ -115,24 +115,21 @@ def adapt(
     if not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"lr={lr}: give a learning rate of 0 or more")
     if out is not None:
-        _make_place(Path(out))
+        _make_folder(Path(out))
     before, n_held = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
-    if rule_of(trained.model).through_time:
-        trainer, update, averaged = (fptt := FPTT(optimizer, _ALPHA)), "accumulate", fptt.averaged
-    else:
-        trainer, update, averaged = optimizer, "online", nullcontext
+    fptt = FPTT(optimizer, _ALPHA) if rule_of(trained.model).through_time else None
     samples = right = 0
     for labelled in recordings:
         for frames, target in _samples(trained, labelled, **cut):
             trained.model.train()
             _, logits = train_step(
                 trained.model,
-                trainer,
+                fptt or optimizer,
                 frames[:, None].to(trained.device),
                 torch.tensor([target], device=trained.device),
                 loss_fn=CrossEntropyMSE(),
-                update=update,
+                update="accumulate" if fptt else "online",
             )
             samples += 1
             right += int(logits.argmax()) == target
@@ -141,7 +138,7 @@ def adapt(
             f"no window with {min_events} events lies within a label: shorten window, lower "
             "min_events, or mend the labels"
         )
-    with averaged():
+    with fptt.averaged() if fptt else nullcontext():
         after, _ = _accuracy(trained, held_out, **cut)
         tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
     if out is not None:
@@ -150,7 +147,7 @@ def adapt(
     return Adapted(samples, right, before, after, n_held)
 
 
-def _make_place(out: Path) -> None:
+def _make_folder(out: Path) -> None:
     """Make the folder of an adapted model, before the work is done; a model in it stays."""
     if (out / "best.safetensors").exists():
         raise InputError(f"{out}: holds a model already; choose another folder for the adapted one")
@@ -163,12 +160,11 @@ def _make_place(out: Path) -> None:
 
 
 def _check_labels(trained: Trained, labelled: Labelled) -> None:
-    classes = trained.info.classes
     for stretch in labelled.stretches:
-        if stretch.label not in classes:
+        if stretch.label not in trained.classes:
             raise InputError(
                 f"{stretch.source}: {stretch.label!r} is no class of the model"
-                f"{suggest(stretch.label, classes)}; it knows {', '.join(classes)}"
+                f"{suggest(stretch.label, trained.classes)}; it knows {', '.join(trained.classes)}"
             )
 
 
@@ -176,14 +172,16 @@ def _samples(
     trained: Trained, labelled: Labelled, *, window: int, stride: int, min_events: int
 ) -> Iterator[_Sample]:
     source = open_source(labelled.path)
-    eye = Eye(trained, source)
+    sensor_size = check_source(trained, source)
+    preprocessing = trained.preprocessing
+    fewest = max(min_events, preprocessing.framing.fewest_events)
     for start, end, events in windows(source.chunks, window, stride):
-        if len(events) < max(min_events, eye.fewest):
+        if len(events) < fewest:
             continue
         for stretch in labelled.stretches:
             if stretch.start <= start and (stretch.end is None or end <= stretch.end):
-                target = trained.info.classes.index(stretch.label)
-                yield _Sample(eye.frames(events), target)
+                frames = preprocessing(events, sensor_size, source.name)
+                yield _Sample(frames, trained.classes.index(stretch.label))
 
 
 def _accuracy(

@@ -4,15 +4,14 @@ Nothing here holds more than a window of events beside what a source gives at on
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sj_ottt.data import NormalizeFrames, check_events
-from sj_ottt.data.frames.framing import Framing
 from sj_ottt.data.recordings.label_table import parse_duration
 from sj_ottt.data.recordings.streams import WHOLE, Source, windows
 from sj_ottt.errors import InputError
@@ -21,8 +20,8 @@ from sj_ottt.learning.predict import predicts_last
 from sj_ottt.run.evaluation import Trained, same_draws
 
 __all__ = [
-    "Eye",
     "Prediction",
+    "check_source",
     "check_trained",
     "durations",
     "fewest_events",
@@ -35,7 +34,7 @@ _BATCH = 32
 
 
 class Prediction(NamedTuple):
-    """What a model says of one window.
+    """The answer of a model to one window.
 
     Attributes:
         start: In µs from the first event.
@@ -63,15 +62,17 @@ def durations(trained: Trained, window: str | None, stride: str | None) -> tuple
     Raises:
         InputError: No positive time.
     """
-    length = trained.info.window or WHOLE
-    found = {"window": length, "stride": None}
-    for name, value in (("window", window), ("stride", stride)):
-        if (
-            value is not None
-            and (found := {**found, name: parse_duration(value, unit=True)})[name] < 1
-        ):
-            raise InputError(f"{name}={value}: give a time above 0")
-    return found["window"], found["stride"] or found["window"]
+    length = _positive("window", window) or trained.info.window or WHOLE
+    return length, _positive("stride", stride) or length
+
+
+def _positive(name: str, value: str | None) -> int | None:
+    """Return a time in µs; None for None."""
+    if value is None:
+        return None
+    if (found := parse_duration(value, unit=True)) < 1:
+        raise InputError(f"{name}={value}: give a time above 0")
+    return found
 
 
 def fewest_events(trained: Trained, min_events: int | None, window: str | None) -> int:
@@ -92,57 +93,36 @@ def fewest_events(trained: Trained, min_events: int | None, window: str | None) 
     return min_events
 
 
-def check_trained(trained: Trained) -> None:
-    """Check that a model was trained on recordings.
+def check_trained(trained: Trained) -> tuple[int, int]:
+    """Check that a model was trained on recordings; return (height, width) of their sensor.
 
     Raises:
         InputError: It was not.
     """
-    if trained.info.in_chans != 2 or trained.info.sensor_size is None:
+    sensor_size = trained.info.sensor_size
+    if trained.info.in_chans != 2 or sensor_size is None:
+        raise InputError(f"{trained.path} was not trained on recordings: train on recordings first")
+    return sensor_size
+
+
+def check_source(trained: Trained, source: Source) -> tuple[int, int]:
+    """Check that a source's sensor is that of the recordings that a model learned from.
+
+    Returns:
+        The sensor's (height, width).
+
+    Raises:
+        InputError: It is another one, or as `check_trained`.
+    """
+    height, width = check_trained(trained)
+    if source.sensor_size is not None and source.sensor_size != (height, width):
+        h, w = source.sensor_size
         raise InputError(
-            f"{trained.path} was not trained on recordings (or by a version that did not note "
-            "their sensor's size): train on recordings first"
+            f"{source.name}: comes from a sensor of {h} x {w} pixels (height x width), but "
+            f"{trained.path} learned from one of {height} x {width}: take recordings of that "
+            "camera, or train on a data set whose dataset.json states the sensor_size"
         )
-
-
-class Eye:
-    """Turns a window's events into what a trained model sees."""
-
-    def __init__(self, trained: Trained, source: Source):
-        check_trained(trained)
-        learned = trained.info.sensor_size
-        if source.sensor_size not in (None, learned):
-            (h, w), (height, width) = source.sensor_size, learned
-            raise InputError(
-                f"{source.name}: comes from a sensor of {h} x {w} pixels (height x width), but "
-                f"{trained.path} learned from one of {height} x {width}: take recordings of that "
-                "camera, or train on a data set whose dataset.json states the sensor_size"
-            )
-        names = Framing.__dataclass_fields__
-        self.framing = Framing(**{name: getattr(trained.info.frames, name) for name in names})
-        self.sensor_size = learned
-        self.source = source.name
-        self.normalize = NormalizeFrames() if trained.info.frames.normalize else torch.nn.Identity()
-
-    @property
-    def fewest(self) -> int:
-        """The fewest events that make frames."""
-        return self.framing.steps if self.framing.split_by == "count" else 1
-
-    def frames(self, events: np.ndarray) -> Tensor:
-        """Return a window's frames [T, 2, H, W], as in training."""
-        values = self.framing(events, self.sensor_size, self.source)
-        return self.normalize(torch.from_numpy(values).float() * (self.framing.unit or 1.0))
-
-    def frame(self, events: np.ndarray) -> Tensor:
-        """Return one frame [2, H, W] of counts; of no events, zeros."""
-        if not len(events):
-            return torch.zeros(2, *self.framing.frame_size(self.sensor_size))
-        check_events(events, self.source, self.sensor_size)
-        one = Framing(1, self.framing.size, crop=self.framing.crop)
-        return self.normalize(
-            torch.from_numpy(one(events, self.sensor_size, self.source))[0].float()
-        )
+    return height, width
 
 
 def label_windows(
@@ -163,16 +143,23 @@ def label_windows(
     Raises:
         InputError: Events that cannot be right, or a model that was not trained on recordings.
     """
-    eye = Eye(trained, source)
+    sensor_size = check_source(trained, source)
+    preprocessing = trained.preprocessing
+    fewest = max(min_events, preprocessing.framing.fewest_events)
     batch: list[tuple[int, int, np.ndarray]] = []
 
     def flush() -> Iterator[Prediction]:
-        told = [len(events) >= max(min_events, eye.fewest) for *_, events in batch]
-        seen = [eye.frames(events) for (*_, events), use in zip(batch, told, strict=True) if use]
-        logits = iter(logits_of(trained, seen))
-        for (start, end, events), use in zip(batch, told, strict=True):
-            said = _say(trained, next(logits)) if use else (None, 0.0)
-            yield Prediction(start, end, len(events), *said)
+        samples = [
+            preprocessing(events, sensor_size, source.name)
+            for *_, events in batch
+            if len(events) >= fewest
+        ]
+        logits = iter(logits_of(trained, samples))
+        for start, end, events in batch:
+            if len(events) >= fewest:
+                yield Prediction(start, end, len(events), *_label(trained, next(logits)))
+            else:
+                yield Prediction(start, end, len(events), None, 0.0)
         batch.clear()
 
     for item in windows(source.chunks, window, stride):
@@ -204,15 +191,16 @@ def label_stream(
         InputError: As `label_windows`; a window shorter than a µs for each step; or a model that
             sees anything but counts of events, of which the next frame cannot be told alone.
     """
-    eye = Eye(trained, source)
-    if eye.framing.frames != "counts" or eye.framing.hot_pixels is not None:
+    sensor_size = check_source(trained, source)
+    framing, single = trained.preprocessing.framing, trained.preprocessing.single_frame()
+    if framing.frames != "counts" or framing.hot_pixels is not None:
         raise InputError(
             f"{trained.path} sees time surfaces or drops hot pixels, which need whole windows: "
             "predict without --live, or train with frames=counts"
         )
     if window == WHOLE:
         raise InputError("window: a stream has no end, give the length of a window, such as 200ms")
-    steps = eye.framing.steps
+    steps = framing.steps
     step = window // steps
     if step < 1:
         raise InputError(f"window={window} µs is shorter than {steps} steps of a µs: lengthen it")
@@ -224,7 +212,10 @@ def label_stream(
         for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
             counts.append(len(events))
             if sum(counts):
-                x = eye.frame(events)[None].to(trained.device)
+                x = torch.zeros(1, 2, *framing.frame_size(sensor_size))
+                if len(events):
+                    x = single(events, sensor_size, source.name)
+                x = x.to(trained.device)
                 with same_draws(trained.device):
                     outputs.append(model(x)[0])
             else:
@@ -232,11 +223,12 @@ def label_stream(
                 outputs.clear()
             if number % steps == 0:
                 end = start + step
-                told = sum(counts) >= max(1, min_events)
-                said = (None, 0.0)
-                if told:
-                    said = _say(trained, outputs[-1] if predicts_last(model) else sum(outputs))
-                yield Prediction(end - steps * step, end, sum(counts), *said)
+                begin, n_events = end - steps * step, sum(counts)
+                if n_events >= max(1, min_events):
+                    logits = outputs[-1] if predicts_last(model) else _sum(outputs)
+                    yield Prediction(begin, end, n_events, *_label(trained, logits))
+                else:
+                    yield Prediction(begin, end, n_events, None, 0.0)
     reset_state(model)
 
 
@@ -248,9 +240,14 @@ def logits_of(trained: Trained, samples: Sequence[Tensor]) -> Tensor:
         return predict(trained.model, torch.stack(list(samples), 1).to(trained.device))
 
 
-def _say(trained: Trained, logits: Tensor) -> tuple[str, float]:
+def _sum(outputs: Iterable[Tensor]) -> Tensor:
+    """Add outputs up in their order, as `predict` does."""
+    return reduce(torch.add, outputs)
+
+
+def _label(trained: Trained, logits: Tensor) -> tuple[str, float]:
     """Return the label of logits as `predict` returns them, and its confidence."""
-    steps = 1 if predicts_last(trained.model) else trained.info.frames.steps
+    steps = 1 if predicts_last(trained.model) else trained.preprocessing.framing.steps
     share = (logits / steps).softmax(0)
     best = int(share.argmax())
-    return trained.info.classes[best], float(share[best])
+    return trained.classes[best], float(share[best])

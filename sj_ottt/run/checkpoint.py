@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from sj_ottt._files import atomic_write
+from sj_ottt.data import Preprocessing
 from sj_ottt.errors import InputError
 from sj_ottt.run.sections import FrameOptions, LearningOptions
 
@@ -118,6 +119,10 @@ class ModelInfo:
     epoch: int | None = None
     val_accuracy: float | None = None
     adapted: int | None = None
+
+    def preprocessing(self) -> Preprocessing:
+        """Return how a sample, or a recording's events, becomes its input."""
+        return Preprocessing.from_options({**dataclasses.asdict(self.frames), "stats": self.stats})
 
     def to_metadata(self) -> dict[str, Any]:
         """Return flat names and values that JSON can hold, with the version of this format."""

@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
-from sj_ottt.data import EventFolder, ImageSet
+from sj_ottt.data import EventFolder, ImageSet, Preprocessing, collate_for
+from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
-from sj_ottt.run.samples import batches, open_part, stack, static_steps
 
 
 def resolve_device(name: str) -> torch.device:
@@ -55,16 +55,19 @@ def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
 
 
 def measure(
-    model: nn.Module, loader: DataLoader, steps: int, device: torch.device
+    model: nn.Module, loader: DataLoader, steps: int | None, device: torch.device
 ) -> tuple[float, float]:
-    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading."""
+    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading.
+
+    ``steps`` is as in `predict`: T of still images, None for sequences.
+    """
     correct, total, seconds = 0, 0, 0.0
     with same_draws(device):
         for x_seq, target in loader:
             x_seq, target = x_seq.to(device), target.to(device)
             start = time.perf_counter()
             # Counting the right answers waits for the device, so the time is the whole time.
-            correct += count_right(predict(model, x_seq, static_steps(x_seq, steps)), target)
+            correct += count_right(predict(model, x_seq, steps), target)
             seconds += time.perf_counter() - start
             total += len(target)
     return correct / total, seconds / total
@@ -86,6 +89,16 @@ class Trained:
     info: ModelInfo
     device: torch.device
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """From events, or an image, to what the model learned on."""
+        return self.info.preprocessing()
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the model's outputs."""
+        return self.info.classes
+
     def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
         """Open recordings cut into `steps` frames; those of the run if `data` is None.
 
@@ -94,19 +107,17 @@ class Trained:
                 not make.
         """
         source = data or self.info.data
-        frames = dataclasses.replace(self.info.frames, steps=steps)
-        options = dataclasses.asdict(frames)
-        dataset = open_part(source, split, stats=self.info.stats, **options)
-        if tuple(dataset.classes) != self.info.classes:
+        dataset = self.preprocessing.with_steps(steps).open(source, split)
+        if tuple(dataset.classes) != self.classes:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
-                f"was trained on {', '.join(self.info.classes)}; give matching --data"
+                f"was trained on {', '.join(self.classes)}; give matching --data"
             )
         sample = dataset[0][0]
-        if sample.dim() != 3 and len(sample) != steps:
+        if not dataset.still and len(sample) != steps:
             raise InputError(
-                f"steps={steps}: encoding={frames.encoding} makes {len(sample)} of an image of "
-                f"{source}; leave steps out"
+                f"steps={steps}: encoding={self.info.frames.encoding} makes {len(sample)} of an "
+                f"image of {source}; leave steps out"
             )
         return dataset
 
@@ -180,9 +191,10 @@ def evaluate(
     for count in steps:
         dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
-        first, _ = stack([dataset[0]])
-        predict(model, first.to(trained.device), static_steps(first, count))
+        first, _ = collate_for(dataset)([dataset[0]])
+        shown = count if dataset.still else None
+        predict(model, first.to(trained.device), shown)
         loader = batches(dataset, batch_size, workers)
-        accuracy, seconds = measure(model, loader, count, trained.device)
+        accuracy, seconds = measure(model, loader, shown, trained.device)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sj_ottt.data import transforms
+from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, train_step
 from sj_ottt.run import finetune
@@ -44,7 +45,6 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.result import device_name, read_result, versions, write_result
-from sj_ottt.run.samples import batches, static_steps
 from sj_ottt.run.tensorboard_log import TensorBoardLog
 from sj_ottt.run.training_data import TrainingData
 
@@ -262,7 +262,7 @@ class TrainingRun:
                     self.trainer,
                     x_seq,
                     target,
-                    steps=static_steps(x_seq, self.data.steps),
+                    steps=self.data.shown_steps,
                     loss_fn=self.loss_fn,
                     update=learning.update,
                     backward_steps=learning.backward_steps,
@@ -288,7 +288,7 @@ class TrainingRun:
     def _accuracy(self, dataset: Dataset) -> float:
         """Return the accuracy of the model as it is."""
         loader = batches(dataset, self.cfg.optimisation.batch_size, self.cfg.run.workers)
-        return measure(self.model, loader, self.data.steps, self.device)[0]
+        return measure(self.model, loader, self.data.shown_steps, self.device)[0]
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Put the weights into the model that are tested and kept: with FPTT, the averages."""

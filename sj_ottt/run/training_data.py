@@ -1,6 +1,5 @@
 """The data of a training run: what is learned from, kept aside, tested on and looked at."""
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -11,9 +10,9 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Subset
 
-from sj_ottt.data import EventFolder, ImageSet
+from sj_ottt.data import Augmentation, EventFolder, ImageSet, Preprocessing
+from sj_ottt.data.splits import choose_samples, split_samples
 from sj_ottt.errors import InputError
-from sj_ottt.run import samples
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.sections import FrameOptions
 
@@ -48,12 +47,11 @@ class TrainingData:
             InputError: Bad data, parts of different classes, options that do not go with the kind
                 of data, or too few samples.
         """
-        source, options = cfg.dataset.data, dataclasses.asdict(cfg.frames)
-        plain = samples.open_part(source, "train", **options)
-        test = samples.open_part(source, "test", **options)
-        augmented, raw = copy.copy(plain), copy.copy(plain)
-        augmented.transform = samples.augmented(cfg, plain)
-        raw.transform = samples.raw(plain)
+        source = cfg.dataset.data
+        preprocessing = Preprocessing.from_options(dataclasses.asdict(cfg.frames))
+        augmentation = Augmentation.from_options(dataclasses.asdict(cfg.augmentation))
+        plain, test = (preprocessing.open(source, part) for part in ("train", "test"))
+        augmented = preprocessing.augment(plain, augmentation)
         if test.classes != plain.classes:
             raise InputError(
                 f"{source}: train and test have different classes: "
@@ -62,8 +60,7 @@ class TrainingData:
         train, validation = _divide(plain, cfg)
         # A sample is a sequence [T, C, ...], or a still image [C, H, W].
         first = plain[0][0]
-        still = first.dim() == 3
-        steps = cfg.frames.steps if still else first.shape[0]
+        steps = cfg.frames.steps if plain.still else first.shape[0]
         if cfg.frames.steps not in (steps, FrameOptions.steps):
             raise InputError(
                 f"steps={cfg.frames.steps}: encoding={cfg.frames.encoding} makes {steps} of an "
@@ -74,10 +71,15 @@ class TrainingData:
             validation=Subset(plain, validation.tolist()),
             test=test,
             augmented=augmented,
-            raw=raw,
+            raw=plain.unprocessed(),
             steps=steps,
-            in_chans=first.shape[0] if still else first.shape[1],
+            in_chans=first.shape[0] if plain.still else first.shape[1],
         )
+
+    @property
+    def shown_steps(self) -> int | None:
+        """How often a still image is to be shown, see `train_step`; None for sequences."""
+        return self.steps if self.test.still else None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,9 +117,9 @@ class TrainingData:
 def _divide(dataset: EventFolder | ImageSet, cfg: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of the samples to learn from, and of those to validate on."""
     seed = cfg.run.seed
-    chosen = samples.choose(dataset.targets, cfg.dataset.train_samples, seed)
+    chosen = choose_samples(dataset.targets, cfg.dataset.train_samples, seed)
     windows = None if isinstance(dataset, ImageSet) else dataset.windows()
-    train, validation = samples.split_indices(
+    train, validation = split_samples(
         dataset.targets[chosen],
         cfg.dataset.val_fraction,
         seed,

@@ -16,11 +16,18 @@ from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
 from sj_ottt.data.recordings import streams
 from sj_ottt.data.recordings.formats.text import TextStream
 from sj_ottt.data.recordings.streams import WHOLE
-from sj_ottt.inference import predict as live
 from sj_ottt.inference.adapt import _samples, adapt, open_labelled
-from sj_ottt.learning import predict
-from sj_ottt.run import evaluation, training
+from sj_ottt.inference.predict import (
+    check_source,
+    durations,
+    fewest_events,
+    label_stream,
+    label_windows,
+)
+from sj_ottt.learning import predict, reset_state
+from sj_ottt.run import evaluation
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.training import train
 from tests.helpers import CLASSES, write_recordings
 from tests.recording_files import dat
 
@@ -56,7 +63,7 @@ def run(tmp_path_factory):
         model="test_ottt_vgg", data=str(data), out=str(root / "run"), steps=3, epochs=6,
         batch_size=10, lr=0.1, device="cpu", val_fraction=0,
     )  # fmt: skip
-    assert training.train(config)["test_accuracy"] == 1.0
+    assert train(config)["test_accuracy"] == 1.0
     return root / "run"
 
 
@@ -100,30 +107,31 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     events = long_recording(labels)
     path = tmp_path / "long.npz"
     write_events(path, events)
-    said = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW))
-    assert [CLASSES.index(one.label) for one in said] == labels
-    assert [one.start for one in said] == [i * WINDOW for i in range(36)]
+    found = list(label_windows(trained, streams.open_source(path), WINDOW, WINDOW))
+    assert [CLASSES.index(one.label) for one in found] == labels
+    assert [one.start for one in found] == [i * WINDOW for i in range(36)]
     # The same numbers as the data set of those windows gives.
     write_events(tmp_path / "set" / "c" / "1.npz", events[240:480])
-    data = EventFolder(tmp_path / "set", 3, (16, 16), sensor_size=(16, 16))
-    data.transform = NormalizeFrames()
+    data = EventFolder(
+        tmp_path / "set", 3, (16, 16), sensor_size=(16, 16), transform=NormalizeFrames()
+    )
     logits = predict(trained.model, data[0][0][:, None])[0] / 3
-    assert said[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
-    assert said[1].end - said[1].start == WINDOW and said[1].events == 240
+    assert found[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
+    assert found[1].end - found[1].start == WINDOW and found[1].events == 240
     # Overlapping windows.
-    half = list(live.label_windows(trained, streams.open_source(path), WINDOW, WINDOW // 2))
-    assert half[::2] == said and len(half) == 71
+    half = list(label_windows(trained, streams.open_source(path), WINDOW, WINDOW // 2))
+    assert half[::2] == found and len(half) == 71
 
 
 def test_windows_with_too_few_events_get_no_label(trained):
     events = long_recording([0, 1, 2])
     events = events[(events["t"] < WINDOW) | (events["t"] >= 2 * WINDOW) | (events["x"] == 3)]
     source = streams.Source("test", [events])
-    few = [one.events for one in live.label_windows(trained, source, WINDOW, WINDOW)][1]
-    said = list(live.label_windows(trained, source, WINDOW, WINDOW, min_events=few + 1))
-    assert [one.label for one in said] == ["left", None, "right"] and said[1].confidence == 0
+    few = [one.events for one in label_windows(trained, source, WINDOW, WINDOW)][1]
+    found = list(label_windows(trained, source, WINDOW, WINDOW, min_events=few + 1))
+    assert [one.label for one in found] == ["left", None, "right"] and found[1].confidence == 0
     two = streams.Source("test", [np.concatenate([events[:240], band(1, 2, begin=WINDOW)])])
-    assert next(live.label_windows(trained, two, 2 * WINDOW, WINDOW)).label == "left"
+    assert next(label_windows(trained, two, 2 * WINDOW, WINDOW)).label == "left"
 
 
 # Streams
@@ -131,7 +139,7 @@ def test_windows_with_too_few_events_get_no_label(trained):
 
 def test_a_stream_keeps_its_membranes(trained):
     events = long_recording([0, 0, 1, 1, 2, 2])
-    said = list(live.label_stream(trained, streams.Source("test", [events]), WINDOW))
+    found = list(label_stream(trained, streams.Source("test", [events]), WINDOW))
     step = WINDOW // 3
     model, expected = trained.model.eval(), []
     outputs = []
@@ -145,17 +153,17 @@ def test_a_stream_keeps_its_membranes(trained):
                 outputs.append(model(NormalizeFrames()(frame)[None])[0])
             if len(outputs) % 3 == 0:
                 expected.append((sum(outputs[-3:]) / 3).softmax(0))
-    assert len(said) == len(expected) >= 5
-    for one, shares in zip(said, expected, strict=True):
+    assert len(found) == len(expected) >= 5
+    for one, shares in zip(found, expected, strict=True):
         assert one.label == CLASSES[int(shares.argmax())]
         assert one.confidence == pytest.approx(shares.max().item(), abs=1e-5)
     # State from window to window: the same windows, each on its own, are less or more sure.
     alone = [
-        next(live.label_stream(trained, streams.Source("x", [events[240 * i :]]), WINDOW))
+        next(label_stream(trained, streams.Source("x", [events[240 * i :]]), WINDOW))
         for i in range(1, 4)
     ]
     assert any(
-        abs(a.confidence - b.confidence) > 1e-4 for a, b in zip(alone, said[1:], strict=False)
+        abs(a.confidence - b.confidence) > 1e-4 for a, b in zip(alone, found[1:], strict=False)
     )
 
 
@@ -164,11 +172,13 @@ def test_a_stream_starts_anew_after_a_silent_window(trained):
     events = np.concatenate([band(0), later])
     reset = []
     with pytest.MonkeyPatch.context() as patch:
-        real = live.reset_state
-        patch.setattr(live, "reset_state", lambda model: reset.append(1) or real(model))
-        said = list(live.label_stream(trained, streams.Source("x", [events]), WINDOW))
-    assert said[0].label == "left" and said[-1].label == "right"
-    assert all(one.label is None for one in said[2:49]) and len(reset) > 100
+        real = reset_state
+        patch.setattr(
+            "sj_ottt.inference.predict.reset_state", lambda model: reset.append(1) or real(model)
+        )
+        found = list(label_stream(trained, streams.Source("x", [events]), WINDOW))
+    assert found[0].label == "left" and found[-1].label == "right"
+    assert all(one.label is None for one in found[2:49]) and len(reset) > 100
 
 
 def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
@@ -177,16 +187,16 @@ def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
             yield band(i % 3, begin=i * WINDOW, seed=i)
 
     sizes = []
-    real = live.windows
+    real = streams.windows
 
     def watched(chunks, length, stride):
         for start, end, events in real(chunks, length, stride):
             sizes.append(0 if events.base is None else len(events.base))
             yield start, end, events
 
-    monkeypatch.setattr(live, "windows", watched)
-    said = live.label_stream(trained, streams.Source("x", endless(60)), WINDOW)
-    assert sum(1 for _ in said) >= 59
+    monkeypatch.setattr("sj_ottt.inference.predict.windows", watched)
+    found = label_stream(trained, streams.Source("x", endless(60)), WINDOW)
+    assert sum(1 for _ in found) >= 59
     assert max(sizes) <= 3 * 240
 
 
@@ -208,8 +218,8 @@ def test_follow_a_growing_file(trained, tmp_path):
     found = np.concatenate(list(streams.follow(path, idle=1.0).chunks))
     writer.join()
     assert np.array_equal(found, events)
-    said = list(live.label_stream(trained, streams.follow(path, idle=0), WINDOW))
-    assert [one.label for one in said][:2] == ["left", "right"]
+    found = list(label_stream(trained, streams.follow(path, idle=0), WINDOW))
+    assert [one.label for one in found][:2] == ["left", "right"]
 
 
 def test_standard_input(trained, monkeypatch):
@@ -292,7 +302,7 @@ def ltc(tmp_path_factory):
         model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
         batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
     )  # fmt: skip
-    training.train(config)
+    train(config)
     return root / "run"
 
 
@@ -302,19 +312,20 @@ def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_pa
     write_events(path, band(1))
     source = streams.open_source(path)
     torch.manual_seed(0)
-    logits = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
-    other = predict(model.model, live.Eye(model, source).frames(band(1))[:, None])[0]
+    frames = model.preprocessing(band(1), check_source(model, source), source.name)[:, None]
+    logits = predict(model.model, frames)[0]
+    other = predict(model.model, frames)[0]
     assert not torch.equal(logits, other)  # from other membranes
     for label in (
-        lambda source: live.label_windows(model, source, WHOLE, WHOLE),
-        lambda source: live.label_stream(model, source, WINDOW),
+        lambda source: label_windows(model, source, WHOLE, WHOLE),
+        lambda source: label_stream(model, source, WINDOW),
     ):
-        (said,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
-        assert said == again and said.label == CLASSES[logits.argmax()]
-        assert said.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
+        (found,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
+        assert found == again and found.label == CLASSES[logits.argmax()]
+        assert found.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
     late = band(1, begin=4 * WINDOW)
     write_events(path, np.concatenate((band(1), late)))
-    labels = [said.label for said in live.label_stream(model, streams.open_source(path), WINDOW)]
+    labels = [found.label for found in label_stream(model, streams.open_source(path), WINDOW)]
     assert labels[0] == CLASSES[logits.argmax()] and labels[2] is None  # silence
 
 
@@ -371,7 +382,7 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     trained = evaluation.load_trained(tmp_path / "run", "cpu")
     right = 0
     for file in files:
-        (one,) = live.label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
+        (one,) = label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
         right += one.label == file.parent.name
     (row,) = evaluation.evaluate(tmp_path / "run", device="cpu")
     assert right == round(100 * row["accuracy"])
@@ -383,17 +394,17 @@ def with_info(trained, **changes):
 
 def test_a_model_of_sliced_samples_knows_its_window(trained):
     assert trained.info.window is None
-    assert live.durations(trained, None, None) == (WHOLE, WHOLE)
+    assert durations(trained, None, None) == (WHOLE, WHOLE)
     trained = with_info(trained, window=5000)
-    assert live.durations(trained, None, "1ms") == (5000, 1000)
-    assert live.durations(trained, "2ms", None) == (2000, 2000)
-    assert live.fewest_events(trained, None, None) == 1
+    assert durations(trained, None, "1ms") == (5000, 1000)
+    assert durations(trained, "2ms", None) == (2000, 2000)
+    assert fewest_events(trained, None, None) == 1
     trained = with_info(trained, min_events=50)
-    assert live.fewest_events(trained, None, None) == 50
-    assert live.fewest_events(trained, None, "2ms") == 1
-    assert live.fewest_events(trained, 7, None) == 7
+    assert fewest_events(trained, None, None) == 50
+    assert fewest_events(trained, None, "2ms") == 1
+    assert fewest_events(trained, 7, None) == 7
     with pytest.raises(InputError, match="min_events=0: give a whole number"):
-        live.fewest_events(trained, 0, None)
+        fewest_events(trained, 0, None)
 
 
 @pytest.mark.parametrize(
@@ -435,14 +446,14 @@ def test_more_bad_input(trained, session, tmp_path):
     with pytest.raises(InputError, match="lies outside the sensor"):
         wide = band(0)
         wide["x"] += 16
-        list(live.label_windows(trained, streams.Source("x", [wide]), WINDOW, WINDOW))
+        list(label_windows(trained, streams.Source("x", [wide]), WINDOW, WINDOW))
     frames = dataclasses.replace(trained.info.frames, frames="surface")
     trained = with_info(trained, frames=frames)
     with pytest.raises(InputError, match="predict without --live"):
-        list(live.label_stream(trained, streams.Source("x", [band(0)]), WINDOW))
+        list(label_stream(trained, streams.Source("x", [band(0)]), WINDOW))
     trained = with_info(trained, sensor_size=None)
     with pytest.raises(InputError, match="was not trained on recordings"):
-        list(live.label_windows(trained, streams.Source("x", [band(0)]), WINDOW, WINDOW))
+        list(label_windows(trained, streams.Source("x", [band(0)]), WINDOW, WINDOW))
 
 
 def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
@@ -458,22 +469,22 @@ def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
 def test_another_sensor_is_refused(trained):
     source = streams.Source("x", [band(0)], (480, 640))
     for label in (
-        live.label_windows(trained, source, WINDOW, WINDOW),
-        live.label_stream(trained, source, WINDOW),
+        label_windows(trained, source, WINDOW, WINDOW),
+        label_stream(trained, source, WINDOW),
     ):
         with pytest.raises(InputError, match=r"x: comes from a sensor of 480 x 640 .* of 16 x 16"):
             list(label)
     same = source._replace(sensor_size=(16, 16))
-    assert next(live.label_windows(trained, same, WINDOW, WINDOW)).label == "left"
+    assert next(label_windows(trained, same, WINDOW, WINDOW)).label == "left"
 
 
 def test_few_events_of_a_stream_get_no_label(trained):
     source = streams.Source("x", [long_recording([0, 2])])
-    counts = [one.events for one in live.label_stream(trained, source, WINDOW)]
-    few = live.label_stream(trained, source, WINDOW, min_events=max(counts) + 1)
+    counts = [one.events for one in label_stream(trained, source, WINDOW)]
+    few = label_stream(trained, source, WINDOW, min_events=max(counts) + 1)
     assert [one.label for one in few] == [None, None]
-    told = [one.label for one in live.label_stream(trained, source, WINDOW, min_events=min(counts))]
-    assert told == ["left", "right"]
+    labels = [one.label for one in label_stream(trained, source, WINDOW, min_events=min(counts))]
+    assert labels == ["left", "right"]
 
 
 def test_one_table_labels_many_recordings(session, tmp_path):

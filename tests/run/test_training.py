@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.run import evaluation, samples, training
+from sj_ottt.run import evaluation, training
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
@@ -55,16 +54,6 @@ def test_without_validation_the_last_model_is_the_best(options):
     result = train(options, val_fraction=0, epochs=1)
     assert result["best_epoch"] == 1 and result["val_accuracy"] is None and result["n_val"] == 0
     assert same(weights(options["out"]), weights(options["out"], "best"))
-
-
-def test_split_keeps_each_class_and_loses_nothing():
-    targets = np.repeat([0, 1, 2, 3], [50, 10, 2, 1])
-    train_part, val_part = samples.split_indices(targets, 0.1, seed=3)
-    assert sorted([*train_part, *val_part]) == list(range(63))
-    assert np.bincount(targets[val_part], minlength=4).tolist() == [5, 1, 1, 0]
-    again = samples.split_indices(targets, 0.1, seed=3)
-    other = samples.split_indices(targets, 0.1, seed=4)
-    assert np.array_equal(val_part, again[1]) and not np.array_equal(val_part, other[1])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import operator
 import os
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -141,8 +142,8 @@ def check_steps(steps: int) -> int:
 
 def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
     """Return ``size`` as (height, width); `InputError`, naming the argument, unless it is one."""
-    values = [_whole(side) for side in size] if isinstance(size, Sequence) else []
-    if len(values) != 2 or any(value is None or value < 1 for value in values):
+    values = _whole_numbers(size)
+    if len(values) != 2 or min(values) < 1:
         raise InputError(f"{name}={size!r}: give (height, width), two whole numbers of pixels")
     return values[0], values[1]
 
@@ -162,8 +163,8 @@ def check_tau(tau_us: float) -> float:
 
 def check_crop(crop: Crop) -> tuple[int, ...]:
     """Return ``crop`` as a tuple of ints; `InputError` unless it is two or four that make a box."""
-    values = [_whole(value) for value in crop] if isinstance(crop, Sequence) else []
-    if len(values) not in (2, 4) or None in values or min(values) < 0 or min(values[-2:]) < 1:
+    values = _whole_numbers(crop)
+    if len(values) not in (2, 4) or min(values) < 0 or min(values[-2:]) < 1:
         raise InputError(
             f"crop={crop!r}: give (height, width) or (top, left, height, width) in pixels"
         )
@@ -224,7 +225,15 @@ def _cells(
     return (events["p"].astype(np.int64) * height + row) * width + column, (height, width)
 
 
-def _whole(value: object) -> int | None:
+def _whole_numbers(values: Sequence[int]) -> list[int]:
+    """Return integers of any kind as ints, and nothing for anything else."""
+    if not isinstance(values, Sequence):
+        return []
+    whole = [number for value in values if (number := _whole(value)) is not None]
+    return whole if len(whole) == len(values) else []
+
+
+def _whole(value: SupportsIndex) -> int | None:
     """Return an integer of any kind as an int, and None for anything else, booleans included."""
     if isinstance(value, bool):
         return None

@@ -4,6 +4,7 @@ import dataclasses
 import os
 
 import numpy as np
+import torch
 
 from sj_ottt.data.frames.frames import (
     Crop,
@@ -38,7 +39,7 @@ class Framing:
         tau_us: Time constant of the surface in µs; None takes half of the frames' mean duration.
         crop: Box of the sensor, see `crop_events`; None takes all of it.
         hot_pixels: Drop the pixels that fire this many times as often in a recording as those
-            around them, see `hotpixels.hot_pixels`; None drops none.
+            around them, see `hot_pixels.hot_pixels`; None drops none.
 
     Raises:
         InputError: A wrong argument.
@@ -71,6 +72,11 @@ class Framing:
         """What a kept whole number of 1 stands for; None for one event."""
         return _SURFACE_UNIT if self.frames == "surface" else None
 
+    @property
+    def fewest_events(self) -> int:
+        """The fewest events that frames can be made of."""
+        return self.steps if self.split_by == "count" else 1
+
     def frame_size(self, sensor_size: tuple[int, int]) -> tuple[int, int]:
         """Return (height, width) of the frames.
 
@@ -101,6 +107,11 @@ class Framing:
             return events_to_frames(*args, source=source)
         surface = time_surface(*args, self.tau_us, source=source)
         return np.rint(surface / _SURFACE_UNIT).astype(np.uint8)
+
+    def to_tensor(self, kept: np.ndarray) -> torch.Tensor:
+        """Return frames in whole numbers of `unit` as what they stand for, a new float32 tensor."""
+        frames = torch.from_numpy(np.array(kept, dtype=np.float32))
+        return frames if self.unit is None else frames.mul_(self.unit)
 
     def _select(
         self, events: np.ndarray, sensor_size: tuple[int, int]

@@ -19,17 +19,49 @@ from sj_ottt.data.recordings.events import check_events, extent, write_events
 from sj_ottt.data.recordings.folders import PARTS, SLICES
 from sj_ottt.data.recordings.label_table import Labelled, Stretch
 from sj_ottt.data.recordings.readers import read_recording
-from sj_ottt.data.recordings.windows import (
-    SliceConfig,
-    Window,
-    split_by_group,
-    split_by_time,
-    window_starts,
-)
+from sj_ottt.data.recordings.windows import Window, window_starts
+from sj_ottt.data.splits import split_by_group, split_by_time
 from sj_ottt.errors import InputError
 
 # Times of labels may be rounded up by so many µs, or by a window where that is longer.
 _ROUNDED = 100_000
+HELD_OUT = ("recording", "session", "time")
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """How to cut recordings, and to split the samples.
+
+    Attributes:
+        window: Length of a sample in µs.
+        stride: From one window's start to the next one's, in µs.
+        min_events: Windows with fewer events are left out.
+        hold_out: What is held out for testing: whole recordings (``"recording"``) or sessions
+            (``"session"``), see `split_by_group`; or the end of every recording (``"time"``), see
+            `split_by_time`.
+        test_fraction: The wanted share of test windows.
+        seed: Of the choice of recordings or sessions.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    window: int
+    stride: int
+    min_events: int
+    hold_out: str = "recording"
+    test_fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("window", "stride", "min_events"):
+            if getattr(self, name) < 1:
+                unit = "" if name == "min_events" else " µs"
+                raise InputError(f"{name}={getattr(self, name)}: give at least 1{unit}")
+        if self.hold_out not in HELD_OUT:
+            raise InputError(f"hold_out={self.hold_out!r}: choose one of {', '.join(HELD_OUT)}")
+        if not 0 < self.test_fraction < 1:
+            raise InputError(f"test_fraction={self.test_fraction}: give a number between 0 and 1")
 
 
 @dataclass
@@ -44,7 +76,7 @@ class SliceResult:
 
     parts: dict[str, list[Window]]
     sensor_size: tuple[int, int]
-    left_out: Counter = field(default_factory=Counter)
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def slice_recordings(
@@ -81,7 +113,9 @@ def slice_recordings(
 
 
 def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> SliceResult:
-    windows, left_out, height, width = [], Counter(), 1, 1
+    windows: list[Window] = []
+    left_out: Counter[str] = Counter()
+    height, width = 1, 1
     sensor: tuple[Path, tuple[int, int]] | None = None
     for recording in tqdm(labelled, desc="slicing", unit="file", leave=False, disable=None):
         os.utime(folder)  # whoever looks for folders left behind sees that this one is in use
@@ -110,12 +144,12 @@ def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> Sli
     _check_classes(labelled, windows, config)
     part = _split(windows, config)
     left_out["windows at the border of train and test"] += int((part < 0).sum())
-    _place(folder, windows, part)
+    _move_into_classes(folder, windows, part)
     about = {"sensor_size": [height, width], **dataclasses.asdict(config)}
     with atomic_write(folder / "dataset.json") as file:
         file.write(json.dumps(about, indent=1).encode())
     chosen = {
-        name: [window for window, place in zip(windows, part, strict=True) if place == i]
+        name: [window for window, p in zip(windows, part, strict=True) if p == i]
         for i, name in enumerate(PARTS)
     }
     return SliceResult(chosen, (height, width), +left_out)
@@ -147,15 +181,15 @@ def _end(stretch: Stretch, path: Path, length: int, window: int) -> int:
 
 def _split(windows: Sequence[Window], config: SliceConfig) -> np.ndarray:
     """Return int8 [n]: 0 for train, 1 for test, -1 for neither."""
-    if config.split_by == "time":
+    if config.hold_out == "time":
         part = split_by_time(windows, config.test_fraction)
     else:
-        groups = [getattr(window, config.split_by) for window in windows]
+        groups = [getattr(window, config.hold_out) for window in windows]
         part = split_by_group(windows, groups, config.test_fraction, config.seed)
     if not (part > 0).any():
         raise InputError(
-            f"no windows are left for testing with split_by={config.split_by!r}; give longer or "
-            "more recordings, or a shorter window"
+            f"no windows are left for testing with hold_out={config.hold_out!r} (--split-by); give "
+            "longer or more recordings, or a shorter window"
         )
     return part
 
@@ -166,17 +200,18 @@ def _check_classes(
     labels = {stretch.label for recording in labelled for stretch in recording.stretches}
     if missing := sorted(labels - {w.label for w in windows}):
         stretches = [s for recording in labelled for s in recording.stretches]
-        lengths = [s.end and s.end - s.start for s in stretches if s.label == missing[0]]
-        known = (
-            "" if None in lengths else f" (its longest stretch lasts {max(lengths) / 1000:g} ms)"
-        )
+        stretches = [s for s in stretches if s.label == missing[0]]
+        lengths = [s.end - s.start for s in stretches if s.end is not None]
+        longest = ""
+        if len(lengths) == len(stretches):
+            longest = f" (its longest stretch lasts {max(lengths) / 1000:g} ms)"
         raise InputError(
             f"class {missing[0]!r} gives no window of {config.window / 1000:g} ms with at least "
-            f"{config.min_events} events{known}; change window or min_events, or remove the class"
+            f"{config.min_events} events{longest}; change window or min_events, or remove the class"
         )
 
 
-def _place(folder: Path, windows: Sequence[Window], part: np.ndarray) -> None:
+def _move_into_classes(folder: Path, windows: Sequence[Window], part: np.ndarray) -> None:
     """Move the samples into their class folders, and list them in ``slices.csv``."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")

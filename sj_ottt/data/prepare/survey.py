@@ -70,25 +70,26 @@ class Survey:
         return found[np.argsort(-self.times_hot[tuple(found.T)], kind="stable")]
 
 
-def survey_recordings(place: str | os.PathLike) -> Survey:
+def survey_recordings(path: str | os.PathLike) -> Survey:
     """Read one recording, a folder of classes (see `EventFolder`), or a folder of recordings.
 
     Raises:
-        InputError: The place is missing, or none of its recordings can be read.
+        InputError: The path is missing, or none of its recordings can be read.
     """
-    place = Path(place)
-    sources = _sources(place)
-    found, problems = [], []
-    described = described_size(place) if place.is_dir() else None
+    root = Path(path)
+    found: list[RecordingInfo] = []
+    problems: list[str] = []
+    described = described_size(root) if root.is_dir() else None
     # Events of each pixel, and in how many recordings it is hot.
     totals = np.zeros((2, *(described or (1, 1))), np.int64)
-    for path, label, part in tqdm(sources, desc="reading", unit="file", leave=False, disable=None):
+    sources = tqdm(_sources(root), desc="reading", unit="file", leave=False, disable=None)
+    for file, label, part in sources:
         try:
-            events, stated = read_recording(path)
+            events, stated = read_recording(file)
             size = described or stated or extent(events)
-            check_events(events, path, size)
+            check_events(events, file, size)
             if max(size) > _LARGEST_SENSOR:
-                raise InputError(f"{path}: {size[0]} x {size[1]} pixels; mend the recording")
+                raise InputError(f"{file}: {size[0]} x {size[1]} pixels; mend the recording")
         except InputError as error:
             problems.append(str(error))
             continue
@@ -99,7 +100,7 @@ def survey_recordings(place: str | os.PathLike) -> Survey:
         totals[0, : size[0], : size[1]] += counts
         totals[1, : size[0], : size[1]] += hot_pixels(counts, size)
         duration, on_events = int(events["t"][-1] - events["t"][0]), int(events["p"].sum())
-        found.append(RecordingInfo(path, label, part, len(events), on_events, duration))
+        found.append(RecordingInfo(file, label, part, len(events), on_events, duration))
     if not found:
         raise InputError(problems[0])
     return Survey(tuple(found), tuple(problems), totals.shape[1:], *totals)
@@ -107,8 +108,8 @@ def survey_recordings(place: str | os.PathLike) -> Survey:
 
 def evenly(items: Sequence, n: int) -> list:
     """Take n of the items, from the first to the last at equal distances; all where there are n."""
-    places = np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))
-    return [items[i] for i in places]
+    indices = np.unique(np.linspace(0, len(items) - 1, n).round().astype(int))
+    return [items[i] for i in indices]
 
 
 def busiest_frames(
@@ -140,18 +141,18 @@ def busiest_frames(
     return counts.reshape(steps, 2, height, width)
 
 
-def _sources(place: Path) -> list[tuple[Path, str, str]]:
+def _sources(root: Path) -> list[tuple[Path, str, str]]:
     """List recordings with their class and part."""
-    if place.is_dir():
+    if root.is_dir():
         try:
-            parts = scan(place)
+            parts = scan(root)
         except InputError:
             # No folders of classes: recordings not yet labelled.
-            return [(path, "", "") for path in find_recordings([place])]
+            return [(path, "", "") for path in find_recordings([root])]
         return [
-            (place / file, label, part)
+            (root / file, label, part)
             for part, classes in parts.items()
             for label, files in sorted(classes.items())
             for file in files
         ]
-    return [(path, "", "") for path in find_recordings([place])]
+    return [(path, "", "") for path in find_recordings([root])]

@@ -15,6 +15,7 @@ from sj_ottt._files import atomic_write
 from sj_ottt.errors import InputError
 
 EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
+FIELDS = ("t", "x", "y", "p")
 
 
 class Recording(NamedTuple):
@@ -118,7 +119,8 @@ def write_events(path: str | os.PathLike, events: np.ndarray) -> None:
     """
     # Not durable: waiting for the disk at each of thousands of small files would take minutes.
     with atomic_write(Path(path), durable=False) as file:
-        np.savez_compressed(file, **{name: events[name] for name in EVENT_DTYPE.names})
+        t, x, y, p = (events[name] for name in FIELDS)
+        np.savez_compressed(file, t=t, x=x, y=y, p=p)
 
 
 def _first(wrong: np.ndarray) -> int | None:

@@ -1,5 +1,6 @@
 """What a folder of recordings holds: its classes, its recordings, and which are for testing."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,30 +28,30 @@ def digest(*values: object) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
 
 
-def find_recordings(places: Sequence[str | os.PathLike]) -> list[Path]:
+def find_recordings(paths: Sequence[str | os.PathLike]) -> list[Path]:
     """List recordings: files as given, folders searched to any depth, each file once.
 
     Within folders, what is hidden, has an ending that no reader knows, is a table of labels, or
     belongs to a data set that was itself sliced from recordings is passed over.
 
     Raises:
-        InputError: A place is missing, or a folder holds no recordings.
+        InputError: A path is missing, or a folder holds no recordings.
     """
     suffixes = recording_suffixes()
     found: dict[Path, Path] = {}
-    for place in map(Path, places):
-        if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes)
-            inside = [p for p in inside if p.is_file() and not _is_passed_over(p, place)]
+    for given in map(Path, paths):
+        if given.is_dir():
+            inside = sorted(p for p in given.rglob("*") if p.suffix.lower() in suffixes)
+            inside = [p for p in inside if p.is_file() and not _is_passed_over(p, given)]
             inside = [p for p in inside if not is_table_of_labels(p)]
             if not inside:
                 raise InputError(
-                    f"{place}: holds no recordings; readable are {', '.join(suffixes)}"
+                    f"{given}: holds no recordings; readable are {', '.join(suffixes)}"
                 )
-        elif place.exists():
-            inside = [place]
+        elif given.exists():
+            inside = [given]
         else:
-            raise InputError(f"{place}: no such recording or folder; check the path")
+            raise InputError(f"{given}: no such recording or folder; check the path")
         for path in inside:
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -118,11 +119,11 @@ def part_by_split(
         InputError: A class has a single recording, or the saved split is damaged or leaves a class
             without training data.
     """
-    places = (root / "split.json", cache_dir / f"split-{digest(str(root))}.json")
-    path = next((place for place in places if place.is_file()), None)
+    paths = (root / "split.json", cache_dir / f"split-{digest(str(root))}.json")
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         tests = choose_tests(root, classes, test_fraction, seed)
-        path = _save_split(places, classes, tests, test_fraction, seed)
+        path = _save_split(paths, classes, tests, test_fraction, seed)
     else:
         tests = _load_tests(path, test_fraction, seed)
     chosen = {
@@ -134,9 +135,9 @@ def part_by_split(
     return chosen[part], path
 
 
-def _is_passed_over(path: Path, place: Path) -> bool:
-    inner = path.relative_to(place).parts
-    folders = (place.joinpath(*inner[:depth]) for depth in range(1, len(inner)))
+def _is_passed_over(path: Path, searched: Path) -> bool:
+    inner = path.relative_to(searched).parts
+    folders = (searched.joinpath(*inner[:depth]) for depth in range(1, len(inner)))
     return any(part.startswith(".") for part in inner) or any(
         (folder / SLICES).exists() for folder in folders
     )
@@ -211,45 +212,44 @@ def choose_tests(root: Path, classes: Classes, test_fraction: float, seed: int) 
 
 
 def _save_split(
-    places: Iterable[Path], classes: Classes, tests: set[str], test_fraction: float, seed: int
+    paths: Sequence[Path], classes: Classes, tests: set[str], test_fraction: float, seed: int
 ) -> Path:
-    """Save the split at the first of ``places`` that can be written, and return that place."""
+    """Save the split at the first of ``paths`` that can be written, and return that one."""
     files = sorted(file for files in classes.values() for file in files)
-    record = {
+    split = {
         "version": _SPLIT_VERSION,
         "seed": seed,
         "test_fraction": test_fraction,
         "train": [file for file in files if file not in tests],
         "test": [file for file in files if file in tests],
     }
-    error = None
-    for place in places:
-        try:
-            with atomic_write(place) as file:
-                file.write(json.dumps(record, indent=1).encode())
-            return place
-        except InputError as refused:
-            error = refused
-    raise error
+    text = json.dumps(split, indent=1).encode()
+    for path in paths[:-1]:
+        with contextlib.suppress(InputError), atomic_write(path) as file:
+            file.write(text)
+            return path
+    with atomic_write(paths[-1]) as file:
+        file.write(text)
+    return paths[-1]
 
 
 def _load_tests(path: Path, test_fraction: float, seed: int) -> set[str]:
     try:
-        record = json.loads(path.read_text())
-        tests = record["test"]
-        if record["version"] != _SPLIT_VERSION or not all(isinstance(f, str) for f in tests):
+        split = json.loads(path.read_text())
+        tests = split["test"]
+        if split["version"] != _SPLIT_VERSION or not all(isinstance(f, str) for f in tests):
             raise ValueError("unknown version or entries")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: damaged split file ({error}); restore it, or delete it for a new split"
         ) from error
-    if (record.get("seed", seed), record.get("test_fraction", test_fraction)) != (
+    if (split.get("seed", seed), split.get("test_fraction", test_fraction)) != (
         seed,
         test_fraction,
     ):
         warnings.warn(
-            f"{path} was made with seed={record['seed']} and test_fraction="
-            f"{record['test_fraction']}, and stays in force; delete it for a new split",
+            f"{path} was made with seed={split['seed']} and test_fraction="
+            f"{split['test_fraction']}, and stays in force; delete it for a new split",
             stacklevel=2,
         )
     return set(tests)

@@ -29,7 +29,7 @@ class Stretch:
         start: In µs from the recording's first event.
         end: The same; None for the recording's end.
         label: The class.
-        source: Where that is said, for messages.
+        source: Where the label comes from, for messages.
     """
 
     start: int
@@ -146,8 +146,9 @@ def join_stretches(stretches: Sequence[Stretch]) -> tuple[Stretch, ...]:
                 f"{before.source}; an event can have one label only: mend start or end"
             )
         else:
-            ends = (before.end, stretch.end)
-            end = None if None in ends else max(ends)
+            end = None
+            if before.end is not None and stretch.end is not None:
+                end = max(before.end, stretch.end)
             joined[-1] = Stretch(before.start, end, before.label, before.source)
     return tuple(joined)
 
@@ -164,7 +165,8 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, str]]]:
         ) from error
     separator = ";" if lines and ";" in lines[0] and "," not in lines[0] else ","
     reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
-    found, names = [], None
+    found: list[tuple[str, Mapping[str, str]]] = []
+    names: list[str] | None = None
     try:
         for cells in reader:
             cells = [cell.strip() for cell in cells]

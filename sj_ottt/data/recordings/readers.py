@@ -58,7 +58,7 @@ def read_recording(path: str | os.PathLike) -> Recording:
     """Read one recording, in whichever of the formats in `READERS` it is.
 
     Clocks that go round are unwrapped; what else a format's reader leaves out or takes for granted
-    is said in its module in `sj_ottt.data.formats`. Times that run backwards stay, and
+    is said in its module in `sj_ottt.data.recordings.formats`. Times that run backwards stay, and
     `check_events` names the first.
 
     Args:
@@ -111,5 +111,5 @@ def _reader_for(path: Path, head: bytes) -> Reader:
         raise InputError(
             f"{path}: does not begin as a file of the format {names} does; {candidates[0].remedy}"
         )
-    known = ", ".join(f"{reader.name} ({'/'.join(reader.suffixes)})" for reader in READERS)
-    raise InputError(f"{path}: unknown recording format; convert it to one of: {known}")
+    formats = ", ".join(f"{reader.name} ({'/'.join(reader.suffixes)})" for reader in READERS)
+    raise InputError(f"{path}: unknown recording format; convert it to one of: {formats}")

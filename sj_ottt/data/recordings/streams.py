@@ -57,7 +57,7 @@ def open_source(path: str | Path) -> Source:
 
 
 def follow(path: str | Path, idle: float | None = None) -> Source:
-    """Read text that may still grow, or standard input; see `data.formats.text` for its lines.
+    """Read text that may still grow, or standard input; see `formats.text` for its lines.
 
     Args:
         path: The file; ``"-"`` for standard input.
@@ -118,9 +118,10 @@ def windows(
         were). A stream shorter than a window ends with its last event.
     """
     pending: list[np.ndarray] = []
-    begin, start = None, 0
+    begin: int | None = None
+    start = 0
 
-    def complete(until: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    def complete(begin: int, until: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut the windows that end by ``until``, and forget what lies before the next one."""
         nonlocal start
         if start + length > until:
@@ -138,9 +139,11 @@ def windows(
             begin = int(chunk["t"][0]) if begin is None else begin
             pending.append(chunk)
             # The next chunk may hold more events of the last one's very µs.
-            yield from complete(int(chunk["t"][-1]) - begin)
-    if pending and len(pending[-1]):
-        yield from complete(int(pending[-1]["t"][-1]) - begin + 1)
-    if start == 0 and pending:
+            yield from complete(begin, int(chunk["t"][-1]) - begin)
+    if begin is None:
+        return
+    if len(pending[-1]):
+        yield from complete(begin, int(pending[-1]["t"][-1]) - begin + 1)
+    if start == 0:
         events = np.concatenate(pending)
         yield 0, int(events["t"][-1]) - begin + 1, events

@@ -1,11 +1,13 @@
 """A folder of classes of event recordings as a PyTorch data set."""
 
+import copy
 import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -73,11 +75,14 @@ class EventFolder(Dataset):
         frame_size: (height, width) of the frames.
         steps: T.
         framing: How recordings become frames.
+        still: Whether an item is a still image: False, it is a sequence.
         split_file: The saved split in use, or None.
 
     Raises:
         InputError: A wrong argument, folder or recording; names it and the remedy.
     """
+
+    still = False
 
     def __init__(
         self,
@@ -144,7 +149,7 @@ class EventFolder(Dataset):
             self.sensor_size = check_size("sensor_size", sensor_size)
         self.frame_size = self.framing.frame_size(self.sensor_size)
 
-        place = digest(
+        key = digest(
             _FRAMES_VERSION,
             str(self.root.resolve()),
             split,
@@ -154,7 +159,7 @@ class EventFolder(Dataset):
         read = partial(_frames, self.root, self.framing, self.sensor_size)
         self._cache_file, self.counts = cached_counts(
             cache / "frames",
-            place,
+            key,
             _fingerprint(self.root, self.files),
             self._shape,
             lambda: ordered_map(read, self.files, what="event frames", workers=workers),
@@ -165,25 +170,34 @@ class EventFolder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
         """Return a sample's frames, float32 [T, 2, H, W], transformed, and its label."""
-        frames = torch.from_numpy(np.array(self.counts[index], dtype=np.float32))
-        if self.framing.unit is not None:
-            frames *= self.framing.unit
+        frames = self.framing.to_tensor(self.counts[index])
         if self.transform is not None:
             frames = self.transform(frames)
         return frames, int(self.targets[index])
 
-    def __getstate__(self) -> dict:
+    def with_transform(self, transform: Callable[[torch.Tensor], torch.Tensor] | None) -> Self:
+        """Return the same recordings, from the same cache, with another transform."""
+        other = copy.copy(self)
+        other.transform = transform
+        return other
+
+    def unprocessed(self) -> Self:
+        """Return the same recordings to look at: their frames as they are."""
+        return self.with_transform(None)
+
+    def __getstate__(self) -> dict[str, Any]:
         # A memory map would be pickled as a copy of all its data: workers map the file themselves.
         return {**self.__dict__, "counts": None}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.counts = open_counts(self._cache_file, self._shape)
-        if self.counts is None:
+        counts = open_counts(self._cache_file, self._shape)
+        if counts is None:
             raise InputError(
                 f"{self._cache_file}: the cache was removed while in use (did the recordings "
                 "change?); start again"
             )
+        self.counts = counts
 
     @property
     def window(self) -> int | None:
@@ -210,11 +224,11 @@ class EventFolder(Dataset):
             )
         return [found[file] for file in self.files]
 
-    def identity(self) -> list[list]:
+    def identity(self) -> list[list[Any]]:
         """Return what tells these recordings from others, in values that JSON can hold."""
         return [[file, (self.root / file).stat().st_size] for file in self.files]
 
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Describe the data set in values that JSON can hold."""
         per_class = np.bincount(self.targets, minlength=len(self.classes)).tolist()
         return {
@@ -264,7 +278,7 @@ def described_size(root: Path) -> tuple[int, int] | None:
     return check_size(f"{root / 'dataset.json'}: sensor_size", about["sensor_size"])
 
 
-def _description(root: Path) -> dict | None:
+def _description(root: Path) -> dict[str, Any] | None:
     path = root / "dataset.json"
     if not path.is_file():
         return None
@@ -291,8 +305,8 @@ def _infer_sensor_size(
         if reader.sensor_size is not None and suffixes <= set(reader.suffixes):
             return reader.sensor_size
 
-    place = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files))
-    memo = cache / "frames" / f"{place}-{_fingerprint(root, files)}.json"
+    key = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files))
+    memo = cache / "frames" / f"{key}-{_fingerprint(root, files)}.json"
     try:
         height, width = json.loads(memo.read_text())
     except (OSError, ValueError, TypeError):

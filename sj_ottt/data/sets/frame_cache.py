@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt._files import abandoned_siblings, atomic_write
+from sj_ottt.errors import InputError
 
 # Narrowest first: a byte holds nearly every data set, in a quarter of the space.
 _COUNT_TYPES = (np.dtype("u1"), np.dtype("<u2"), np.dtype("<i4"))
@@ -23,10 +24,10 @@ def open_counts(path: Path, shape: tuple[int, ...]) -> np.memmap | None:
 
 def cached_counts(
     directory: Path,
-    place: str,
+    key: str,
     content: str,
     shape: tuple[int, ...],
-    samples: Callable[[], Generator[np.ndarray]],
+    samples: Callable[[], Generator[np.ndarray, None, None]],
 ) -> tuple[Path, np.memmap]:
     """Return the path of the counts and the counts, building the file where that is needed.
 
@@ -35,8 +36,8 @@ def cached_counts(
 
     Args:
         directory: The cache's folder, made where it is missing.
-        place: A key of the data set and its parameters.
-        content: A key of the recordings as they are now; files of the same place and another
+        key: Stands for the data set and its parameters.
+        content: Stands for the recordings as they are now; files of the same key and another
             content are stale, and removed.
         shape: [n, T, 2, H, W].
         samples: Starts an iteration over n counts [T, 2, H, W], none negative.
@@ -45,12 +46,13 @@ def cached_counts(
         InputError: The folder cannot be written; or whatever ``samples`` raises. Nothing
             half-written is left behind.
     """
-    path = directory / f"{place}-{content}.npy"
+    path = directory / f"{key}-{content}.npy"
     counts = open_counts(path, shape)
     if counts is None:
         next(dtype for dtype in _COUNT_TYPES if _build(path, shape, dtype, samples()))
-        counts = open_counts(path, shape)
-        for stale in directory.glob(f"{place}-*.npy"):
+        if (counts := open_counts(path, shape)) is None:
+            raise InputError(f"{path}: the cache was removed while in use; start again")
+        for stale in directory.glob(f"{key}-*.npy"):
             # Another process may be removing the same file.
             with contextlib.suppress(OSError):
                 if stale != path:
@@ -62,7 +64,7 @@ def cached_counts(
 
 
 def _build(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype, samples: Generator[np.ndarray]
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, samples: Generator[np.ndarray, None, None]
 ) -> bool:
     """Write the counts as ``dtype``; False, and no file, where a count does not fit."""
     largest = np.iinfo(dtype).max

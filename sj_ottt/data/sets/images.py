@@ -1,16 +1,17 @@
 """Still images as data sets: torchvision's, folders of images, and packed npz files.
 
 An item is a float image [C, H, W] in [0, 1], transformed, and its label. A network sees it at every
-time step, or through one of `ENCODINGS`.
+time step; or it is encoded as a sequence, see `ENCODINGS`.
 """
 
+import copy
 import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,12 +24,28 @@ from sj_ottt.data.frames.frames import check_size
 from sj_ottt.data.recordings.folders import PARTS
 from sj_ottt.errors import InputError
 
-__all__ = ["ENCODINGS", "IMAGE_SETS", "ImageSet"]
+__all__ = ["IMAGE_SETS", "ImageSet", "ImageStats"]
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # Photographs of any size come as squares of this many pixels where no size is given.
 _PHOTO_SIZE = (224, 224)
 _MEASURED = 5_000
+
+Transform = Callable[[torch.Tensor], torch.Tensor]
+
+
+class ImageStats(NamedTuple):
+    """Statistics of training images, in units of the full range.
+
+    Attributes:
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+_IMAGENET = ImageStats((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class _Images(NamedTuple):
@@ -38,15 +55,14 @@ class _Images(NamedTuple):
         read: Gives image i, uint8 [C, H, W].
         targets: Labels, int64 [n].
         classes: Names of the classes.
-        stats: Mean and standard deviation of each channel over the training images; None where
-            they are to be measured.
+        stats: Of the training images; None where they are to be measured.
         size: (height, width) of every image; None where they differ.
     """
 
     read: Callable[[int], torch.Tensor]
     targets: np.ndarray
     classes: tuple[str, ...]
-    stats: tuple[Sequence[float], Sequence[float]] | None
+    stats: ImageStats | None
     size: tuple[int, int] | None
 
 
@@ -67,14 +83,18 @@ class ImageSet(Dataset):
         split: ``"train"`` or ``"test"``.
         size: (height, width) in pixels that `fit` brings images to; None keeps theirs, or takes 224
             x 224 where they differ in size.
+        stats: Of the images that a network learned from; None takes those of this data set's
+            training images.
         transform: Applied to each image, which may have any size before it.
+        encode: Makes a sequence [T, ...] of each transformed image, see `ENCODINGS`; None leaves
+            it an image.
 
     Attributes:
         classes: Names of the classes.
         targets: Labels, int64 [n].
         frame_size: (height, width) after `fit`.
-        mean: Mean of each channel over the training images, in units of the full range.
-        std: Their standard deviation.
+        mean: Mean of each channel, of ``stats``.
+        std: Standard deviation of each channel, of ``stats``.
 
     Raises:
         InputError: The data set is missing, damaged or of another form, or an argument is wrong.
@@ -83,20 +103,24 @@ class ImageSet(Dataset):
     def __init__(
         self,
         spec: str,
-        split: str,
+        split: str | None,
         *,
         size: tuple[int, int] | None = None,
-        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        stats: ImageStats | None = None,
+        transform: Transform | None = None,
+        encode: Transform | None = None,
     ) -> None:
-        if split not in PARTS:
+        if split is None or split not in PARTS:
             raise InputError(f"split={split!r}: {spec} has the parts train and test, choose one")
-        self.spec, self.split, self.transform = str(spec), split, transform
+        self.spec, self.split = str(spec), split
+        self.transform, self.encode = transform, encode
         images = _open(self.spec, split)
         self._read, self.targets, self.classes = images.read, images.targets, images.classes
         self.native_size = images.size
         frame_size = None if size is None else check_size("size", size)
         self.frame_size = frame_size or images.size or _PHOTO_SIZE
-        stats = images.stats or _measure(images if split == "train" else _open(self.spec, "train"))
+        stats = stats or images.stats
+        stats = stats or _measure(images if split == "train" else _open(self.spec, "train"))
         self.mean, self.std = (tuple(float(v) for v in values) for values in stats)
 
     def __len__(self) -> int:
@@ -107,9 +131,27 @@ class ImageSet(Dataset):
         image = self._read(int(index)).float() / 255
         if self.transform is not None:
             image = self.transform(image)
+        if self.encode is not None:
+            image = self.encode(image)
         return image, int(self.targets[index])
 
-    def fit(self, augment: bool = False) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    @property
+    def still(self) -> bool:
+        """Whether an item is an image [C, H, W], not a sequence [T, ...]."""
+        return self.encode is None
+
+    def with_transform(self, transform: Transform | None, encode: Transform | None = None) -> Self:
+        """Return the same images, shared in memory, with another transform and encoding."""
+        other = copy.copy(self)
+        other.transform, other.encode = transform, encode
+        return other
+
+    def unprocessed(self) -> Self:
+        """Return the same images to look at: brought to one size, nothing else."""
+        fit = self.fit()
+        return self.with_transform(v2.Compose(fit) if fit else None)
+
+    def fit(self, augment: bool = False) -> list[Transform]:
         """Return the transforms that bring every image to `frame_size`.
 
         Photographs of differing sizes are cut: a random part of random shape with `augment`, as
@@ -130,9 +172,9 @@ class ImageSet(Dataset):
     def info(self) -> dict:
         """Describe the data set in values that JSON can hold."""
         per_class = np.bincount(self.targets, minlength=len(self.classes)).tolist()
-        kind, _, place = self.spec.rpartition(":")
+        kind, _, directory = self.spec.rpartition(":")
         return {
-            "root": f"{kind}:{Path(place).name}".lstrip(":"),
+            "root": f"{kind}:{Path(directory).name}".lstrip(":"),
             "split": self.split,
             "samples": len(self),
             "samples_per_class": dict(zip(self.classes, per_class, strict=True)),
@@ -140,45 +182,6 @@ class ImageSet(Dataset):
             "mean": list(self.mean),
             "std": list(self.std),
         }
-
-
-# Encodings
-
-
-def _poisson(image: torch.Tensor, steps: int) -> torch.Tensor:
-    return (torch.rand(steps, *image.shape) < image).float()
-
-
-def _pixels(image: torch.Tensor) -> torch.Tensor:
-    return image.flatten(1).t()
-
-
-def _rows(image: torch.Tensor) -> torch.Tensor:
-    return image.permute(1, 2, 0).flatten(1)
-
-
-def _permuted(image: torch.Tensor) -> torch.Tensor:
-    pixels = _pixels(image)
-    # One permutation for ever: accuracies are comparable only where it is the same.
-    order = np.random.default_rng(0).permutation(len(pixels))
-    return pixels[torch.from_numpy(order)]
-
-
-ENCODINGS: dict[str, Callable[[int], Callable[[torch.Tensor], torch.Tensor] | None]] = {
-    "direct": lambda steps: None,
-    "poisson": lambda steps: partial(_poisson, steps=steps),
-    "rows": lambda steps: _rows,
-    "pixels": lambda steps: _pixels,
-    "permuted": lambda steps: _permuted,
-}
-"""Name → T → what makes a sequence of an image [C, H, W].
-
-- ``direct``: nothing; the image itself is shown at each of T steps.
-- ``poisson``: T frames [T, C, H, W] of spikes, each with the pixel's intensity as its probability.
-- ``rows``: a row a step, [H, W · C].
-- ``pixels``: a pixel a step, row by row, [H · W, C] (sequential MNIST).
-- ``permuted``: the same in one fixed random order (permuted sequential MNIST).
-"""
 
 
 # Readers
@@ -204,9 +207,7 @@ def _file_image(files: Sequence[tuple[str, int]], index: int) -> torch.Tensor:
         raise InputError(f"{files[index][0]}: no readable image; remove or replace it") from error
 
 
-def _torchvision(
-    name: str, stats: tuple[Sequence[float], Sequence[float]], root: Path, split: str
-) -> _Images:
+def _torchvision(name: str, stats: ImageStats, root: Path, split: str) -> _Images:
     try:
         found = getattr(datasets, name)(root, train=split == "train")
     except RuntimeError as error:
@@ -239,17 +240,17 @@ def _folder(root: Path, split: str) -> _Images:
     names = ("train",) if split == "train" else ("test", "val")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check the path")
-    place = next((root / name for name in names if (root / name).is_dir()), None)
-    if place is None:
+    part = next((root / name for name in names if (root / name).is_dir()), None)
+    if part is None:
         raise InputError(
             f"{root}: holds no folder {' or '.join(names)}; put the class folders of images "
             "into train and test"
         )
     try:
-        found = datasets.ImageFolder(place)
+        found = datasets.ImageFolder(part)
     except FileNotFoundError as error:
         raise InputError(
-            f"{place}: {str(error).split(' Supported')[0].rstrip('.')}; put the images of each "
+            f"{part}: {str(error).split(' Supported')[0].rstrip('.')}; put the images of each "
             "class into a folder named after the class"
         ) from error
     targets = np.asarray(found.targets, np.int64)
@@ -295,30 +296,30 @@ def _packed(path: Path, split: str) -> _Images:
     return _Images(read, targets, classes, None, size)
 
 
-def _measure(images: _Images) -> tuple[list[float], list[float]]:
+def _measure(images: _Images) -> ImageStats:
     """Return mean and standard deviation of each channel over the first images, as fractions."""
     sample = torch.stack([images.read(i) for i in range(min(_MEASURED, len(images.targets)))])
     # A channel at a time: float64 copies of colour images are large.
     channels = [sample[:, c].double() / 255 for c in range(sample.shape[1])]
-    return [float(c.mean()) for c in channels], [float(c.std()) for c in channels]
+    return ImageStats([float(c.mean()) for c in channels], [float(c.std()) for c in channels])
 
 
 IMAGE_SETS: dict[str, Callable[[Path, str], _Images]] = {
     "cifar10": partial(
-        _torchvision, "CIFAR10", ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+        _torchvision, "CIFAR10", ImageStats((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
     ),
     "cifar100": partial(
-        _torchvision, "CIFAR100", ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
+        _torchvision, "CIFAR100", ImageStats((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
     ),
-    "mnist": partial(_torchvision, "MNIST", ((0.1307,), (0.3081,))),
-    "fashionmnist": partial(_torchvision, "FashionMNIST", ((0.2860,), (0.3530,))),
+    "mnist": partial(_torchvision, "MNIST", ImageStats((0.1307,), (0.3081,))),
+    "fashionmnist": partial(_torchvision, "FashionMNIST", ImageStats((0.2860,), (0.3530,))),
     "imagenet": _imagenet,
     "folder": _folder,
 }
 
 
 def _open(spec: str, split: str) -> _Images:
-    kind, colon, place = spec.partition(":")
+    kind, colon, directory = spec.partition(":")
     if colon and kind in IMAGE_SETS:
-        return IMAGE_SETS[kind](Path(place).expanduser(), split)
+        return IMAGE_SETS[kind](Path(directory).expanduser(), split)
     return _packed(Path(spec).expanduser(), split)

@@ -43,8 +43,8 @@ def event_set_root(kind: str, directory: Path) -> tuple[Path, tuple[int, int]]:
     """
     import spikingjelly.datasets
 
-    known = EVENT_SETS[kind]
-    dataset = getattr(spikingjelly.datasets, known.name)
+    published = EVENT_SETS[kind]
+    dataset = getattr(spikingjelly.datasets, published.name)
     downloads = directory / "download"
     if not (directory / "events_np").is_dir():
         # Looked for before the class does: without them it would leave a mark of unfinished work
@@ -52,11 +52,11 @@ def event_set_root(kind: str, directory: Path) -> tuple[Path, tuple[int, int]]:
         for file, url, _ in dataset.resource_url_md5():
             if not (downloads / file).is_file():
                 raise InputError(
-                    f"{downloads / file}: missing; download {known.name} from {url} and put its "
-                    f"files into {downloads}"
+                    f"{downloads / file}: missing; download {published.name} from {url} and "
+                    f"put its files into {downloads}"
                 )
     try:
-        dataset(str(directory), **({"train": True} if known.parts else {}))
+        dataset(str(directory), **({"train": True} if published.parts else {}))
     except (RuntimeError, NotImplementedError, OSError, EOFError) as error:
         raise InputError(f"{directory}: {' '.join(str(error).split())}") from error
     return directory / "events_np", dataset.get_H_W()

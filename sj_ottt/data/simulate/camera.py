@@ -21,6 +21,7 @@ Leak, noise and refractory time are off unless asked for.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def saccade_events(
     position: tuple[float, float] = (0.0, 0.0),
     zoom: float = 1.0,
     seed: Seed = 0,
-    **pixel: float,
+    **pixel: Any,
 ) -> np.ndarray:
     """Record a still image with the simulated sensor, moved along saccades of equal time.
 
@@ -198,7 +199,7 @@ def _check_video(video: np.ndarray) -> np.ndarray:
 def _check_times(times: np.ndarray | None, fps: float | None, n_images: int) -> np.ndarray:
     if (times is None) == (fps is None):
         raise InputError("times and fps: give one of them, to say when each image was taken")
-    if times is None:
+    if fps is not None:
         if not 0 < fps <= 1e6:
             raise InputError(f"fps={fps!r}: give images per second, above 0 and up to 1,000,000")
         return np.rint(np.arange(n_images) * (1e6 / fps)).astype(np.int64)

@@ -133,10 +133,10 @@ def record_images(
                         (file, f"{part}/{name}/{i:05d}_{Path(file).stem}.npz")
                         for i, file in enumerate(files)
                     ]
-            record = partial(
-                _record_file, images, folder, sensor_size=sensor_size, seed=seed, **camera
+            simulate_file = partial(
+                _simulate_file, images, folder, sensor_size=sensor_size, seed=seed, **camera
             )
-            made = ordered_map(record, jobs, what="recording", workers=workers)
+            made = ordered_map(simulate_file, jobs, what="recording", workers=workers)
             with contextlib.closing(made):
                 for _ in made:
                     os.utime(folder)  # still at work
@@ -178,7 +178,7 @@ def _parts(root: Path, test_fraction: float, seed: int) -> dict[str, Classes]:
     }
 
 
-def _record_file(
+def _simulate_file(
     images: Path,
     out: Path,
     job: tuple[str, str],
@@ -205,8 +205,8 @@ def _read_image(path: Path, sensor_size: tuple[int, int]) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
+        with Image.open(path) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode.startswith("I;16"):
                 # Pillow cuts 16 bits off at 255 where it converts them.
                 image = Image.fromarray(np.asarray(image, np.float32) / 257)

@@ -10,17 +10,11 @@ import pytest
 from sj_ottt import InputError
 from sj_ottt.cli import main as cli
 from sj_ottt.data import EVENT_DTYPE, EventFolder, read_events, write_events
-from sj_ottt.data.prepare.slice import slice_recordings
+from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
 from sj_ottt.data.recordings.folders import find_recordings
 from sj_ottt.data.recordings.label_table import labels_from_folders, parse_duration, read_labels
-from sj_ottt.data.recordings.windows import (
-    SliceConfig,
-    Window,
-    split_by_group,
-    split_by_time,
-    split_for_validation,
-    window_starts,
-)
+from sj_ottt.data.recordings.windows import Window, window_starts
+from sj_ottt.data.splits import split_by_group, split_by_time, split_for_validation
 from tests.recording_files import dat
 
 
@@ -119,18 +113,18 @@ def test_samples_are_the_events_of_their_windows(raw, tmp_path):
         assert data.classes == ("still", "wave") and data.frame_size == (16, 20)
 
 
-@pytest.mark.parametrize("split_by", ["recording", "session"])
-def test_groups_are_not_divided(split_by, raw, tmp_path):
-    sliced(raw, tmp_path / "out", split_by=split_by, test_fraction=0.3)
+@pytest.mark.parametrize("hold_out", ["recording", "session"])
+def test_groups_are_not_divided(hold_out, raw, tmp_path):
+    sliced(raw, tmp_path / "out", hold_out=hold_out, test_fraction=0.3)
     rows = listed(tmp_path / "out")
-    groups = {part: {r[split_by] for r in rows if r["part"] == part} for part in ("train", "test")}
+    groups = {part: {r[hold_out] for r in rows if r["part"] == part} for part in ("train", "test")}
     assert groups["train"] and groups["test"] and not groups["train"] & groups["test"]
-    sizes = {"recording": (4, 2), "session": (1, 1)}[split_by]
+    sizes = {"recording": (4, 2), "session": (1, 1)}[hold_out]
     assert (len(groups["train"]), len(groups["test"])) == sizes
 
 
 def test_split_by_time_leaves_a_gap(raw, tmp_path):
-    result = sliced(raw, tmp_path / "out", split_by="time")
+    result = sliced(raw, tmp_path / "out", hold_out="time")
     rows = listed(tmp_path / "out")
     keys = {(r["recording"], r["label"]) for r in rows}
     assert len(keys) == 12
@@ -249,11 +243,11 @@ def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
     )
     refuses("class 'a' gives no window", [row], min_events=1000)
     refuses("class 'a' occurs in a single recording or session", [row])
-    refuses("no windows are left for testing", [row], split_by="time", window=1_900_000)
+    refuses("no windows are left for testing", [row], hold_out="time", window=1_900_000)
     for kwargs, words in (
         ({"window": 0}, "window=0: give at least 1 µs"),
         ({"min_events": 0}, "min_events=0"),
-        ({"split_by": "window"}, "choose one of recording, session, time"),
+        ({"hold_out": "window"}, "choose one of recording, session, time"),
         ({"test_fraction": 1.0}, r"test_fraction=1\.0"),
     ):
         with pytest.raises(InputError, match=words):

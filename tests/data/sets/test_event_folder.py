@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from sj_ottt import InputError
 from sj_ottt._parallel import ordered_map
 from sj_ottt.data import EVENT_DTYPE, EventFolder, open_dataset, read_events, write_events
-from sj_ottt.data.sets import event_folder as folder
+from sj_ottt.data.sets import event_folder
 
 
 def record(file, n=40, seed=0, size=(12, 10)):
@@ -110,8 +110,8 @@ def test_split_depends_on_names_and_seed_only(flat, tmp_path):
 
 def test_cache_is_used_and_notices_changes(parts, tmp_path, monkeypatch):
     reads = []
-    real = folder.read_events
-    monkeypatch.setattr(folder, "read_events", lambda path: reads.append(path) or real(path))
+    real = event_folder.read_events
+    monkeypatch.setattr(event_folder, "read_events", lambda path: reads.append(path) or real(path))
     (parts / "dataset.json").write_text('{"sensor_size": [12, 10]}')
 
     def opened():
@@ -220,7 +220,7 @@ def _slow_frames(root, framing, sensor_size, file):
 
 
 def _build_slowly(root, cache):
-    folder._frames = _slow_frames
+    event_folder._frames = _slow_frames
     EventFolder(root, 4, split="train", sensor_size=(12, 10), cache_dir=cache, workers=2)
 
 

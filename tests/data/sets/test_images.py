@@ -16,7 +16,6 @@ from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
 from sj_ottt.learning import predict
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.samples import choose
 from tests.conftest import SHARED
 
 NAMES = ("left", "right")
@@ -254,16 +253,6 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
     for result in (whole, resumed):
         del result["seconds"], result["config"]
     assert whole == resumed
-
-
-def test_train_samples_are_balanced_and_nested():
-    targets = np.repeat([0, 1, 2], [50, 30, 5])
-    few, more = (choose(targets, n, seed=3) for n in (9, 30))
-    assert np.bincount(targets[few]).tolist() == [3, 3, 3] and set(few) < set(more)
-    assert np.bincount(targets[more]).tolist() == [13, 12, 5]
-    assert np.array_equal(choose(targets, None, 3), np.arange(85))
-    assert len(choose(targets, 1000, 3)) == 85
-    assert not np.array_equal(choose(targets, 9, seed=4), few)
 
 
 def test_train_samples_limit_a_run(tmp_path):

@@ -15,7 +15,7 @@ from sj_ottt.data import (
     write_event_dataset,
 )
 from sj_ottt.data.sets.ndigits import ndigits_root
-from sj_ottt.data.simulate import camera as simulate
+from sj_ottt.data.simulate import camera
 
 
 def edge(position, width=20):
@@ -188,9 +188,9 @@ def test_refractory_time():
     assert events["t"][::2].tolist() == pytest.approx([6_000, 9_000, 12_000, 15_000], abs=3)
     # An event just when the time is over is seen; a pixel does not deafen another.
     t, pixel = np.array([0, 3, 10, 20, 30, 40]), np.array([0, 1, 0, 0, 0, 0])
-    kept = simulate._outside_refractory(t, pixel, 10)
+    kept = camera._outside_refractory(t, pixel, 10)
     assert kept.all()
-    kept = simulate._outside_refractory(t, pixel, 11)
+    kept = camera._outside_refractory(t, pixel, 11)
     assert kept.tolist() == [True, True, False, True, False, True]
 
 
@@ -215,7 +215,7 @@ def test_a_video_by_frame_rate_in_bytes_and_in_blocks(monkeypatch):
     assert len(events) > 1000 and events["t"].max() <= 19_000
     times = np.arange(20) * 1000
     assert np.array_equal(video_events(video / 255, times, **kwargs), events)
-    monkeypatch.setattr(simulate, "_BLOCK", 20 * 7)
+    monkeypatch.setattr(camera, "_BLOCK", 20 * 7)
     assert np.array_equal(video_events(video, times, **kwargs), events)
     assert len(video_events(video[:1], fps=1000, **kwargs)) == 0
     late = video_events(video, times + 10**9, **kwargs)

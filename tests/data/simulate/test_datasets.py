@@ -7,7 +7,7 @@ from PIL import Image
 from sj_ottt import InputError
 from sj_ottt.cli import main as cli
 from sj_ottt.data import EventFolder, read_events, record_images, saccade_events
-from sj_ottt.data.simulate import datasets as record
+from sj_ottt.data.simulate import datasets
 
 
 @pytest.fixture
@@ -65,10 +65,10 @@ def test_an_image_is_read_as_light(tmp_path):
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "b.png")
     Image.fromarray(np.repeat(ramp[..., None], 3, 2)).save(tmp_path / "c.png")
     for name in "abc":
-        read = record._read_image(tmp_path / f"{name}.png", (34, 34))
+        read = datasets._read_image(tmp_path / f"{name}.png", (34, 34))
         np.testing.assert_allclose(read, ramp / 255, atol=1e-6)
     Image.fromarray(np.tile(ramp, (100, 50))).save(tmp_path / "d.png")
-    assert record._read_image(tmp_path / "d.png", (20, 30)).shape == (80, 40)
+    assert datasets._read_image(tmp_path / "d.png", (20, 30)).shape == (80, 40)
 
 
 def test_the_camera_reaches_the_recording(images, tmp_path):
@@ -76,7 +76,7 @@ def test_the_camera_reaches_the_recording(images, tmp_path):
     record_images(images, tmp_path / "out", test_fraction=0, **camera)
     recorded = read_events(tmp_path / "out" / "train" / "cat" / "00003_cat3.npz")
     image = np.asarray(Image.open(images / "cat" / "cat3.png"))
-    seed = (0, record.zlib.crc32(b"cat/cat3.png"))
+    seed = (0, datasets.zlib.crc32(b"cat/cat3.png"))
     assert np.array_equal(recorded, saccade_events(image, seed=seed, **camera))
 
 
@@ -108,7 +108,7 @@ def test_what_can_be_wrong_leaves_nothing(images, tmp_path, monkeypatch):
     refuses(r"no images in its 1 class folders \(found: 1 .mp4\)", tmp_path / "videos")
 
     written = []
-    real = record.write_events
+    real = datasets.write_events
 
     def interrupted(path, events):
         if len(written) == 3:
@@ -118,7 +118,7 @@ def test_what_can_be_wrong_leaves_nothing(images, tmp_path, monkeypatch):
 
     (images / "emu" / "one.png").unlink()
     (images / "emu").rmdir()
-    monkeypatch.setattr(record, "write_events", interrupted)
+    monkeypatch.setattr(datasets, "write_events", interrupted)
     with pytest.raises(KeyboardInterrupt):
         record_images(images, out)
     assert len(written) == 3 and not out.exists() and not list(tmp_path.glob(".*"))

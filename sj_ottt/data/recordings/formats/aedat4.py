@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, pack_events
+from sj_ottt.data.recordings.events import EVENT_DTYPE, FIELDS, Recording, pack_events
 from sj_ottt.data.recordings.formats.common import optional, reason
 from sj_ottt.errors import InputError
 
@@ -49,7 +49,7 @@ def read(path: Path) -> Recording:
     events = np.concatenate(packets) if packets else np.empty(0, EVENT_DTYPE)
     size = streams[0]["height"], streams[0]["width"]
     return Recording(
-        pack_events({name: events[name] for name in EVENT_DTYPE.names}, path),
+        pack_events({name: events[name] for name in FIELDS}, path),
         size if min(size) > 0 else None,
     )
 

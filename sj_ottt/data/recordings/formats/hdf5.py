@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, pack_events
+from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
 from sj_ottt.data.recordings.formats.common import check_claim, optional, reason
 from sj_ottt.errors import InputError
 
@@ -48,16 +48,16 @@ def read(path: Path) -> Recording:
 def _read(file: "h5py.File", path: Path) -> Recording:
     if "CD/events" in file:
         events = _load({"events": file["CD/events"]}, path)["events"]
-        columns = {name: events[name] for name in EVENT_DTYPE.names if name in events.dtype.names}
+        columns = {name: events[name] for name in FIELDS if name in (events.dtype.names or ())}
     elif "events" in file and hasattr(file["events"], "keys"):
         group = file["events"]
-        columns = _load({name: group[name] for name in EVENT_DTYPE.names if name in group}, path)
+        columns = _load({name: group[name] for name in FIELDS if name in group}, path)
         if "t" in columns and "t_offset" in file:
             (offset,) = _load({"t_offset": file["t_offset"]}, path).values()
             columns["t"] = columns["t"].astype(np.int64) + np.int64(offset)
     else:
         columns = {}
-    if missing := [name for name in EVENT_DTYPE.names if name not in columns]:
+    if missing := [name for name in FIELDS if name not in columns]:
         raise InputError(
             f"{path}: HDF5 without events/{missing[0]} (DSEC) or CD/events (Prophesee); it holds "
             f"{', '.join(file) or 'nothing'}: save t (µs), x, y and p under events"

@@ -31,6 +31,6 @@ def read(path: Path) -> Recording:
     t += (raw[:, 2].astype(np.int64) & 0x7F) << 16
     t += raw[:, 3].astype(np.int64) << 8
     t += raw[:, 4]
-    columns = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
-    columns = {name: column[~overflow] for name, column in columns.items()}
+    every: dict[str, np.ndarray] = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
+    columns = {name: column[~overflow] for name, column in every.items()}
     return Recording(pack_events(columns, path), SENSOR_SIZE)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, pack_events
+from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
 from sj_ottt.data.recordings.formats.common import check_claim, reason
 from sj_ottt.errors import InputError
 
@@ -26,7 +26,7 @@ def read(path: Path) -> Recording:
     """Read an npz; pickled objects are refused."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = [name for name in EVENT_DTYPE.names if name in archive]
+            names = [name for name in FIELDS if name in archive]
             check_claim(path, sum(_stated_bytes(archive, name) for name in names))
             columns = {name: archive[name] for name in names}
             found = ", ".join(archive.files) or "nothing"
@@ -43,7 +43,7 @@ def read(path: Path) -> Recording:
             f"{path}: truncated, corrupt or pickled npz ({reason(error)}); copy or convert it "
             "again, with plain integer arrays"
         ) from error
-    if missing := [name for name in EVENT_DTYPE.names if name not in columns]:
+    if missing := [name for name in FIELDS if name not in columns]:
         raise InputError(
             f"{path}: npz lacks the array {missing[0]!r} (it holds {found}); save t (µs), x, y "
             "and p, all of one length"
@@ -53,6 +53,8 @@ def read(path: Path) -> Recording:
 
 def _stated_bytes(archive: np.lib.npyio.NpzFile, name: str) -> int:
     """Return the size of a member, checked against the shape that its header states."""
+    if archive.zip is None:
+        raise ValueError("the archive is closed")
     with archive.zip.open(f"{name}.npy") as member:
         shape, _, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
     stated = math.prod(shape) * dtype.itemsize

@@ -62,8 +62,8 @@ def read_dat(path: Path) -> Recording:
     fields, offset = _header(path)
     with open(path, "rb") as file:
         file.seek(offset)
-        layout = file.read(2)
-    if len(layout) < 2 or layout[0] not in _DAT_CD_TYPES or layout[1] != 8:
+        kind_and_size = file.read(2)
+    if len(kind_and_size) < 2 or kind_and_size[0] not in _DAT_CD_TYPES or kind_and_size[1] != 8:
         raise InputError(
             f"{path}: its header names no encoding, and no events of a DAT file (type 0 or 12, "
             "8 bytes) follow it; copy it again, or convert it with Metavision"

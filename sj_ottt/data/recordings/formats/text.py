@@ -34,14 +34,14 @@ class _Head(NamedTuple):
 
     Attributes:
         n_lines: How many lines come before the first event.
-        places: The column of t, x, y and p, where a line names them.
+        columns: The column of t, x, y and p, where a line names them.
         sensor_size: (height, width), where a line states them.
         line: The first event's line.
         first: Its cells.
     """
 
     n_lines: int
-    places: dict[str, int] | None
+    columns: dict[str, int] | None
     sensor_size: tuple[int, int] | None
     line: str = ""
     first: tuple[str, ...] = ()
@@ -147,7 +147,7 @@ def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
         lines,
         delimiter=next((c for c in ",;\t" if c in head.line), None),
         skiprows=skip,
-        usecols=list(head.places.values()) if head.places else range(len(head.first)),
+        usecols=list(head.columns.values()) if head.columns else range(len(head.first)),
         ndmin=2,
     )
     if table.shape[1] != 4:
@@ -158,12 +158,12 @@ def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
 
 
 def _layout(head: _Head, table: np.ndarray) -> _Layout:
-    if head.places:
-        names = tuple(head.places)
+    if head.columns:
+        names = tuple(head.columns)
     else:
         third_only = _is_polarity(table[:, 2]) and not _is_polarity(table[:, 3])
         names = tuple("xypt" if third_only else "txyp")
-    cell = head.first[head.places["t"] if head.places else names.index("t")]
+    cell = head.first[head.columns["t"] if head.columns else names.index("t")]
     seconds = not _WHOLE.fullmatch(cell) or _has_fractions(table[:, names.index("t")])
     return _Layout(names, seconds)
 
@@ -179,17 +179,17 @@ def _events(table: np.ndarray, layout: _Layout, source: str | Path) -> np.ndarra
 
 
 def _read_head(lines: Iterable[str]) -> _Head:
-    n_lines, places, sensor_size = 0, None, None
+    n_lines, columns, sensor_size = 0, None, None
     for line in lines:
         cells = _cells(line)
-        if places is None and (named := _columns(cells)):
-            places = named
+        if columns is None and (named := _columns(cells)):
+            columns = named
         elif sensor_size is None and len(cells) == 2 and all(map(_WHOLE.fullmatch, cells)):
             sensor_size = int(cells[1]), int(cells[0])
         elif cells:
-            return _Head(n_lines, places, sensor_size, line, tuple(cells))
+            return _Head(n_lines, columns, sensor_size, line, tuple(cells))
         n_lines += 1
-    return _Head(n_lines, places, sensor_size)
+    return _Head(n_lines, columns, sensor_size)
 
 
 def _cells(line: str) -> list[str]:
@@ -199,9 +199,9 @@ def _cells(line: str) -> list[str]:
 
 
 def _columns(cells: list[str]) -> dict[str, int] | None:
-    """Return the place of each of t, x, y and p in a line of names; None for any other line."""
-    places = {_NAMES[c.lower()]: i for i, c in enumerate(cells) if c.lower() in _NAMES}
-    return {name: places[name] for name in "txyp"} if len(places) == 4 else None
+    """Return the column of each of t, x, y and p in a line of names; None for any other line."""
+    columns = {_NAMES[c.lower()]: i for i, c in enumerate(cells) if c.lower() in _NAMES}
+    return {name: columns[name] for name in "txyp"} if len(columns) == 4 else None
 
 
 def _is_polarity(column: np.ndarray) -> bool:

@@ -1,0 +1,177 @@
+"""From a recording's events, or a still image, to what a network sees: the one path there is.
+
+Data sets, prediction, live prediction and adaptation all go through `Preprocessing`. It is part of
+a trained model, which must see later samples as those that it learned on.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sj_ottt.data import transforms
+from sj_ottt.data.augmentation import Augmentation
+from sj_ottt.data.encodings import ENCODINGS
+from sj_ottt.data.frames.framing import Framing
+from sj_ottt.data.sets.event_folder import EventFolder
+from sj_ottt.data.sets.images import ImageSet, ImageStats
+from sj_ottt.data.sets.open import open_dataset
+from sj_ottt.errors import InputError
+
+__all__ = ["Preprocessing"]
+
+_Chain = list[Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a sample becomes what a network sees.
+
+    Attributes:
+        framing: How recordings become frames; of still images, its steps and size count.
+        normalize: Whether to scale frames (`NormalizeFrames`) and to standardize images.
+        encoding: How images become sequences, a name in `ENCODINGS`.
+        stats: Of the images that the network learned from; None takes those of the data set.
+
+    Raises:
+        InputError: An unknown encoding.
+    """
+
+    framing: Framing
+    normalize: bool = True
+    encoding: str = "direct"
+    stats: ImageStats | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise InputError(f"encoding={self.encoding!r}: choose one of {', '.join(ENCODINGS)}")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "Preprocessing":
+        """Pick the fields from flat options that hold others too; a missing one has its default.
+
+        Args:
+            options: ``steps``, ``size`` and the other fields of `Framing`, ``normalize``,
+                ``encoding``, and ``stats`` as a pair.
+
+        Raises:
+            InputError: A wrong value.
+        """
+        framing = Framing(**{f.name: options[f.name] for f in fields(Framing) if f.name in options})
+        own = {name: options[name] for name in ("normalize", "encoding") if name in options}
+        if options.get("stats") is not None:
+            own["stats"] = ImageStats(*map(tuple, options["stats"]))
+        return cls(framing, **own)
+
+    def options(self) -> dict[str, Any]:
+        """Return flat options, in values that JSON can hold, of which `from_options` is made."""
+        found = {**asdict(self.framing), "normalize": self.normalize, "encoding": self.encoding}
+        return found if self.stats is None else {**found, "stats": self.stats}
+
+    def with_steps(self, steps: int) -> "Preprocessing":
+        """Return the same with another number of time steps.
+
+        Raises:
+            InputError: No whole number of at least 1.
+        """
+        return replace(self, framing=replace(self.framing, steps=steps))
+
+    def single_frame(self) -> "Preprocessing":
+        """Return the same for one frame of a stream: T = 1, of counts, hot pixels included."""
+        return replace(self, framing=Framing(1, self.framing.size, crop=self.framing.crop))
+
+    def __call__(
+        self, events: np.ndarray, sensor_size: tuple[int, int], source: str | PathLike
+    ) -> Tensor:
+        """Return what a network sees of a recording, as a data set of `open` gives it.
+
+        Args:
+            events: [n] of `EVENT_DTYPE`, in order of time.
+            sensor_size: (height, width) in pixels.
+            source: The name that messages give to the recording.
+
+        Returns:
+            Frames, float32 [T, 2, H, W].
+
+        Raises:
+            InputError: Events that cannot be right, or too few of them.
+        """
+        frames = self.framing.to_tensor(self.framing(events, sensor_size, source))
+        transform = self._transform_of_frames()
+        return frames if transform is None else transform(frames)
+
+    def open(self, spec: str | PathLike, split: str | None) -> EventFolder | ImageSet:
+        """Open a data set as a network sees it, without augmentation.
+
+        Args:
+            spec: See `open_dataset`.
+            split: ``"train"`` or ``"test"``; of recordings, None for both.
+
+        Raises:
+            InputError: Bad data, or an encoding for images of recordings.
+        """
+        dataset = open_dataset(spec, split=split, stats=self.stats, **asdict(self.framing))
+        if isinstance(dataset, ImageSet):
+            return dataset.with_transform(*self._transform_of_images(dataset))
+        if self.encoding != "direct":
+            raise InputError(
+                f"encoding={self.encoding} makes sequences of still images, but {spec} holds "
+                "recordings: leave it out"
+            )
+        return dataset.with_transform(self._transform_of_frames())
+
+    def augment(
+        self, dataset: EventFolder | ImageSet, augmentation: Augmentation
+    ) -> EventFolder | ImageSet:
+        """Return a data set of `open` for training: the same samples, augmented.
+
+        Raises:
+            InputError: An option for recordings, but the data set holds still images.
+        """
+        if isinstance(dataset, EventFolder):
+            return dataset.with_transform(self._transform_of_frames(augmentation))
+        self._check_for_images(dataset, augmentation)
+        return dataset.with_transform(*self._transform_of_images(dataset, augmentation))
+
+    def _transform_of_frames(
+        self, augmentation: Augmentation | None = None
+    ) -> transforms.Compose | None:
+        normalize: _Chain = [transforms.NormalizeFrames()] if self.normalize else []
+        return _compose([], normalize, augmentation)
+
+    def _transform_of_images(
+        self, dataset: ImageSet, augmentation: Augmentation | None = None
+    ) -> tuple[transforms.Compose | None, Callable[[Tensor], Tensor] | None]:
+        """Return what is done to an image, and what then makes a sequence of it."""
+        normalize: _Chain = []
+        if self.normalize and self.encoding != "poisson":  # there, an intensity is a probability
+            normalize = [transforms.Normalize(dataset.mean, dataset.std)]
+        transform = _compose(dataset.fit(augmentation is not None), normalize, augmentation)
+        return transform, ENCODINGS[self.encoding](self.framing.steps)
+
+    def _check_for_images(self, dataset: ImageSet, augmentation: Augmentation) -> None:
+        plain = Framing(self.framing.steps, self.framing.size)
+        of_recordings = {
+            name: (getattr(self.framing, name), getattr(plain, name))
+            for name in ("split_by", "frames", "tau_us", "crop", "hot_pixels")
+        }
+        for name in ("drop_events", "time_jitter"):
+            of_recordings[name] = (getattr(augmentation, name), 0.0)
+        for name, (value, absent) in of_recordings.items():
+            if value != absent:
+                raise InputError(
+                    f"{name}={value} is for recordings, but {dataset.spec} holds still images: "
+                    "leave it out"
+                )
+
+
+def _compose(
+    first: _Chain, normalize: _Chain, augmentation: Augmentation | None
+) -> transforms.Compose | None:
+    before = augmentation.before_normalization() if augmentation else []
+    after = augmentation.after_normalization() if augmentation else []
+    chain = [*first, *before, *normalize, *after]
+    return transforms.Compose(chain) if chain else None
