@@ -1,4 +1,4 @@
-"""Raw recordings and streams: windows, labels, streaming state, and learning on the way."""
+"""Raw recordings and streams: windows, labels, streaming state."""
 
 import dataclasses
 import io
@@ -16,7 +16,6 @@ from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
 from sj_ottt.data.recordings import streams
 from sj_ottt.data.recordings.formats.text import TextStream
 from sj_ottt.data.recordings.streams import WHOLE
-from sj_ottt.inference.adapt import _samples, adapt, open_labelled
 from sj_ottt.inference.predict import (
     check_source,
     durations,
@@ -26,51 +25,9 @@ from sj_ottt.inference.predict import (
 )
 from sj_ottt.learning import predict, reset_state
 from sj_ottt.run import evaluation
-from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.training import train
-from tests.helpers import CLASSES, write_recordings
+from tests.helpers import CLASSES
+from tests.inference.recordings import WINDOW, as_text, band, long_recording
 from tests.recording_files import dat
-
-WINDOW = 100_000
-
-
-def band(label, n=240, seed=0, begin=0, duration=WINDOW):
-    """Events of 16 x 16 pixels in a vertical band, as `write_recordings` makes them."""
-    rng = np.random.default_rng(seed)
-    events = np.empty(n, EVENT_DTYPE)
-    events["t"] = begin + np.sort(rng.integers(0, duration, n))
-    events["t"][[0, -1]] = begin, begin + duration - 1
-    events["x"] = np.clip(rng.normal(3 + 5 * label, 1.5, n).round(), 0, 15)
-    events["y"], events["p"] = rng.integers(0, 16, n), rng.integers(0, 2, n)
-    return events
-
-
-def long_recording(labels, **kwargs):
-    parts = [band(c, seed=i, begin=i * WINDOW, **kwargs) for i, c in enumerate(labels)]
-    return np.concatenate(parts)
-
-
-def as_text(events):
-    return "".join(f"{t},{x},{y},{p}\n" for t, x, y, p in events.tolist()).encode()
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run on recordings of 100 ms that knows its three classes."""
-    root = tmp_path_factory.mktemp("live")
-    data = write_recordings(root / "data", {"train": 20, "test": 3})
-    config = TrainConfig(
-        model="test_ottt_vgg", data=str(data), out=str(root / "run"), steps=3, epochs=6,
-        batch_size=10, lr=0.1, device="cpu", val_fraction=0,
-    )  # fmt: skip
-    assert train(config)["test_accuracy"] == 1.0
-    return root / "run"
-
-
-@pytest.fixture
-def trained(run):
-    return evaluation.load_trained(run, "cpu")
-
 
 # Windows
 
@@ -247,65 +204,6 @@ def test_text_in_pieces_of_any_size():
         TextStream("x").feed(b"1,2,3,0\n1,2,x,0\n")
 
 
-# Learning on the way
-
-
-@pytest.fixture
-def session(tmp_path):
-    """Recordings in which left is right: what the run learned no longer holds."""
-    root = tmp_path / "session"
-    for i in range(24):
-        label = i % 3
-        (root / CLASSES[2 - label]).mkdir(parents=True, exist_ok=True)
-        write_events(root / CLASSES[2 - label] / f"{i:02d}.npz", band(label, seed=100 + i))
-    files = sorted(root.rglob("*.npz"), key=lambda path: path.name)
-    return files[:18], files[18:]
-
-
-@pytest.mark.slow
-def test_adapt_learns_what_changed(trained, session, tmp_path):
-    learned, held = open_labelled(*session, None)
-    cut = {"window": WHOLE, "stride": WHOLE}
-    result = adapt(trained, learned * 4, held, **cut, lr=0.1, out=tmp_path / "adapted")
-    assert (result.samples, result.held_out) == (72, 6)
-    assert result.before == pytest.approx(1 / 3) and result.after == 1.0
-    again = evaluation.load_trained(tmp_path / "adapted", "cpu")
-    assert again.info.adapted == 72 and again.info.frames.steps == 3
-    same = adapt(again, learned[:1], held, **cut, lr=0.0)
-    assert same.before == same.after == 1.0
-
-
-def test_a_rate_of_zero_learns_nothing(trained, session):
-    before = {k: v.clone() for k, v in trained.model.state_dict().items()}
-    learned, held = open_labelled(*session, None)
-    result = adapt(trained, learned, held, window=WHOLE, stride=WHOLE, lr=0.0)
-    assert result.before == result.after and result.right == 6
-    assert all(torch.equal(before[k], v) for k, v in trained.model.state_dict().items())
-
-
-def test_adapt_takes_windows_inside_labels(trained, tmp_path):
-    path = tmp_path / "one.npz"
-    write_events(path, long_recording([0, 1, 2, 2]))
-    csv = tmp_path / "labels.csv"
-    csv.write_text("file,start,end,label\none.npz,0,100ms,left\none.npz,150ms,,right\n")
-    learned, _ = open_labelled([path], [], csv)
-    seen = list(_samples(trained, learned[0], window=WINDOW, stride=WINDOW, min_events=1))
-    assert [sample.target for sample in seen] == [0, 2, 2]
-
-
-@pytest.fixture(scope="module")
-def ltc(tmp_path_factory):
-    """A run of LTC neurons, which start at random and whose last output is the prediction."""
-    root = tmp_path_factory.mktemp("ltc")
-    data = write_recordings(root / "data", {"train": 12, "test": 2})
-    config = TrainConfig(
-        model="test_ltc_cnn", data=str(data), out=str(root / "run"), steps=3, epochs=8,
-        batch_size=6, lr=0.02, optimizer="adam", rule="fptt", device="cpu", val_fraction=0,
-    )  # fmt: skip
-    train(config)
-    return root / "run"
-
-
 @pytest.mark.slow
 def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
     model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
@@ -327,19 +225,6 @@ def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_pa
     write_events(path, np.concatenate((band(1), late)))
     labels = [found.label for found in label_stream(model, streams.open_source(path), WINDOW)]
     assert labels[0] == CLASSES[logits.argmax()] and labels[2] is None  # silence
-
-
-def test_adapt_trains_ltc_neurons_by_fptt(ltc, session, tmp_path):
-    model = evaluation.load_trained(ltc, "cpu")
-    before = {k: v.clone() for k, v in model.model.state_dict().items()}
-    learned, held = open_labelled(*session, None)
-    out = tmp_path / "adapted"
-    result = adapt(model, learned, held, window=WHOLE, stride=WHOLE, lr=0.1, out=out)
-    assert result.samples == 18
-    again = evaluation.load_trained(out, "cpu").model.state_dict()
-    assert not torch.equal(again["fc.weight"], before["fc.weight"])
-    # What is written is the average, not the last weights.
-    assert not torch.equal(again["fc.weight"], model.model.state_dict()["fc.weight"])
 
 
 # The commands
@@ -427,22 +312,7 @@ def test_bad_input(run, argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_more_bad_input(trained, session, tmp_path):
-    files, _ = session
-    with pytest.raises(InputError, match="is given twice"):
-        open_labelled(files, files[:1], None)
-    csv = tmp_path / "labels.csv"
-    csv.write_text(f"file,start,end,label\n{files[0].name},,,left\n")
-    with pytest.raises(InputError, match=f"has no line for .*{files[1].name}"):
-        open_labelled(files[:2], [], csv)
-    csv.write_text(f"file,start,end,label\n{files[0].name},,,lft\n")
-    learned, _ = open_labelled(files[:1], [], csv)
-    cut = {"window": WHOLE, "stride": WHOLE}
-    with pytest.raises(InputError, match=r"'lft' is no class of the model; did you mean left\?"):
-        adapt(trained, learned, **cut)
-    learned, _ = open_labelled(files[:1], [], None)
-    with pytest.raises(InputError, match="no window with 9999 events"):
-        adapt(trained, learned, **cut, min_events=9999)
+def test_more_bad_input(trained):
     with pytest.raises(InputError, match="lies outside the sensor"):
         wide = band(0)
         wide["x"] += 16
@@ -485,28 +355,3 @@ def test_few_events_of_a_stream_get_no_label(trained):
     assert [one.label for one in few] == [None, None]
     labels = [one.label for one in label_stream(trained, source, WINDOW, min_events=min(counts))]
     assert labels == ["left", "right"]
-
-
-def test_one_table_labels_many_recordings(session, tmp_path):
-    """A folder of recordings, and a table that names others too."""
-    files, held = session
-    csv = tmp_path / "labels.csv"
-    names = [f"{p.parent.name}/{p.name}" for p in (*files, *held)]
-    csv.write_text("\n".join(["file,start,end,label", *(f"{n},,,left" for n in names), "b,,,x"]))
-    learned, none = open_labelled([files[0].parent], [], csv)
-    assert [one.path for one in learned] == sorted(files[0].parent.iterdir()) and none == []
-
-
-def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
-    learned, _ = open_labelled(*session, None)
-    cut = {"window": WHOLE, "stride": WHOLE}
-    before = (run / "best.safetensors").read_bytes()
-    with pytest.raises(InputError, match="holds a model already"):
-        adapt(trained, learned, **cut, out=run)
-    assert (run / "best.safetensors").read_bytes() == before
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be made"):
-        adapt(trained, learned, **cut, out=tmp_path / "file" / "a")
-    for lr in (-1.0, float("nan")):
-        with pytest.raises(InputError, match="give a learning rate"):
-            adapt(trained, learned, **cut, lr=lr)

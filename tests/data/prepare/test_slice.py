@@ -362,6 +362,18 @@ def test_a_run_validates_on_windows_of_their_own(raw, tmp_path):
         training.TrainingRun(cfg)
 
 
+def test_the_command_holds_out_what_its_flag_says(raw, tmp_path, capsys):
+    argv = ["data", "slice", str(raw), "--labels", str(all_labels(raw)), "--out"]
+    for kind, message in (
+        ("session", "test: 1 session: "),
+        ("time", "test: the end of each class in each recording"),
+    ):
+        out = tmp_path / kind
+        assert cli.main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
+        assert message in capsys.readouterr().out
+        assert json.loads((out / "dataset.json").read_text())["hold_out"] == kind
+
+
 def test_a_table_of_labels_among_the_recordings_is_none(raw):
     everything = sorted(raw.rglob("*.npz"))
     for name, text in (("labels.csv", "file,start,end,label"), ("a.txt", " File;START; end;label")):
