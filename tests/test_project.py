@@ -1,6 +1,7 @@
 """The shape of the project: imports point down, and importing it costs and needs little."""
 
 import ast
+import configparser
 import subprocess
 import sys
 from pathlib import Path
@@ -87,3 +88,17 @@ def test_import_is_light():
 @pytest.mark.slow
 def test_import_registers_the_models():
     assert run_fresh("import sj_ottt, timm; print(timm.is_model('ottt_nf_resnet34'))") == "True\n"
+
+
+def test_the_wheel_takes_every_room():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    rooms = {".".join(file.parent.relative_to(ROOT).parts) for file in PACKAGE.rglob("__init__.py")}
+    assert set(config["options"]["packages"].split()) == rooms | {"sj_ottt.model_zoo"}
+
+
+def test_no_file_outgrows_its_reader():
+    for file in PACKAGE.rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 450, file
+    beside = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
+    assert len(beside) <= 9, beside
