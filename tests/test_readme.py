@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 import sj_ottt  # noqa: F401  (as the README says: importing it registers the models)
 from tests.helpers import write_recordings
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
@@ -32,3 +33,16 @@ def test_block_runs(block, tmp_path, monkeypatch):
         assert names["net"](torch.rand(2, 1, 8, 8)).shape == (2, 10)
     if "loss" in names:
         assert names["loss"].isfinite() and names["logits"].shape[1] == 3
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_it_links_to_is_there(page):
+    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text())
+    assert all((ROOT / link).exists() for link in links), links
+
+
+def test_every_room_that_contributing_names_is_there():
+    rooms = re.findall(r"`(\w+/(?:\w+/)*)`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(rooms) > 15
+    for room in rooms:
+        assert [*ROOT.glob(room), *ROOT.glob(f"sj_ottt/**/{room}")], room
