@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt._ops.lif import LIF
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.synapse import Product, traced_product
-from sj_ottt._ops.trace import Pair, Trace
+from sj_ottt._ops.trace import Trace
 from sj_ottt.analysis._common import Loss, copy_for_rule, layers_fed_by_spikes
 from sj_ottt.analysis.activity import refuse_silence
 from sj_ottt.errors import InputError

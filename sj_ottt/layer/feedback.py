@@ -9,8 +9,8 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError
 
 __all__ = ["Feedback"]

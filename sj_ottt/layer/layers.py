@@ -8,8 +8,9 @@ import torch
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.pool import avg_pool2d
-from sj_ottt._ops.trace import LinearMap, Pair, Trace
+from sj_ottt._ops.trace import LinearMap, Trace
 
 __all__ = [
     "AdaptiveAvgPool2d",

@@ -9,8 +9,8 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.synapse import replay
-from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError
 from sj_ottt.layer import feedback
 from sj_ottt.layer.layers import OnBoth, map_both

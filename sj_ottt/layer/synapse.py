@@ -8,9 +8,10 @@ from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt._ops.synapse import Product, traced_product
-from sj_ottt._ops.trace import Pair, Trace
+from sj_ottt._ops.trace import Trace
 
 __all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", "fast_layout"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule
-from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning.rules import RULES, find_rule
 
