@@ -19,6 +19,7 @@ from sj_ottt.learning import FPTT, online_learning, train_step
 # Name of a module of ours → the names of SpikingJelly's that are other objects there.
 REPLACED = {
     "neuron": {"OTTTLIFNode", "SLTTLIFNode", "lif"},
+    "neuron.lif": set(),
     "layer": {
         "AdaptiveAvgPool2d",
         "AvgPool2d",
@@ -39,14 +40,13 @@ REPLACED = {
 }
 # Parameters of theirs that ours take otherwise, by the path of the call, and why.
 SIGMOID = "None stands for their default, a sigmoid of slope 4, made for each node, not shared"
-BY_POSITION = "a module is called on its input by position; ours all name it alike"
+BY_POSITION = "a layer is called on its input by position; our synapses all name it alike"
 NOT_READ = "handed on to a step that reads nothing but the input"
 DIFFERENCES = {
     "neuron.OTTTLIFNode": {"surrogate_function": SIGMOID},
     "neuron.SLTTLIFNode": {"surrogate_function": SIGMOID},
     "neuron.SLTTLIFNode.single_step_forward": {"args": NOT_READ, "kwargs": NOT_READ},
     "layer.Linear.forward": {"input": BY_POSITION},
-    "layer.OTTTSequential.forward": {"input": BY_POSITION},
 }
 OURS = [
     f"{module}.{name}"

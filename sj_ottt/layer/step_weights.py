@@ -45,9 +45,9 @@ class OnlineWeight:
         return traced_product(product, x, trace, self._weight, self._bias, self)
 
     def _refresh(self) -> None:
-        """Make the weight; again, where somebody changed a parameter since the last step."""
+        """Make the weight at the first step, and anew where a parameter has changed since."""
         synapse = self._synapse
-        parameters = (synapse.weight, getattr(synapse, "gain", None), synapse.bias)
+        parameters = synapse.product_parameters()
         sources = tuple((id(p), None if p is None else p._version) for p in parameters)
         if sources == self._sources:
             return

@@ -53,6 +53,7 @@ class SpikingClassifier(nn.Module):
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
+    feedback: layer.Feedback | None
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class SpikingClassifier(nn.Module):
         self.first_conv = first_conv
         self.feature_info = feature_info
         self.num_features = self.head_hidden_size = feature_info[-1]["num_chs"]
+        self.feedback = None
         self._init_fc = init_fc
         self._stage_names = tuple(stages)
         for name, stage in stages.items():
@@ -138,10 +140,9 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
-        at_once = hasattr(self, "feedback") and x.dim() == 5
-        if at_once and (
-            not self.training or rule_of(self).through_time
-        ):  # else the neurons refuse it
+        at_once = self.feedback is not None and x.dim() == 5
+        # In online training the neurons refuse all steps in one call, and say why.
+        if at_once and (not self.training or rule_of(self).through_time):
             return self._one_by_one(x)
         return _value(self.forward_head(self.forward_features(x)))
 

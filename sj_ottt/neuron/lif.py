@@ -1,4 +1,7 @@
-"""Spiking neurons that carry a presynaptic trace forward in time."""
+"""Leaky integrate-and-fire neurons that carry a presynaptic trace forward in time.
+
+SpikingJelly has a module of this name, whose public names come through.
+"""
 
 from typing import Any
 
@@ -11,10 +14,14 @@ from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning.rules import RULES, find_rule
 
 __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
+
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron.lif")
+__all__ += public_names("spikingjelly.activation_based.neuron.lif")
 
 BACKENDS = ("torch", "cupy", "auto")
 
@@ -181,7 +188,11 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """Run [T, N, ...] step by step; in training, under a rule that works through time only."""
         # LIFNode's own version returns the membrane alone and would lose the trace's slot.
-        return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)  # type: ignore[no-any-return]
+        outputs: tuple[Tensor, ...]
+        outputs, states = base.MemoryModule.multi_step_functional_forward(
+            self, inputs, states, **kwargs
+        )
+        return outputs, states
 
 
 class SLTTLIFNode(OTTTLIFNode):
@@ -189,8 +200,8 @@ class SLTTLIFNode(OTTTLIFNode):
 
     The weight gradient of a step takes the presynaptic spike itself, no trace: ∇W = g_u[t] s[t]ᵀ.
     As SpikingJelly's node of this name it hands on the spike alone, so that any PyTorch layer may
-    follow. Within a model of this package, `rules.set_rule(model, "sltt")` does the same and keeps
-    one byte per neuron for the next layer's gradient instead of the spike as a number.
+    follow. Within a model of this package, `sj_ottt.set_rule(model, "sltt")` does the same, and
+    the next layer's gradient takes the spikes from one byte per neuron instead of one number.
 
     Args:
         tau: Membrane time constant in time steps, above 1.
