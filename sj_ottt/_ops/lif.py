@@ -126,7 +126,7 @@ def ottt_lif_step(
 
 
 def reference_lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
-    """Do `ottt_lif_step` without the trace, for any surrogate: (I[t], v[t−1]) → (s[t], v[t])."""
+    """Do `ottt_lif_step` without the trace: (I[t], v[t−1]) → (s[t], v[t]), all [N, ...]."""
     u = lif.charge(x, v.detach())
     spike = lif.surrogate_function(u - lif.v_threshold)
     with torch.no_grad():

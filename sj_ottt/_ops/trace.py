@@ -43,7 +43,8 @@ class Trace:
     is all that a layer keeps from forward to backward.
 
     Attributes:
-        stored: The neuron's own trace, in the form it keeps; or values, of any floating dtype.
+        stored: The neuron's own trace [N, ...], in the form it keeps; or values of any floating
+            dtype.
         maps: Linear maps (pooling, scale, flattening), applied in this order.
     """
 
@@ -82,7 +83,7 @@ def check(trace_dtype: str, decay: float) -> None:
 
 
 def zeros(like: Tensor, trace_dtype: str) -> Tensor:
-    """Return â[0] = 0 in a form, shaped like a membrane."""
+    """Return â[0] = 0 in a form of `TRACE_DTYPES`, shaped like a membrane, [N, ...]."""
     dtype = TRACE_DTYPES[trace_dtype]
     if trace_dtype == "float32":
         dtype = torch.promote_types(dtype, like.dtype)
@@ -93,9 +94,9 @@ def advance(stored: Tensor, spike: Tensor, decay: float) -> Tensor:
     """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1].
 
     Args:
-        stored: â[t−1].
-        spike: s[t], as booleans or numbers.
-        decay: δ; a packed trace knows 0.5 and 0.
+        stored: â[t−1], [N, ...], in any form.
+        spike: s[t], shaped like it, as booleans or numbers.
+        decay: δ; 0.5 or 0 for a packed trace.
     """
     if stored.dtype == torch.uint8:
         fired = spike if spike.dtype == torch.bool else spike > 0
@@ -106,7 +107,7 @@ def advance(stored: Tensor, spike: Tensor, decay: float) -> Tensor:
 
 
 def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a stored trace as numbers."""
+    """Return a stored trace, in any form, as numbers of a dtype."""
     if stored.dtype == torch.uint8:
         return stored.to(dtype).mul_(1 / NEWEST)
     return stored.to(dtype)
