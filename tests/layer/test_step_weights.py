@@ -8,8 +8,8 @@ from torch import nn
 from sj_ottt import layer, learning
 from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
-from tests.every_layer import largest_error, network, step_by_step, train
-from tests.networks import relative_error
+from tests.every_layer import network, step_by_step, train
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.parametrize("trace_dtype", ["float32", "packed"])
