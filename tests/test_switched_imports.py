@@ -200,6 +200,12 @@ def test_submodules_of_ours_are_found_by_import():
     assert sj_ottt.learning.online_learning is online_learning
 
 
+@pytest.mark.parametrize("module", [layer, neuron, functional, surrogate, learning])
+def test_the_path_of_a_module_is_its_own(module):
+    """A borrowed __path__ would make Python look for our submodules among theirs."""
+    assert "spikingjelly" not in str(getattr(module, "__path__", ""))
+
+
 # What SpikingJelly's own tests ask of the names that are ours.
 
 
@@ -280,6 +286,21 @@ def test_local_plasticity_works_on_our_layers(step_mode):
     for ours, theirs in zip(*updates, strict=True):
         assert theirs.abs().sum() > 0
         torch.testing.assert_close(ours, theirs)
+
+
+def test_spikingjellys_own_example_runs_after_the_switch():
+    """Its chain ends in an ordinary LIF node and is reset by `functional.reset_net`."""
+    torch.manual_seed(0)
+    net = layer.OTTTSequential(
+        nn.Linear(8, 4), neuron.OTTTLIFNode(), nn.Linear(4, 2), neuron.LIFNode()
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        loss, y = learning.ottt_online_training(
+            net, optimizer, torch.rand(2, 4, 8), torch.rand(2, 4, 2), nn.functional.mse_loss, True
+        )
+        functional.reset_net(net)
+    assert loss.isfinite() and y.shape == (2, 4, 2)
 
 
 # FPTT: SpikingJelly's functions answer to its names, and `learning.FPTT` is the paper's.
