@@ -33,14 +33,15 @@ __all__ = [
 
 
 class LIFState(TypedDict):
-    """What a neuron keeps between two time steps; a step replaces the entries one by one.
+    """What a neuron keeps between two time steps.
 
-    What is replaced is then free before the next is made; no tensor is written in place.
+    A step replaces the entries one by one, so that an old tensor is freed before the next new one
+    is made. It never writes into a tensor that it was given.
 
     Attributes:
-        v: v[t], the membrane after the reset.
-        trace: What the learning rule keeps beside it: for OTTT and SLTT â[t] in a form of
-            `sj_ottt._ops.trace`; None where nothing is kept.
+        v: v[t], the membrane after the reset, [N, ...].
+        trace: What the learning rule keeps beside it (`Rule.start`): for OTTT and SLTT â[t] in a
+            form of `sj_ottt._ops.trace`; None where nothing is kept.
     """
 
     v: Tensor

@@ -1,4 +1,4 @@
-"""Connections from a layer to an earlier one, one time step late (section 4.1)."""
+"""Connections from a layer to an earlier one, one time step late (the paper's section 4.1)."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,8 +23,8 @@ class Feedback(base.MemoryModule):
 
     The weight's gradient is the recurrent form of equation (4), ∇_W L[t] = g_u[t] â[t−1]ᵀ with u of
     the neurons that it feeds and â of those that it comes from; no gradient flows back in time
-    (under BPTT it does). Feature maps of another size are resized to the target's, to the nearest
-    pixel. The first step after a reset adds nothing.
+    (under BPTT it does). Feature maps [N, C, H, W] of another size than the target's are resized to
+    it, by the nearest pixel. The first step after a reset adds nothing.
 
         self.feedback = layer.Feedback(layer.Conv2d(512, 64, 3, padding=1, bias=False))
         self.feedback.connect(source=self.layer4, target=self.layer1[1])

@@ -34,9 +34,9 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace.
 
     It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
-    `layer.OTTTSequential` recognises a trace-carrying neuron by that class. It differs from it
-    where users were caught: state follows a changed batch size, the state never holds a graph,
-    step mode "m" evaluates, and two nodes never share one surrogate module.
+    `layer.OTTTSequential` recognises a trace-carrying neuron by that class. Unlike SpikingJelly's,
+    its state follows a changed batch size and never holds a graph, step mode "m" evaluates, and
+    two nodes never share one surrogate module.
 
     Args:
         tau: Membrane time constant in time steps, above 1.
@@ -66,7 +66,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     rule = RULES["ottt"]
 
     spike_alone = False
-    """Whether the trace is left out where the rule does without: any layer may follow then."""
+    """Whether spikes are handed on without their trace where the rule needs none, so that any layer
+    may follow (`Rule.spike_suffices`)."""
 
     def __init__(
         self,
@@ -253,9 +254,10 @@ class SLTTLIFNode(OTTTLIFNode):
 class NDOTLIFNode(OTTTLIFNode):
     """Leaky integrate-and-fire neuron for neuronal dynamics-based online training (NDOT).
 
-    Its trace decays by the ratio of the neuron's own membranes instead of by λ; see
-    `sj_ottt._ops.ndot.advance_ndot`, where both variants are written out. It keeps two numbers per
-    neuron beside the membrane.
+    Its trace decays by the ratio of the neuron's own membranes instead of by λ:
+    â[t] = e[t−1] â[t−1] + s[t] with e[t] = v[t] / v[t−1], limited to [−λ, λ];
+    `sj_ottt._ops.ndot.advance_ndot` has both variants in full. It keeps two numbers per neuron
+    beside the membrane.
 
     Args:
         *args: As `OTTTLIFNode`; the trace is always stored in full precision.
