@@ -145,12 +145,13 @@ class Pair(list[Tensor]):
     __rmul__ = __imul__ = __mul__
 
 
-def _refused(name: str) -> Callable[..., NoReturn]:
-    """Return a method of lists that would act on the empty list below a pair, as one that raises.
+_COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
+_CHANGES = ("__setitem__", "__delitem__", "append", "clear", "extend", "insert", "pop", "remove")
+_OTHERS = ("copy", "count", "index", "reverse", "sort")
 
-    Raises:
-        InputError: When the method is called.
-    """
+
+def _refuse(name: str) -> Callable[..., NoReturn]:
+    """Return what raises where a method of lists would act on the empty list below a pair."""
 
     def method(self: Pair, *args: object, **kwargs: object) -> NoReturn:
         raise InputError(
@@ -161,12 +162,8 @@ def _refused(name: str) -> Callable[..., NoReturn]:
     return method
 
 
-for _name in (
-    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__"),
-    *("__setitem__", "__delitem__", "append", "clear", "copy", "count", "extend", "index"),
-    *("insert", "pop", "remove", "reverse", "sort"),
-):
-    setattr(Pair, _name, _refused(_name))
+for _name in (*_COMPARISONS, *_CHANGES, *_OTHERS):
+    setattr(Pair, _name, _refuse(_name))
 
 _FACTS = ("shape", "dtype", "device", "size", "dim", "ndim", "numel", "is_cuda", "requires_grad")
 """What a pair answers as its spike does."""

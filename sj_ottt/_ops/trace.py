@@ -35,7 +35,7 @@ NEWEST = 128
 LinearMap = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
 class Trace:
     """A trace on its way to a synapse: as a neuron stores it, and what it passed through since.
 
