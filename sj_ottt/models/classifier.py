@@ -46,6 +46,10 @@ class SpikingClassifier(nn.Module):
             membrane. The same where its input is real-valued.
         init_fc: Initialises the classifier in place.
 
+    Attributes:
+        feedback: A connection from a later stage to an earlier one; None, unless a subclass lays
+            one. With it, step mode "m" runs the time steps one by one.
+
     Raises:
         InputError: If `readout` or `global_pool` is unknown.
     """

@@ -22,7 +22,7 @@ from sj_ottt.learning.state import reset_state
 
 __all__ = ["RULES", "VARIANTS", "check_variant", "find_rule", "rule_of", "set_rule"]
 
-_ALL = (OTTT, SLTT, *NDOT, BPTT)
+_ALL = (OTTT, SLTT, *NDOT, BPTT)  # a new rule goes here
 
 RULES: dict[str, Rule] = {}
 """Name → rule; of a rule with variants, the first of them."""
