@@ -56,7 +56,8 @@ class OnlineWeight:
             self._made = synapse.make_fast_weight()
         self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
         self._bias = synapse.bias
-        self._sources, self._parameters = sources, parameters  # alive, so that no id is used again
+        # The parameters stay alive with their ids, which no other one can get meanwhile.
+        self._sources, self._parameters = sources, parameters
 
     def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
         """Take over ∇W and ∇b of one time step."""
