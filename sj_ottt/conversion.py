@@ -17,24 +17,19 @@ from sj_ottt.neuron import OTTTLIFNode
 __all__ = ["convert"]
 
 _NEURONS = (sj_neuron.LIFNode, sj_neuron.OTTTLIFNode, sj_neuron.SLTTLIFNode)
-_NAMES = (
-    "Linear",
-    "Conv2d",
-    "AvgPool2d",
-    "MaxPool2d",
-    "AdaptiveAvgPool2d",
-    "Flatten",
-    "WSConv2d",
-    "WSLinear",
-    "OTTTSequential",
-    "Dropout",
-    "Dropout2d",
-)
+_IN_PYTORCH_TOO = ("Linear", "Conv2d", "AvgPool2d", "MaxPool2d", "AdaptiveAvgPool2d", "Flatten")
+_IN_SPIKINGJELLY = ("WSConv2d", "WSLinear", "OTTTSequential", "Dropout", "Dropout2d")
 # Class of theirs → class of ours, which adds behaviour and no state.
-_LAYERS = {getattr(sj_layer, name): getattr(layer, name) for name in _NAMES}
-_LAYERS |= {getattr(nn, name): getattr(layer, name) for name in _NAMES[:6]}
-_LAYERS[nn.Sequential] = layer.OTTTSequential
-_DROPOUTS = {nn.Dropout: layer.Dropout, nn.Dropout2d: layer.Dropout2d}  # theirs have no state
+_LAYERS = {
+    nn.Sequential: layer.OTTTSequential,
+    **{getattr(nn, name): getattr(layer, name) for name in _IN_PYTORCH_TOO},
+    **{
+        getattr(sj_layer, name): getattr(layer, name)
+        for name in (*_IN_PYTORCH_TOO, *_IN_SPIKINGJELLY)
+    },
+}
+# PyTorch's keep no mask, and ours do, so that these are made anew.
+_DROPOUTS = {nn.Dropout: layer.Dropout, nn.Dropout2d: layer.Dropout2d}
 
 
 def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Module:
@@ -67,37 +62,37 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
     ]
     if obstacles:
         raise InputError(f"{type(model).__name__} cannot be converted: {'; '.join(obstacles)}")
-    known = {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {}
+    # What a deep copy takes from here, it does not copy.
+    not_copied = {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {}
     for module in model.modules():
         if isinstance(module, base.MemoryModule):  # a state with a graph cannot be copied
             states = [s for s in module._memories.values() if isinstance(s, Tensor)]
-            known |= {id(state): state.detach() for state in states}
-    clone = _replaced(copy.deepcopy(model, known), {})
+            not_copied |= {id(state): state.detach() for state in states}
+    clone = _replaced(copy.deepcopy(model, not_copied), {})
     for module in clone.modules():
         if isinstance(module, base.StepModule):
             module.step_mode = "s"
-        if isinstance(module, base.MemoryModule):
-            module.reset()
-    return set_rule(clone, rule)
+    return set_rule(clone, rule)  # which resets the state, too
 
 
 def _obstacle(module: nn.Module) -> str | None:
-    """Say why a module cannot be converted."""
+    """Return why a module cannot be converted; None where it can."""
     kind = type(module)
     if kind in _NEURONS or isinstance(module, OTTTLIFNode):
         return None
     if isinstance(module, base.MultiStepModule):
         return f"{kind.__name__} needs all time steps at once"
     if isinstance(module, _BatchNorm):
-        if type(module).__module__.startswith("torch.") or getattr(module, "step_mode", "") == "s":
+        single_step = isinstance(module, base.StepModule) and module.step_mode == "s"
+        if kind.__module__.startswith("torch.") or single_step:
             return None
         return f'{kind.__name__} in step mode "m" normalises over time: train it in "s"'
     if kind is sj_layer.WSConv2d and module.padding_mode != "zeros":
         return f'padding_mode="{module.padding_mode}", which SpikingJelly\'s WSConv2d ignores'
     if isinstance(module, sj_neuron.BaseNode):
         return f"{kind.__name__} has other dynamics than LIFNode"
-    known = kind in _LAYERS or kind in _LAYERS.values()
-    if isinstance(module, base.MemoryModule) and not known:
+    has_counterpart = kind in _LAYERS or kind in _LAYERS.values()
+    if isinstance(module, base.MemoryModule) and not has_counterpart:
         return f"{kind.__name__} keeps a state that is not a LIF neuron's"
     return None
 
@@ -115,6 +110,7 @@ def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def _ours(module: Any) -> nn.Module:
+    """Return our counterpart of a module, or the module itself."""
     kind = type(module)
     if kind in _NEURONS:
         node: nn.Module = OTTTLIFNode(

@@ -21,7 +21,7 @@ def _gaussian(x: Tensor, sd: float) -> Tensor:
     return (x * x).mul_(-0.5 / sd**2).exp_().mul_(1 / (sd * math.sqrt(2 * math.pi)))
 
 
-def multi_gaussian(x: Tensor, scale: float, height: float, sigma: float, width: float) -> Tensor:
+def _multi_gaussian(x: Tensor, scale: float, height: float, sigma: float, width: float) -> Tensor:
     """Return g(x) of `MultiGaussian`, shaped like x."""
     wide = _gaussian(x - sigma, width * sigma).add_(_gaussian(x + sigma, width * sigma))
     return _gaussian(x, sigma).mul_(scale * (1 + height)).sub_(wide, alpha=scale * height)
@@ -39,7 +39,7 @@ class _Spike(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        return multi_gaussian(x, *ctx.shape).mul_(grad), *(None for _ in ctx.shape)
+        return _multi_gaussian(x, *ctx.shape).mul_(grad), *(None for _ in ctx.shape)
 
 
 class MultiGaussian(sj_surrogate.SurrogateFunctionBase):

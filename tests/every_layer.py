@@ -7,7 +7,6 @@ from torch import nn
 
 from sj_ottt import layer, learning
 from sj_ottt.neuron import OTTTLIFNode
-from tests.networks import relative_error
 
 
 def network(trace_dtype: str = "float32", dropout: float = 0.0) -> layer.OTTTSequential:
@@ -50,10 +49,6 @@ def train(net: nn.Module, steps: int = 6, **kwargs) -> dict[str, torch.Tensor]:
     grads = {k: p.grad.clone() for k, p in net.named_parameters()}
     assert all(g.norm() > 0 for g in grads.values())
     return grads
-
-
-def largest_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    return max(relative_error(a[k], b[k]) for k in b)
 
 
 def step_by_step(net: nn.Module, steps: int = 6) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,36 @@ def train_once(train, model, x_seq, target_seq, online):
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     return ((a - b).norm() / b.norm()).item()
+
+
+def largest_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest relative error of any gradient of a against that of b."""
+    return max(relative_error(a[k], b[k]) for k in b)
+
+
+def parameters(model: nn.Module) -> torch.Tensor:
+    """All parameters of a model as one vector, without a graph."""
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def peak_saved_bytes(run: Callable[[], object]) -> int:
+    """The most bytes that autograd holds between forward and backward while a function runs."""
+    held = peak = 0
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor):
+            nonlocal held, peak
+            self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
+            held += self.bytes
+            peak = max(peak, held)
+
+        def __del__(self):
+            nonlocal held
+            held -= self.bytes
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        run()
+    return peak
 
 
 def assert_alive(result) -> None:

@@ -207,43 +207,6 @@ def test_names_all_that_stands_in_the_way():
         convert(nn.Sequential(nn.Linear(2, 2)))
 
 
-def test_a_pair_is_not_a_list():
-    """Adding two neurons' outputs adds, where lists would be strung together."""
-    a, b = (OTTTLIFNode(trace_dtype="packed")(torch.full((3,), 2.0)) for _ in range(2))
-    total = a + b
-    total += b
-    assert torch.equal(total[0], torch.full((3,), 3.0)) and torch.equal(total.values, total[0])
-    assert torch.equal((2 * a)[0], a[0] + a[0]) and torch.equal((2 * a).values, 2 * a.values)
-    current = torch.ones(3)
-    assert torch.equal(a + current, current + a)
-    for multiply in (lambda: nn.Parameter(torch.ones(3)) * a, lambda: a * torch.ones(3)):
-        with pytest.raises(InputError, match=r"mul\(\) was called on what a neuron hands on"):
-            multiply()
-
-
-def test_linear_functions_take_spike_and_trace():
-    node = OTTTLIFNode(trace_dtype="packed")
-    for _ in range(2):
-        pair = node(torch.rand(2, 3, 4, 4).requires_grad_())
-    assert pair.shape == (2, 3, 4, 4) and pair.dim() == 4 and pair.size(1) == 3
-    for found, f in (
-        (torch.flatten(pair, 1), lambda x: x.flatten(1)),
-        (pair.flatten(1), lambda x: x.flatten(1)),
-        (pair.view(2, -1), lambda x: x.view(2, -1)),
-        (pair.mean((2, 3)), lambda x: x.mean((2, 3))),
-        (F.adaptive_avg_pool2d(pair, 1), lambda x: F.adaptive_avg_pool2d(x, 1)),
-        (F.avg_pool2d(pair, 2), lambda x: F.avg_pool2d(x, 2)),
-        (torch.cat([pair, pair], 1), lambda x: torch.cat([x, x], 1)),
-    ):
-        assert isinstance(found, Pair) and not found.values.requires_grad
-        assert torch.equal(found[0], f(pair[0])) and torch.equal(found[1], f(pair.values))
-    for call in (lambda: torch.relu(pair), lambda: F.max_pool2d(pair, 2), lambda: pair.abs()):
-        with pytest.raises(InputError, match="the trace would not follow it"):
-            call()
-    with pytest.raises(AttributeError):
-        pair.no_such_thing  # noqa: B018
-
-
 @pytest.mark.slow
 def test_spikingjellys_residual_networks():
     """Their model files as they are: batch norm, residual sums, torch.flatten."""

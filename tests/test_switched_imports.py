@@ -19,6 +19,7 @@ from sj_ottt.learning import FPTT, online_learning, train_step
 # Name of a module of ours → the names of SpikingJelly's that are other objects there.
 REPLACED = {
     "neuron": {"OTTTLIFNode", "SLTTLIFNode", "lif"},
+    "neuron.lif": set(),
     "layer": {
         "AdaptiveAvgPool2d",
         "AvgPool2d",
@@ -39,14 +40,13 @@ REPLACED = {
 }
 # Parameters of theirs that ours take otherwise, by the path of the call, and why.
 SIGMOID = "None stands for their default, a sigmoid of slope 4, made for each node, not shared"
-BY_POSITION = "a module is called on its input by position; ours all name it alike"
+BY_POSITION = "a layer is called on its input by position; our synapses all name it alike"
 NOT_READ = "handed on to a step that reads nothing but the input"
 DIFFERENCES = {
     "neuron.OTTTLIFNode": {"surrogate_function": SIGMOID},
     "neuron.SLTTLIFNode": {"surrogate_function": SIGMOID},
     "neuron.SLTTLIFNode.single_step_forward": {"args": NOT_READ, "kwargs": NOT_READ},
     "layer.Linear.forward": {"input": BY_POSITION},
-    "layer.OTTTSequential.forward": {"input": BY_POSITION},
 }
 OURS = [
     f"{module}.{name}"
@@ -200,6 +200,12 @@ def test_submodules_of_ours_are_found_by_import():
     assert sj_ottt.learning.online_learning is online_learning
 
 
+@pytest.mark.parametrize("module", [layer, neuron, functional, surrogate, learning])
+def test_the_path_of_a_module_is_its_own(module):
+    """A borrowed __path__ would make Python look for our submodules among theirs."""
+    assert "spikingjelly" not in str(getattr(module, "__path__", ""))
+
+
 # What SpikingJelly's own tests ask of the names that are ours.
 
 
@@ -280,6 +286,21 @@ def test_local_plasticity_works_on_our_layers(step_mode):
     for ours, theirs in zip(*updates, strict=True):
         assert theirs.abs().sum() > 0
         torch.testing.assert_close(ours, theirs)
+
+
+def test_spikingjellys_own_example_runs_after_the_switch():
+    """Its chain ends in an ordinary LIF node and is reset by `functional.reset_net`."""
+    torch.manual_seed(0)
+    net = layer.OTTTSequential(
+        nn.Linear(8, 4), neuron.OTTTLIFNode(), nn.Linear(4, 2), neuron.LIFNode()
+    )
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for _ in range(2):
+        loss, y = learning.ottt_online_training(
+            net, optimizer, torch.rand(2, 4, 8), torch.rand(2, 4, 2), nn.functional.mse_loss, True
+        )
+        functional.reset_net(net)
+    assert loss.isfinite() and y.shape == (2, 4, 2)
 
 
 # FPTT: SpikingJelly's functions answer to its names, and `learning.FPTT` is the paper's.

@@ -1,8 +1,8 @@
 // One time step of the OTTT neuron as one kernel, and its surrogate's derivative as another.
 //
-// The formulas are those of lif.py, trace.py and ndot.py, written in the same order
-// of operations. Memory is read and written once, in numbers of 16 bits, 8 for a packed trace, too;
-// what happens in between is float32, or float64 for float64 numbers.
+// The formulas are those of lif.py, trace.py and ndot.py, written in the same order of operations.
+// Each number is read and written once, in the dtype of its tensor; the arithmetic in between is
+// float32, or float64 for tensors of float64.
 //
 // SCALAR   double, float, Half or BFloat16: input, membrane, spike, gradient
 // TRACE    double, float, Half, BFloat16 or Packed: how the trace is stored
@@ -87,7 +87,7 @@ DEVICE void advance(Packed& to, Packed trace, bool fired, double decay) {
     to.bits = (decay > 0 ? trace.bits >> 1 : 0) | (fired ? 128 : 0);
 }
 
-// Arguments; sj_ottt/kernels.py fills them in
+// Arguments; lif_cuda.py fills them in
 
 struct LIF {
     double tau, trace_decay, v_threshold, v_reset, alpha;
@@ -138,10 +138,10 @@ template <int WIDTH, class T> DEVICE void store(T* to, Index at, Lanes<T, WIDTH>
     *reinterpret_cast<Lanes<T, WIDTH>*>(to + at) = lanes;
 }
 
-struct Places { Index at[4]; };
+struct Offsets { Index at[4]; };
 
-DEVICE Places places(const Layout& layout, Index i) {
-    Places p = {};
+DEVICE Offsets offsets(const Layout& layout, Index i) {
+    Offsets p = {};
     for (Index d = layout.dims - 1; d >= 0; --d) {
         Index along = i % layout.size[d];
         i /= layout.size[d];
@@ -150,16 +150,16 @@ DEVICE Places places(const Layout& layout, Index i) {
     return p;
 }
 
-DEVICE Places dense(Index i) { return {{i, i, i, i}}; }
+DEVICE Offsets dense(Index i) { return {{i, i, i, i}}; }
 
-// Calls function<WIDTH>(call, places) for all elements.
+// Calls function<WIDTH>(call, offsets) for all elements.
 #define OVER(layout, function)                                                             \
     if ((layout).dims == 0) {                                                              \
         const Index whole = (layout).count / LANES;                                        \
         EACH(i, whole) function<LANES>(call, dense(LANES * i));                            \
         EACH(i, (layout).count % LANES) function<1>(call, dense(LANES * whole + i));       \
     } else {                                                                               \
-        EACH(i, (layout).count) function<1>(call, places(layout, i));                      \
+        EACH(i, (layout).count) function<1>(call, offsets(layout, i));                      \
     }
 
 // Charge, fire, reset, trace
@@ -193,7 +193,7 @@ DEVICE void advance(const LIF& lif, T& trace, SCALAR& memory, Real before, Real 
 
 DEVICE void advance(const LIF&, Packed&, SCALAR&, Real, Real, bool) {}  // a ratio fits no byte
 
-template <int WIDTH> DEVICE void forward(const Forward& call, Places p) {
+template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
     const LIF& lif = call.lif;
     Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, p.at[0]), v = load<WIDTH>(call.v, p.at[1]);
     Lanes<SCALAR, WIDTH> spike, u, memory;
@@ -253,7 +253,7 @@ DEVICE Real derivative(const LIF& lif, Real z, Real grad) {
     }
 }
 
-template <int WIDTH> DEVICE void backward(const Backward& call, Places p) {
+template <int WIDTH> DEVICE void backward(const Backward& call, Offsets p) {
     const LIF& lif = call.lif;
     Lanes<SCALAR, WIDTH> grad = load<WIDTH>(call.grad, p.at[0]);
     Lanes<SCALAR, WIDTH> membrane = load<WIDTH>(call.membrane, p.at[1]);

@@ -33,14 +33,15 @@ __all__ = [
 
 
 class LIFState(TypedDict):
-    """What a neuron keeps between two time steps; a step replaces the entries one by one.
+    """What a neuron keeps between two time steps.
 
-    What is replaced is then free before the next is made; no tensor is written in place.
+    A step replaces the entries one by one, so that an old tensor is freed before the next new one
+    is made. It never writes into a tensor that it was given.
 
     Attributes:
-        v: v[t], the membrane after the reset.
-        trace: What the learning rule keeps beside it: for OTTT and SLTT â[t] in a form of
-            `sj_ottt._ops.trace`; None where nothing is kept.
+        v: v[t], the membrane after the reset, [N, ...].
+        trace: What the learning rule keeps beside it (`Rule.start`): for OTTT and SLTT â[t] in a
+            form of `sj_ottt._ops.trace`; None where nothing is kept.
     """
 
     v: Tensor
@@ -126,7 +127,7 @@ def ottt_lif_step(
 
 
 def reference_lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
-    """Do `ottt_lif_step` without the trace, for any surrogate: (I[t], v[t−1]) → (s[t], v[t])."""
+    """Do `ottt_lif_step` without the trace: (I[t], v[t−1]) → (s[t], v[t]), all [N, ...]."""
     u = lif.charge(x, v.detach())
     spike = lif.surrogate_function(u - lif.v_threshold)
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """The neuron's time step as one CUDA kernel, and its surrogate's derivative as another.
 
 The source is `lif.cu`, compiled by CuPy for the GPU at hand when it is first used. The numbers are
-those of `lif.lif_step`, and the same is kept for the backward pass; what is saved is
-the traffic: each tensor is read or written once.
+those of `lif.lif_step`, and the same is kept for the backward pass. What is saved is memory
+traffic: each tensor is read or written once.
 """
 
 import functools
@@ -57,7 +57,7 @@ _FORWARD, _BACKWARD = (
 
 
 def _missing() -> str | None:
-    """Say what stands between this process and the kernels."""
+    """Return why the kernels cannot run in this process; None where they can."""
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
     try:
@@ -88,14 +88,15 @@ def check_available() -> None:
 
 def usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
     """Whether the kernels can run here, on a tensor's device and dtype, with a surrogate."""
-    return _on_gpu(x) and x.dtype in SCALARS and _known(surrogate_function) and _available()
+    return _on_gpu(x) and x.dtype in SCALARS and _supports(surrogate_function) and _available()
 
 
 def _on_gpu(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _known(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
+def _supports(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
+    """Whether the kernels have the derivative of a surrogate."""
     return type(surrogate_function) in SURROGATES and bool(surrogate_function.spiking)
 
 
@@ -105,7 +106,7 @@ def check_usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBa
     Raises:
         InputError: Naming what does not fit.
     """
-    if not _known(surrogate_function):
+    if not _supports(surrogate_function):
         names = ", ".join(cls.__name__ for cls in SURROGATES)
         raise InputError(
             f'backend="cupy" does not know the surrogate {surrogate_function}: it has {names}; '
@@ -122,7 +123,7 @@ def check_usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBa
 
 @dataclass(frozen=True)
 class _Constants:
-    """What a kernel is told beside tensors: the neuron, and how its trace goes on."""
+    """What a kernel takes beside tensors: the neuron, and how its trace goes on."""
 
     lif: LIF
     trace_decay: float
@@ -245,7 +246,7 @@ def _arguments(
 
 
 def _dense(x: Tensor) -> bool:
-    """Whether a tensor's elements fill its piece of memory, each place once."""
+    """Whether a tensor's elements fill its memory without gaps or overlaps."""
     if x.is_contiguous():
         return True
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -34,14 +34,14 @@ def advance_ndot(
 ) -> NDOTState:
     """Advance NDOT's trace to step t; every ratio is clamped to [−λ, λ].
 
-    Variant "paper": â[t] = e[t−1] â[t−1] + s[t], e[t] = v[t] / v[t−1]. A membrane of exactly 0
-    counts as an infinitely small one, positive like the u it was left by.
+    Variant "paper": â[t] = e[t−1] â[t−1] + s[t], e[t] = v[t] / v[t−1]. A membrane v[t−1] of
+    exactly 0 counts as a tiny positive one, so that the ratio is λ, −λ or, for v[t] = 0, 0.
 
     Variant "code", as the authors' program: â[t] = e[t] â[t−1] + s[t], e[t] = q[t] / q[t−1] with
     q = v − V_th s, so that the threshold is taken off twice; a ratio that is no number is λ.
 
     Args:
-        state: That of step t − 1.
+        state: That of step t − 1; its tensors, and all that follow, are shaped alike, [N, ...].
         spike: s[t].
         v_before: v[t−1].
         v: v[t], the membrane after the reset.

@@ -14,7 +14,8 @@ from sj_ottt._ops.trace import Trace
 __all__ = ["LearningModule", "Rule"]
 
 
-def _check_known(trace_dtype: str, lam: float) -> None:
+def _check_any_form(trace_dtype: str, lam: float) -> None:
+    """Refuse an unknown form; all of them fit a trace that leaves nothing for the next step."""
     trace.check(trace_dtype, 0.0)
 
 
@@ -22,11 +23,13 @@ def _check_known(trace_dtype: str, lam: float) -> None:
 class Rule:
     """How neurons take part in learning: what they keep between steps, and the trace they hand on.
 
+    Its functions are functions of a module, and no lambdas, so that a model can be pickled.
+
     Attributes:
         name: What users call it.
         start: (membrane [N, ...], name of a trace's form) → what is kept beside the membrane
-            before the first step: a tensor, a tuple of tensors, all shaped like the membrane, or
-            None.
+            before the first step: a tensor or a named tuple of tensors, all shaped like the
+            membrane, or None.
         step: (current I[t], state, constants, whether to take a fused kernel) → spike s[t]; the
             state becomes that of t.
         trace: (what is kept after a step) → the trace that the next synapse's weight gradient
@@ -45,7 +48,7 @@ class Rule:
     start: Callable[[Tensor, str], Any]
     step: Callable[[Tensor, LIFState, LIF, bool], Tensor]
     trace: Callable[[Any], Trace | None]
-    check_trace_dtype: Callable[[str, float], None] = _check_known
+    check_trace_dtype: Callable[[str, float], None] = _check_any_form
     variant: str | None = None
     through_time: bool = False
     spike_suffices: bool = False
@@ -55,18 +58,21 @@ class Rule:
         return self.name if self.variant is None else f"{self.name} ({self.variant})"
 
     def fit(self, kept: Any, v: Tensor, trace_dtype: str) -> Any:
-        """Return what a neuron has kept, as its membrane now asks for it.
+        """Return what a neuron keeps beside its membrane, fitted to the membrane.
 
         Args:
             kept: What the step before has left; None before the first step.
-            v: The membrane [N, ...]. For another shape of it the rule starts anew; to another
-                device or dtype, what is kept moves.
+            v: The membrane [N, ...]. Where its shape has changed, the rule starts anew; where its
+                device or dtype has, what is kept follows.
             trace_dtype: Name of a trace's form.
+
+        Returns:
+            What `start` returns, or `kept`, moved.
         """
         parts = (kept,) if isinstance(kept, Tensor) else kept
         if parts is None or any(part.shape != v.shape for part in parts):
             return self.start(v, trace_dtype)
-        like = self.start(v.new_empty(0), trace_dtype)  # says device and dtype, and is empty
+        like = self.start(v.new_empty(0), trace_dtype)  # empty: only its devices and dtypes count
         if isinstance(kept, Tensor):
             return kept.to(like)
         return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))

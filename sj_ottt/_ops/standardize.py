@@ -10,10 +10,11 @@ __all__ = ["scaled_weight_standardization"]
 
 
 def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
-    """Ŵ = gain ⊙ (W − mean) / sqrt(var · fan_in + eps) per output channel (section 4.4).
+    """Standardize: Ŵ = gain ⊙ (W − mean) / sqrt(var · fan_in + eps), per output channel.
 
-    The variance is unbiased and eps stands beside var · fan_in, as in the authors' code. timm's
-    `ScaledStdConv2d` differs in both, so its weights do not carry over.
+    It is that of the OTTT paper's section 4.4. The variance is unbiased and eps stands beside
+    var · fan_in, as in the authors' code. timm's `ScaledStdConv2d` differs in both, so its weights
+    do not carry over.
 
     Args:
         weight: [C_out, ...].

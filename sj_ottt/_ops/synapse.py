@@ -65,9 +65,19 @@ class Product:
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return ∇s = Wᵀ g, ∇W = g âᵀ and ∇b = g, each where it is needed.
 
-        This is the ordinary backward of the product with â standing where s was: the spikes are
-        not needed. Without `need_weight`, only the shape of `trace` is looked at, and without
-        `need_spike`, that of `weight`.
+        This is the ordinary backward of the product with â in the place of s, which itself is not
+        needed.
+
+        Args:
+            grad: g, shaped like the output.
+            trace: â, shaped like the input; without `need_weight`, only its shape matters.
+            weight: W; without `need_spike`, only its shape matters.
+            need_spike: Whether ∇s is wanted.
+            need_weight: Whether ∇W is wanted.
+            need_bias: Whether ∇b is wanted.
+
+        Returns:
+            ∇s, ∇W and ∇b, shaped like `trace`, `weight` and the bias; None where not wanted.
         """
         if self.stride:
             grads: tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -153,6 +163,9 @@ def traced_product(
         weight: W as `product` takes it.
         bias: b or None.
         sink: Where ∇W and ∇b go instead of to `weight` and `bias`.
+
+    Returns:
+        W s + b, [N, ...].
     """
     trace = Trace(spike) if trace is None else trace
     out: Tensor = _TracedProduct.apply(spike, trace.stored, weight, bias, product, trace.maps, sink)
@@ -213,6 +226,9 @@ def replay(module: Callable[[Tensor], Tensor], spike: Tensor, trace: Tensor) -> 
         module: The map, with parameters that learn.
         spike: s[t], [N, ...].
         trace: â[t], shaped like `spike`; receives no gradient.
+
+    Returns:
+        The map's output for the spike.
     """
     with torch.no_grad():
         value = module(spike)

@@ -39,7 +39,10 @@ def neurons_of(model: nn.Module, *kinds: type[Neuron]) -> dict[str, Neuron]:
 
 
 def copy_for_rule(model: nn.Module, rule: str) -> nn.Module:
-    """Return a copy in training mode that follows a rule, its gradients clean, its trace exact."""
+    """Return a copy in training mode that learns by a rule, without gradients and dropout.
+
+    Its traces are stored in full precision. The model itself is reset.
+    """
     reset_state(model)
     clone = copy.deepcopy(model).train()
     for node in neurons_of(clone, OTTTLIFNode).values():
@@ -52,9 +55,13 @@ def copy_for_rule(model: nn.Module, rule: str) -> nn.Module:
 
 
 def layers_fed_by_spikes(model: nn.Module, x_seq: Tensor) -> dict[str, Any]:
-    """Return the synapses whose input is spikes, at most pooled, scaled or summed.
+    """Return the synapses whose input is spikes, at most pooled, scaled or summed, by their names.
 
-    Found in a copy where the outputs of neurons ask for a gradient, and those of synapses do not.
+    They are found in a copy in which the outputs of neurons require a gradient and those of
+    synapses do not: an input that requires one has come from neurons through no synapse.
+
+    Raises:
+        InputError: If there is none.
     """
     # BPTT, under which nothing but synapses is detached.
     clone = copy_for_rule(model, "bptt").eval().requires_grad_(False)

@@ -32,16 +32,16 @@ def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
         InputError: If the model has no such neuron.
     """
     nodes = neurons_of(model, OTTTLIFNode, LiquidNode)
-    spikes, places = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
+    spikes, outputs = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
 
     def count(name: str, args: tuple[Any, ...], out: Tensor) -> None:
         spikes[name] += out.sum().item()
-        places[name] += out.numel()
+        outputs[name] += out.numel()
 
     with watching(nodes, count):
         predict(model, x_seq)
-    rates = {name: spikes[name] / places[name] for name in nodes}
-    return {**rates, "mean": sum(spikes.values()) / sum(places.values())}
+    rates = {name: spikes[name] / outputs[name] for name in nodes}
+    return {**rates, "mean": sum(spikes.values()) / sum(outputs.values())}
 
 
 def synaptic_operations(model: nn.Module, x_seq: Tensor) -> dict[str, float]:

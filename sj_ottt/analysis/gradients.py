@@ -160,7 +160,7 @@ def three_factor(
     delay: int = 0,
     loss_fn: Loss | None = None,
 ) -> dict[str, Tensor]:
-    """Take a layer's update apart into the three factors of equation (7).
+    """Take a layer's update apart into three factors, by equation (7) of the OTTT paper.
 
     The update of the synapse from i to j is Σ_t â_i[t + Δ] f(u_j[t + Δ]) δ_j[t]: presynaptic
     trace, postsynaptic surrogate derivative, and error signal, the gradient that reaches j's

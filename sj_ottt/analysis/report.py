@@ -1,8 +1,9 @@
-"""What the instruments say of a trained model: a table (CSV) and a picture (PNG) for each."""
+"""What the instruments find in a trained model: a table (CSV) and a picture (PNG) for each."""
 
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,27 @@ from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.checkpoint import write_file
 from sj_ottt.run.evaluation import load_trained
 
-__all__ = ["INSTRUMENTS", "analyze"]
+__all__ = ["INSTRUMENTS", "Instrument", "analyze"]
 
 Rows = list[dict[str, Any]]
 
 
-def _pairs(first: str, second: str, found: Mapping[str, float]) -> Rows:
+@dataclass(frozen=True)
+class Instrument:
+    """What can be measured of a model.
+
+    Attributes:
+        measure: (model, x_seq [T, N, ...], target [N]) → what is found.
+        rows: What is found → the rows of its table.
+        draw: What is found → its picture, a PNG file's bytes.
+    """
+
+    measure: Callable[[nn.Module, Tensor, Tensor], Any]
+    rows: Callable[[Any], Rows]
+    draw: Callable[[Any], bytes]
+
+
+def _named_values(first: str, second: str, found: Mapping[str, float]) -> Rows:
     return [{first: name, second: value} for name, value in found.items()]
 
 
@@ -31,17 +47,21 @@ def _curve(found: Sequence[float]) -> Rows:
     return [{"steps": t, "accuracy": value} for t, value in enumerate(found, start=1)]
 
 
-INSTRUMENTS: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Any], Callable[[Any], Rows]]] = {
-    "rates": (lambda model, x, y: firing_rates(model, x), partial(_pairs, "neurons", "rate")),
-    "synops": (
-        lambda model, x, y: synaptic_operations(model, x),
-        partial(_pairs, "layer", "operations"),
+INSTRUMENTS = {
+    "rates": Instrument(
+        lambda model, x, y: firing_rates(model, x),
+        partial(_named_values, "neurons", "rate"),
+        plots.rates,
     ),
-    "latency": (latency_curve, _curve),
-    "alignment": (gradient_alignment, list),
+    "synops": Instrument(
+        lambda model, x, y: synaptic_operations(model, x),
+        partial(_named_values, "layer", "operations"),
+        plots.synops,
+    ),
+    "latency": Instrument(latency_curve, _curve, plots.latency),
+    "alignment": Instrument(gradient_alignment, list, plots.alignment),
 }
-"""Name of each instrument → what measures a batch, and the rows of what it found; the function of
-`plots` of that name draws it."""
+"""Instruments by name."""
 
 
 def analyze(
@@ -94,11 +114,11 @@ def analyze(
     folder = Path(checkpoint) / "analysis" if out is None else Path(out)
     found = {}
     for name in what:
-        measure, rows_of = INSTRUMENTS[name]
-        measured = measure(trained.model, x_seq, target)
-        rows, path = rows_of(measured), folder / f"{name}.csv"
+        instrument = INSTRUMENTS[name]
+        measured = instrument.measure(trained.model, x_seq, target)
+        rows, path = instrument.rows(measured), folder / f"{name}.csv"
         write_file(path, _csv(rows))
-        write_file(path.with_suffix(".png"), getattr(plots, name)(measured))
+        write_file(path.with_suffix(".png"), instrument.draw(measured))
         found[name] = (rows, path)
     return found
 

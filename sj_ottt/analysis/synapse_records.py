@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt._ops.lif import LIF
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.synapse import Product, traced_product
-from sj_ottt._ops.trace import Pair, Trace
+from sj_ottt._ops.trace import Trace
 from sj_ottt.analysis._common import Loss, copy_for_rule, layers_fed_by_spikes
 from sj_ottt.analysis.activity import refuse_silence
 from sj_ottt.errors import InputError
@@ -23,10 +24,16 @@ __all__ = ["SynapseRecord", "record_synapses"]
 class SynapseRecord:
     """A step weight that writes down what reaches a synapse, step by step.
 
+    Args:
+        synapse: The synapse.
+
     Attributes:
-        steps: (â[t], ĝ[t]) of each step.
-        derivatives: Surrogate derivative of the neurons it feeds, where it feeds some directly.
-        errors: Gradient that reaches their spikes.
+        steps: (â[t], ĝ[t]) of each step: the trace, shaped like the synapse's input, and the
+            gradient of the step's loss for its output.
+        derivatives: Of each step, the surrogate derivative at u[t] of the neurons that the synapse
+            feeds, [N, ...]; empty where it feeds none directly.
+        errors: Of each step, the gradient that reaches their spikes, [N, ...].
+        out: The output of the last step, [N, ...].
     """
 
     def __init__(self, synapse: Synapse):
@@ -64,7 +71,21 @@ class SynapseRecord:
 def record_synapses(
     model: nn.Module, x_seq: Tensor, target: Tensor, loss_fn: Loss | None
 ) -> dict[str, SynapseRecord]:
-    """Run OTTT on a copy and return a record for each layer that sees spikes."""
+    """Run OTTT on a copy of a model and return what reaches each layer that sees spikes.
+
+    Args:
+        model: Holds neurons of `sj_ottt.neuron`.
+        x_seq: [T, N, ...].
+        target: Class indices [N].
+        loss_fn: Loss of one step; None takes `CrossEntropyMSE()`.
+
+    Returns:
+        Name of each layer whose gradient takes a trace → its record.
+
+    Raises:
+        InputError: If a layer of neurons is silent, a layer that sees spikes is not of
+            `sj_ottt.layer`, or no gradient takes a trace.
+    """
     refuse_silence(model, x_seq)
     fed = layers_fed_by_spikes(model, x_seq)
     foreign = [name for name, module in fed.items() if not isinstance(module, Synapse)]

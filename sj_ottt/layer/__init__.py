@@ -1,6 +1,6 @@
 """Layers: SpikingJelly's names, with those that know what to do with a trace in place of theirs."""
 
-from sj_ottt._ops.trace import Pair
+from sj_ottt._ops.pair import Pair
 from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.layer.feedback import Feedback
 from sj_ottt.layer.layers import (

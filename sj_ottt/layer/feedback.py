@@ -1,7 +1,9 @@
-"""Connections from a layer to an earlier one, one time step late (section 4.1)."""
+"""Connections from a layer to an earlier one, one time step late (the paper's section 4.1)."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self, cast
+from functools import partial
+from types import MethodType
+from typing import Any, Self
 
 import torch.nn.functional as F
 from spikingjelly.activation_based import base
@@ -9,8 +11,8 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError
 
 __all__ = ["Feedback"]
@@ -21,8 +23,8 @@ class Feedback(base.MemoryModule):
 
     The weight's gradient is the recurrent form of equation (4), ∇_W L[t] = g_u[t] â[t−1]ᵀ with u of
     the neurons that it feeds and â of those that it comes from; no gradient flows back in time
-    (under BPTT it does). Feature maps of another size are resized to the target's, to the nearest
-    pixel. The first step after a reset adds nothing.
+    (under BPTT it does). Feature maps [N, C, H, W] of another size than the target's are resized to
+    it, by the nearest pixel. The first step after a reset adds nothing.
 
         self.feedback = layer.Feedback(layer.Conv2d(512, 64, 3, padding=1, bias=False))
         self.feedback.connect(source=self.layer4, target=self.layer1[1])
@@ -74,7 +76,7 @@ class Feedback(base.MemoryModule):
         self._hooks = []
 
     def _feed(self, target: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if any(getattr(part, "step_mode", "s") == "m" for part in target.modules()):
+        if multi_step_parts(target):
             online = isinstance(target, LearningModule) and not target.rule.through_time
             if target.training and online:
                 return None  # the neuron itself refuses to train so
@@ -95,8 +97,8 @@ class Feedback(base.MemoryModule):
         if last is None:
             return None
         if len(x.shape) == 4 and last.shape[2:] != x.shape[2:]:
-            # Of a pair too, which takes part in PyTorch's linear functions.
-            last = F.interpolate(cast(Tensor, last), size=x.shape[2:])
+            resize = partial(F.interpolate, size=x.shape[2:])
+            last = last.through(resize) if isinstance(last, Pair) else resize(last)
         return (x + self.synapse(last), *args[1:])
 
     def _remember(self, source: nn.Module, args: tuple[Any, ...], out: Tensor | Pair) -> None:
@@ -114,15 +116,21 @@ class Feedback(base.MemoryModule):
         self.last = out if through_time else out.detach()
 
 
-def within(module: nn.Module) -> set[Feedback]:
+def multi_step_parts(module: nn.Module) -> list[base.StepModule]:
+    """Return the parts of a module, and it itself, that are to run all time steps in one call."""
+    steps = (part for part in module.modules() if isinstance(part, base.StepModule))
+    return [part for part in steps if part.step_mode == "m"]
+
+
+def feedbacks_within(module: nn.Module) -> set[Feedback]:
     """Return the feedbacks whose source and target both are parts of a module, or it itself."""
     parts = list(module.modules())
     return _owners(p._forward_hooks for p in parts) & _owners(p._forward_pre_hooks for p in parts)
 
 
 def _owners(hooks: Iterable[dict[int, Callable[..., Any]]]) -> set[Feedback]:
-    found = {getattr(hook, "__self__", None) for each in hooks for hook in each.values()}
-    return {owner for owner in found if isinstance(owner, Feedback)}
+    methods = (f for each in hooks for f in each.values() if isinstance(f, MethodType))
+    return {method.__self__ for method in methods if isinstance(method.__self__, Feedback)}
 
 
 def check_connected(model: nn.Module) -> None:
@@ -134,7 +142,7 @@ def check_connected(model: nn.Module) -> None:
     own = {name: part for name, part in model.named_modules() if isinstance(part, Feedback)}
     if not own:
         return
-    laid = within(model)
+    laid = feedbacks_within(model)
     for name, feedback in own.items():
         if feedback not in laid:
             raise InputError(

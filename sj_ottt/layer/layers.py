@@ -8,8 +8,9 @@ import torch
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.pool import avg_pool2d
-from sj_ottt._ops.trace import LinearMap, Pair, Trace
+from sj_ottt._ops.trace import LinearMap, Trace
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -64,6 +65,7 @@ class _BlockAvgPool2d(sj_layer.AvgPool2d):
         return out
 
 
+# The first base turns pairs into the tensors that the second takes.
 class AvgPool2d(_LinearOnBoth, _BlockAvgPool2d):  # type: ignore[misc]
     """Average pooling of spike and trace."""
 
@@ -114,7 +116,7 @@ class _OneMask(OnBoth):
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Tensor | None], step_mode: str
     ) -> tuple[Tensor | None]:
-        """Drop a mask that was drawn for another shape; move it to the input's dtype."""
+        """Drop a mask that was drawn for another shape; move one that fits to the input's dtype."""
         x = inputs[0][0] if step_mode == "m" else inputs[0]
         (mask,) = states
         if mask is None or mask.shape != x.shape:
@@ -142,4 +144,8 @@ class Dropout(_OneMask, sj_layer.Dropout):
 
 
 class Dropout2d(_OneMask, sj_layer.Dropout2d):
-    """Dropout of whole channels with one mask per sequence, shared by spike and trace."""
+    """Dropout of whole channels with one mask per sequence, shared by spike and trace.
+
+    Args:
+        p: Probability that a channel is zeroed; the others grow by 1 / (1 − p).
+    """

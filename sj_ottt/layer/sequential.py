@@ -1,18 +1,19 @@
 """Chains of layers and neurons: what each does with the pair that a neuron hands on."""
 
-from typing import Any, cast
+from typing import TypeGuard
 
 import torch
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.synapse import replay
-from sj_ottt._ops.trace import Pair
 from sj_ottt.errors import InputError
-from sj_ottt.layer import feedback
+from sj_ottt.layer.feedback import feedbacks_within, multi_step_parts
 from sj_ottt.layer.layers import OnBoth, map_both
 from sj_ottt.layer.synapse import Synapse, apply_synapse
 
@@ -34,7 +35,7 @@ _SYNAPSES = (
 do anything."""
 
 
-def _is_synapse(module: nn.Module) -> bool:
+def _is_synapse(module: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     """Whether a foreign module is one product; SpikingJelly's WSConv2d ignores `padding_mode`."""
     ignored = type(module) is sj_layer.WSConv2d and module.padding_mode != "zeros"
     return type(module) in _SYNAPSES and not ignored
@@ -65,29 +66,30 @@ class OTTTSequential(nn.Sequential):
         super().__init__(*modules)
         _check_chain(self, pair=False)
 
-    def forward(self, x: Tensor | Pair) -> Tensor | Pair:
-        """Run one time step; in evaluation in step mode "m", all of them."""
-        if isinstance(x, Tensor) and self._needs_single_steps():
-            return one_by_one(self, x)
-        for module in self:
-            x = _step(module, Pair.of(x)) if isinstance(x, list | tuple) else module(x)
-        return x
-
-    def _needs_single_steps(self) -> bool:
-        """Whether all steps are to run in one call, but each needs the one before."""
-        return not self.training and bool(_at_once(self) and feedback.within(self))
+    def forward(self, input: Tensor | Pair) -> Tensor | Pair:
+        """Run one time step [N, ...]; in evaluation in step mode "m", all of them [T, N, ...]."""
+        if isinstance(input, Tensor) and not self.training and _needs_single_steps(self):
+            return one_by_one(self, input)
+        return _run(self, input)
 
 
-def _at_once(module: nn.Module) -> list[Any]:
-    """Return the parts of a module that are to run all time steps in one call."""
-    return [part for part in module.modules() if getattr(part, "step_mode", "s") == "m"]
+def _needs_single_steps(chain: nn.Sequential) -> bool:
+    """Whether all steps are to run in one call, but a feedback makes each need the one before."""
+    return bool(multi_step_parts(chain) and feedbacks_within(chain))
+
+
+def _run(chain: nn.Sequential, x: Tensor | Pair) -> Tensor | Pair:
+    """Send a tensor or a pair through the modules of a chain."""
+    for module in chain:
+        x = _step(module, Pair.of(x)) if isinstance(x, list | tuple) else module(x)
+    return x
 
 
 def one_by_one(module: nn.Module, x_seq: Tensor) -> Tensor:
     """Run a module in step mode "m" as time steps: [T, N, ...] → [T, N, ...]."""
-    parts = _at_once(module)
-    for each in feedback.within(module):
-        parts += _at_once(each)
+    parts = multi_step_parts(module)
+    for feedback in feedbacks_within(module):
+        parts += multi_step_parts(feedback)
     try:
         for part in parts:
             part.step_mode = "s"
@@ -107,7 +109,7 @@ def _step(module: nn.Module, pair: Pair) -> Tensor | Pair:
     """Send a pair through a module, which is treated by what it is; see `OTTTSequential`."""
     out: Tensor | Pair
     if isinstance(module, nn.Sequential):
-        return OTTTSequential.forward(cast(OTTTSequential, module), pair)
+        return _run(module, pair)
     if isinstance(module, sj_neuron.BaseNode):
         out = module(pair.spike)
         return out

@@ -45,9 +45,9 @@ class OnlineWeight:
         return traced_product(product, x, trace, self._weight, self._bias, self)
 
     def _refresh(self) -> None:
-        """Make the weight; again, where somebody changed a parameter since the last step."""
+        """Make the weight at the first step, and anew where a parameter has changed since."""
         synapse = self._synapse
-        parameters = (synapse.weight, getattr(synapse, "gain", None), synapse.bias)
+        parameters = synapse.product_parameters()
         sources = tuple((id(p), None if p is None else p._version) for p in parameters)
         if sources == self._sources:
             return
@@ -56,7 +56,8 @@ class OnlineWeight:
             self._made = synapse.make_fast_weight()
         self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
         self._bias = synapse.bias
-        self._sources, self._parameters = sources, parameters  # alive, so that no id is used again
+        # The parameters stay alive with their ids, which no other one can get meanwhile.
+        self._sources, self._parameters = sources, parameters
 
     def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
         """Take over ∇W and ∇b of one time step."""

@@ -7,16 +7,18 @@ import torch
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
 
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt._ops.synapse import Product, traced_product
-from sj_ottt._ops.trace import Pair, Trace
+from sj_ottt._ops.trace import Trace
 
 __all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", "fast_layout"]
 
 
 class StepWeight(Protocol):
-    """Applies a synapse in its place while several time steps share one weight."""
+    """Applies a synapse in the synapse's stead while several time steps share one weight."""
 
     def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
         """Map the input of one time step; see `traced_product`."""
@@ -26,12 +28,15 @@ class StepWeight(Protocol):
 
 
 class Synapse(nn.Module):
-    """Base of the layers that are one linear map: W s + b, with ∇W = g âᵀ.
+    """Base of the layers that are one linear map of spikes: W s + b, with ∇W = g âᵀ.
 
-    A tensor goes the way of SpikingJelly's layer; a pair [spike, trace] is one traced product. A
-    class comes before SpikingJelly's in the list of bases.
+    A tensor goes the way of SpikingJelly's layer; a pair [spike, trace] is one traced product. In
+    the list of bases of a layer, this class comes before SpikingJelly's.
 
     Attributes:
+        weight: What learns; W itself, or what `make_weight` makes W of.
+        bias: b, or None.
+        step_mode: "s" or "m", as in SpikingJelly.
         step_weight: Applies the synapse for the steps of an update; see `layer.step_weights`.
     """
 
@@ -41,8 +46,12 @@ class Synapse(nn.Module):
     step_weight: StepWeight | None = None
 
     def make_weight(self) -> Tensor:
-        """Return the weight that the product takes."""
+        """Return the weight that the product takes, W."""
         return self.weight
+
+    def product_parameters(self) -> tuple[Tensor | None, ...]:
+        """Return the parameters that W and b are made of: when one changes, W is made anew."""
+        return self.weight, self.bias
 
     def make_fast_weight(self) -> Tensor:
         """Return the same weight, laid out in memory as its product runs fastest."""
@@ -58,27 +67,35 @@ class Synapse(nn.Module):
         return out
 
 
-def apply_synapse(module: Any, x: Tensor | Pair) -> Tensor:
+def apply_synapse(module: Synapse | nn.Linear | _ConvNd, x: Tensor | Pair) -> Tensor:
     """Send an input through a linear or convolutional module: one product, traced.
 
     Args:
         module: A `Synapse`, or a module of PyTorch or SpikingJelly that is one linear map.
-        x: A pair, or a real-valued tensor, which has no trace.
+        x: A pair [N, ...], or a real-valued tensor [N, ...], which has no trace.
+
+    Returns:
+        W s + b, [N, ...].
     """
     product = Product()
-    if not isinstance(module, nn.Linear):
+    if isinstance(module, _ConvNd):
         x, product = _convolution(module, x)
     spike, trace = (x.spike, x.trace) if isinstance(x, Pair) else (x, None)
     if isinstance(module, Synapse):
         if module.step_weight is not None:
             return module.step_weight(product, spike, trace)
         return traced_product(product, spike, trace, module.make_weight(), module.bias)
-    weight = module.get_weight() if hasattr(module, "get_weight") else module.weight
+    weight = module.weight
+    if isinstance(module, sj_layer.WSConv2d | sj_layer.WSLinear):
+        weight = module.get_weight()
     return traced_product(product, spike, trace, weight, module.bias)
 
 
-def _convolution(module: Any, x: Tensor | Pair) -> tuple[Tensor | Pair, Product]:
-    """Return the input and the product of a convolution, which knows symmetric zeros only."""
+def _convolution(module: _ConvNd, x: Tensor | Pair) -> tuple[Tensor | Pair, Product]:
+    """Return a convolution's product, and its input, padded where the product cannot.
+
+    A product pads with zeros only, by as many on both sides.
+    """
     padding = module.padding
     if module.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
@@ -109,7 +126,7 @@ class Conv2d(Synapse, sj_layer.Conv2d):
 
 
 class _Standardized(Synapse):
-    """Base of synapses with scaled weight standardization in the words of `_ops.standardize`.
+    """Base of synapses with scaled weight standardization: W = Ŵ, as `_ops.standardize` defines it.
 
     Where no gradient is asked for, Ŵ is kept until a parameter changes. An edit through
     `parameter.data`, which PyTorch does not count as a change, is seen at the next call of
@@ -129,8 +146,12 @@ class _Standardized(Synapse):
         return self._standardized(fast_layout(self.weight))
 
     def get_weight(self) -> Tensor:
-        """Return the standardized weight, by SpikingJelly's name for it."""
+        """Return the standardized weight Ŵ, by SpikingJelly's name for it."""
         return self.make_weight()
+
+    def product_parameters(self) -> tuple[Tensor | None, ...]:
+        """Return the parameters that Ŵ and b are made of."""
+        return self.weight, self.gain, self.bias
 
     def _standardized(self, weight: Tensor) -> Tensor:
         if torch.is_grad_enabled() or self.weight.is_inference():

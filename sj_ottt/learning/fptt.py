@@ -74,8 +74,8 @@ class FPTT:
             one step longer than the last ones.
         form: "lambda" or "grad".
         weight: Weight of part p (from 0) of P; None for (p + 1) / P.
-        auxiliary: (logits, target) → scalar, which gets what is missing of the weight to 1, such as
-            `Divergence`; None for no such term.
+        auxiliary: (logits, target) → scalar, such as `Divergence`; its weight is what is missing of
+            the part's weight to 1. None for no such term.
 
     Attributes:
         optimizer: As given.
@@ -117,7 +117,7 @@ class FPTT:
         self._clip = None if clip is None else float(clip)
         self._weight = weight or (lambda p, n: (p + 1) / n)
         self._auxiliary = auxiliary
-        # By the parameter's place, as in the state of an optimizer.
+        # By the parameter's index, as in the state of an optimizer.
         self._average: dict[int, Tensor] = {}
         self._dual: dict[int, Tensor] = {}
 
@@ -127,7 +127,7 @@ class FPTT:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def total_weight(self, parts: int) -> float:
-        """Return what the weights of all terms of all parts add up to."""
+        """Return the sum of the weights of all terms of P parts."""
         if self._auxiliary is not None:
             return float(parts)
         return sum(self._weight(p, parts) for p in range(parts))
@@ -135,18 +135,26 @@ class FPTT:
     def weighted(
         self, loss: Tensor, logits: Tensor, target: Tensor, part: int, parts: int
     ) -> Tensor:
-        """Return the loss of a part, weighted, with the auxiliary term where there is one."""
+        """Return the weighted loss of a part, with the auxiliary term where there is one.
+
+        Args:
+            loss: Loss of the part, a scalar.
+            logits: The part's last output, [N, classes].
+            target: As the auxiliary loss takes it.
+            part: Number of the part, from 0.
+            parts: P.
+        """
         weight = self._weight(part, parts)
         if self._auxiliary is None:
             return weight * loss
         return weight * loss + (1 - weight) * self._auxiliary(logits, target)
 
     @torch.no_grad()
-    def update(self, again: Callable[[], object]) -> None:
+    def update(self, repeat: Callable[[], object]) -> None:
         """Update the weights, W̄ and Λ from the gradients of a part's loss.
 
         Args:
-            again: Does the part's passes once more and leaves their gradients, for form "grad".
+            repeat: Does the part's passes once more and leaves their gradients, for form "grad".
 
         Raises:
             InputError: If there is a limit to the norm and a gradient is not finite; nothing is
@@ -155,15 +163,15 @@ class FPTT:
                 were.
         """
         parameters = self._parameters
-        places = [i for i, p in enumerate(parameters) if p.grad is not None]
-        if not places:
+        updated = [i for i, p in enumerate(parameters) if p.grad is not None]
+        if not updated:
             return
-        for i in places:
+        for i in updated:
             if i not in self._average:
                 self._average[i] = parameters[i].detach().clone()
                 self._dual[i] = torch.zeros_like(self._average[i])
-        weights: list[Tensor] = [parameters[i] for i in places]
-        average, dual = ([state[i] for i in places] for state in (self._average, self._dual))
+        weights: list[Tensor] = [parameters[i] for i in updated]
+        average, dual = ([state[i] for i in updated] for state in (self._average, self._dual))
         grads = [p.grad for p in weights if p.grad is not None]
         self._pull(grads, weights, average, dual)
         self.optimizer.step()
@@ -172,7 +180,7 @@ class FPTT:
         else:
             self.optimizer.zero_grad()
             with torch.enable_grad():
-                again()
+                repeat()
             self._norm([p.grad for p in weights if p.grad is not None])
             # A parameter that the second pass does not reach has a gradient of 0 there.
             for old, p in zip(dual, weights, strict=True):

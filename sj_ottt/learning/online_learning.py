@@ -12,8 +12,7 @@ its form "grad" is the one that SpikingJelly's follows, but for these points:
 - Theirs starts every call with Λ = 0 and leaves out Λ and W̄ after the last step; ours keeps both
   from sequence to sequence.
 - Theirs updates after every time step, each of the same weight, without a limit to the norm, and
-  fails on a parameter that gets no gradient; ours weighs part p of P by (p + 1)/P unless told
-  otherwise.
+  fails on a parameter that gets no gradient; ours weighs part p of P by (p + 1)/P by default.
 """
 
 from sj_ottt._passthrough import pass_through

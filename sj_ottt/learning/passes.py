@@ -163,7 +163,7 @@ def _in_parts(
             module.detach()
         entry = save_state(model) if fptt.form == "grad" else None
 
-        def pass_through(x_seq: Tensor = part, p: int = p, last: int = end - 1) -> _PartResult:
+        def run_part(x_seq: Tensor = part, p: int = p, last: int = end - 1) -> _PartResult:
             fptt.optimizer.zero_grad()
             with shared_weights(model) if has_synapses else nullcontext():
                 outputs = []
@@ -175,19 +175,19 @@ def _in_parts(
                 loss.backward()
             return loss.detach(), outputs
 
-        loss, outputs = pass_through()
-        fptt.update(pass_through if entry is None else partial(_repeat, model, entry, pass_through))
+        loss, outputs = run_part()
+        fptt.update(run_part if entry is None else partial(_repeat, model, entry, run_part))
         for y in outputs[:-1]:
             yield torch.zeros_like(loss), y
         yield loss, outputs[-1]
 
 
-def _repeat(model: nn.Module, entry: SavedState, pass_through: Callable[[], object]) -> None:
+def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
     """Go through a part once more from its entry, leaving nothing but the gradients."""
     detach_state(model)
     after = save_state(model)
     load_state(model, entry)
-    pass_through()
+    run_part()
     load_state(model, after)
 
 
@@ -205,6 +205,11 @@ def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | Non
 
 
 def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse losses that are not finite, without leaving a gradient; `first` is their first step.
+
+    Raises:
+        InputError: If there is one.
+    """
     finite = torch.isfinite(torch.stack(losses)).tolist()
     if not all(finite):
         optimizer.zero_grad()

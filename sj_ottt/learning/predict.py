@@ -58,7 +58,7 @@ def predict(model: nn.Module, x_seq: Tensor, steps: int | None = None) -> Tensor
 def as_sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
     """Return the sequence [T, N, ...] and T, the static batch repeated without a copy."""
     # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
-    # extremes tell in no memory, where isfinite() would make masks as large as the sequence.
+    # extremes need no memory, where isfinite() would make masks as large as the sequence.
     if x.is_floating_point() and x.numel() and not torch.stack(x.aminmax()).isfinite().all():
         raise InputError("x_seq holds values that are not finite (NaN or inf): clean the input")
     if steps is not None:
@@ -75,7 +75,7 @@ def as_sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module then has the mode it had, frozen parts too."""
+    """Put a model into evaluation mode, and each module back into the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -45,7 +45,7 @@ class Pull:
                     "of a first stage of the same model"
                 )
         self._rho, self._norm = rho, norm
-        self._pairs = [
+        self._pulled = [
             (parameter, reference[name].detach().to(parameter, copy=True))
             for name, parameter in model.named_parameters()
         ]
@@ -55,7 +55,7 @@ class Pull:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Add the pull to the gradients; an optimizer's step pre-hook."""
-        for parameter, reference in self._pairs:
+        for parameter, reference in self._pulled:
             if parameter.grad is not None:
                 away = parameter - reference
                 pull = 2 * away if self._norm == "l2" else away.sign()

@@ -52,7 +52,7 @@ class SavedState(NamedTuple):
 
 
 def save_state(model: nn.Module) -> SavedState:
-    """Return what a pass through the model changes, which must hold no graph."""
+    """Return what a pass through the model changes; its state must hold no graph."""
     return SavedState(
         copy.deepcopy([module._memories for module in stateful_modules(model)]),
         [buffer.clone() for buffer in model.buffers()],

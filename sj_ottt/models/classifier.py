@@ -46,6 +46,10 @@ class SpikingClassifier(nn.Module):
             membrane. The same where its input is real-valued.
         init_fc: Initialises the classifier in place.
 
+    Attributes:
+        feedback: A connection from a later stage to an earlier one; None, unless a subclass lays
+            one. With it, step mode "m" runs the time steps one by one.
+
     Raises:
         InputError: If `readout` or `global_pool` is unknown.
     """
@@ -53,6 +57,7 @@ class SpikingClassifier(nn.Module):
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
+    feedback: layer.Feedback | None
 
     def __init__(
         self,
@@ -75,6 +80,7 @@ class SpikingClassifier(nn.Module):
         self.first_conv = first_conv
         self.feature_info = feature_info
         self.num_features = self.head_hidden_size = feature_info[-1]["num_chs"]
+        self.feedback = None
         self._init_fc = init_fc
         self._stage_names = tuple(stages)
         for name, stage in stages.items():
@@ -114,7 +120,13 @@ class SpikingClassifier(nn.Module):
         self.train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor | Pair:
-        """Run all stages: the feature map, in training [spike, trace] where it is spikes."""
+        """Run all stages, [N, C, H, W] → the last feature map [N, C', H', W'].
+
+        In training it is [spike, trace] where it is spikes.
+
+        Raises:
+            InputError: If the input's shape does not fit.
+        """
         self._check_input(x)
         for name in self._stage_names:
             x = self.get_submodule(name)(x)
@@ -130,18 +142,22 @@ class SpikingClassifier(nn.Module):
             )
 
     def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
-        """Pool and classify the feature map; `pre_logits` stops before the classifier."""
+        """Pool and classify the last feature map: logits [N, classes].
+
+        Args:
+            x: What `forward_features` returns.
+            pre_logits: Stop before the classifier, at the pooled features [N, num_features].
+        """
         x = self.head_drop(self.flatten(self.global_pool(x)))
         if pre_logits:
             return x
         return self.fc(_value(x) if self.readout == "exact" else x)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Do one time step (step mode "s") or, in evaluation, all of them ("m")."""
-        at_once = hasattr(self, "feedback") and x.dim() == 5
-        if at_once and (
-            not self.training or rule_of(self).through_time
-        ):  # else the neurons refuse it
+        """Do one time step, [N, C, H, W] → [N, classes]; in step mode "m", all of them."""
+        at_once = self.feedback is not None and x.dim() == 5
+        # In online training the neurons refuse all steps in one call, and say why.
+        if at_once and (not self.training or rule_of(self).through_time):
             return self._one_by_one(x)
         return _value(self.forward_head(self.forward_features(x)))
 
@@ -171,6 +187,9 @@ class SpikingClassifier(nn.Module):
 
         Returns:
             The maps (spikes or membrane inputs, [N, C', H', W']), or (last output, maps).
+
+        Raises:
+            InputError: If `output_fmt` is another one, or the input's shape does not fit.
         """
         if output_fmt != "NCHW":
             raise InputError(f'output_fmt="{output_fmt}" is not available: use "NCHW"')
@@ -192,7 +211,16 @@ class SpikingClassifier(nn.Module):
         prune_norm: bool = False,
         prune_head: bool = True,
     ) -> list[int]:
-        """Remove the stages behind the last wanted feature map, and the classifier."""
+        """Remove the stages behind the last wanted feature map, and the classifier.
+
+        Args:
+            indices: As in `forward_intermediates`.
+            prune_norm: Ignored; there is no final normalisation.
+            prune_head: Whether the classifier and the pooling go too.
+
+        Returns:
+            The wanted entries of `feature_info`.
+        """
         wanted, last = feature_take_indices(len(self.feature_info), indices)
         end = self._stage_names.index(self.feature_info[last]["module"]) + 1
         for name in self._stage_names[end:]:
@@ -211,7 +239,11 @@ class SpikingClassifier(nn.Module):
         return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refuse: a time step is all that online training keeps, there is nothing to trade."""
+        """Refuse: online training keeps one time step only, so there is no memory to save.
+
+        Raises:
+            InputError: If it is switched on.
+        """
         if enable:
             raise InputError("gradient checkpointing is not available for online training")
 

@@ -78,7 +78,11 @@ class LTCRNN(nn.Module):
         self.train(self.training)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Run the recurrent layers: the spikes of the last one."""
+        """Run the recurrent layers, [N, F] → the spikes of the last one, [N, num_features].
+
+        Raises:
+            InputError: If the input's shape does not fit.
+        """
         dims = 2 if self.layers[0].step_mode == "s" else 3
         if x.dim() != dims or x.shape[-1] != self.in_chans:
             raise InputError(
@@ -89,7 +93,7 @@ class LTCRNN(nn.Module):
         return self.layers(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Classify spikes; `pre_logits` stops before the classifier."""
+        """Classify spikes [N, num_features] → [N, classes]; `pre_logits` stops before that."""
         x = self.head_drop(x)
         return x if pre_logits else self.integrator(self.fc(x))
 
@@ -195,6 +199,7 @@ class LTCCNN(SpikingClassifier):
         else:
             grid, width = self._cfg.grid, self.num_features
             self.global_pool = layer.AdaptiveAvgPool2d(grid)
+            # Not there yet while the base class is made; the identity after an unpooled head.
             if not isinstance(getattr(self, "dense", None), nn.Sequential):
                 sizes = (width * grid**2, *[width] * (self._cfg.dense - 1))
                 dense = [m for n in sizes for m in (layer.Linear(n, width), LTCNode(width))]

@@ -1,4 +1,4 @@
-"""Normalisation-free residual networks of spiking neurons, pre-activation (appendix C)."""
+"""Normalisation-free residual networks of spiking neurons, as in the paper's appendix C."""
 
 import math
 from collections.abc import Callable
@@ -52,7 +52,7 @@ class NFResNetCfg:
 
 
 class Block(nn.Module):
-    """One residual block: out = α · skipinit · F(z) + skip, z = γ · neuron(x / β).
+    """One pre-activation residual block: out = α · skipinit · F(z) + skip, z = γ · neuron(x / β).
 
     The input and the output are real-valued; every convolution sees spikes and is traced. The
     shortcut is x itself, or a 1×1 convolution of z where the shape changes.

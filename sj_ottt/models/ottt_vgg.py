@@ -111,9 +111,9 @@ class VGG(SpikingClassifier):
         """Remove the stages behind the last wanted feature map, the classifier and the feedback."""
         stages = len(self._stage_names)
         wanted = super().prune_intermediate_layers(*args, **kwargs)
-        if hasattr(self, "feedback") and len(self._stage_names) < stages:
+        if self.feedback is not None and len(self._stage_names) < stages:
             self.feedback.disconnect()  # its source is gone
-            del self.feedback
+            self.feedback = None
         return wanted
 
 

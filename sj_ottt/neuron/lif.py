@@ -1,4 +1,7 @@
-"""Spiking neurons that carry a presynaptic trace forward in time."""
+"""Leaky integrate-and-fire neurons that carry a presynaptic trace forward in time.
+
+SpikingJelly has a module of this name, whose public names come through.
+"""
 
 from typing import Any
 
@@ -9,12 +12,16 @@ from torch import Tensor
 
 from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
+from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule
-from sj_ottt._ops.trace import Pair
+from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning.rules import RULES, find_rule
 
 __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
+
+__getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron.lif")
+__all__ += public_names("spikingjelly.activation_based.neuron.lif")
 
 BACKENDS = ("torch", "cupy", "auto")
 
@@ -27,9 +34,9 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace.
 
     It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
-    `layer.OTTTSequential` recognises a trace-carrying neuron by that class. It differs from it
-    where users were caught: state follows a changed batch size, the state never holds a graph,
-    step mode "m" evaluates, and two nodes never share one surrogate module.
+    `layer.OTTTSequential` recognises a trace-carrying neuron by that class. Unlike SpikingJelly's,
+    its state follows a changed batch size and never holds a graph, step mode "m" evaluates, and
+    two nodes never share one surrogate module.
 
     Args:
         tau: Membrane time constant in time steps, above 1.
@@ -59,7 +66,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     rule = RULES["ottt"]
 
     spike_alone = False
-    """Whether the trace is left out where the rule does without: any layer may follow then."""
+    """Whether spikes are handed on without their trace where the rule needs none, so that any layer
+    may follow (`Rule.spike_suffices`)."""
 
     def __init__(
         self,
@@ -181,7 +189,11 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
         """Run [T, N, ...] step by step; in training, under a rule that works through time only."""
         # LIFNode's own version returns the membrane alone and would lose the trace's slot.
-        return base.MemoryModule.multi_step_functional_forward(self, inputs, states, **kwargs)  # type: ignore[no-any-return]
+        outputs: tuple[Tensor, ...]
+        outputs, states = base.MemoryModule.multi_step_functional_forward(
+            self, inputs, states, **kwargs
+        )
+        return outputs, states
 
 
 class SLTTLIFNode(OTTTLIFNode):
@@ -189,8 +201,8 @@ class SLTTLIFNode(OTTTLIFNode):
 
     The weight gradient of a step takes the presynaptic spike itself, no trace: ∇W = g_u[t] s[t]ᵀ.
     As SpikingJelly's node of this name it hands on the spike alone, so that any PyTorch layer may
-    follow. Within a model of this package, `rules.set_rule(model, "sltt")` does the same and keeps
-    one byte per neuron for the next layer's gradient instead of the spike as a number.
+    follow. Within a model of this package, `sj_ottt.set_rule(model, "sltt")` does the same, and
+    the next layer's gradient takes the spikes from one byte per neuron instead of one number.
 
     Args:
         tau: Membrane time constant in time steps, above 1.
@@ -242,9 +254,10 @@ class SLTTLIFNode(OTTTLIFNode):
 class NDOTLIFNode(OTTTLIFNode):
     """Leaky integrate-and-fire neuron for neuronal dynamics-based online training (NDOT).
 
-    Its trace decays by the ratio of the neuron's own membranes instead of by λ; see
-    `sj_ottt._ops.ndot.advance_ndot`, where both variants are written out. It keeps two numbers per
-    neuron beside the membrane.
+    Its trace decays by the ratio of the neuron's own membranes instead of by λ:
+    â[t] = e[t−1] â[t−1] + s[t] with e[t] = v[t] / v[t−1], limited to [−λ, λ];
+    `sj_ottt._ops.ndot.advance_ndot` has both variants in full. It keeps two numbers per neuron
+    beside the membrane.
 
     Args:
         *args: As `OTTTLIFNode`; the trace is always stored in full precision.

@@ -31,7 +31,7 @@ __all__ = [
 class _ThroughTime(LearningModule):
     """Learns through time: the gradient goes through the state of all steps until it is detached.
 
-    Keeps states shaped like the input; new ones where batch, device or dtype have changed.
+    The states follow the input's device and dtype, and start anew where its shape has changed.
     """
 
     rule = RULES["bptt"]
@@ -59,7 +59,7 @@ class _ThroughTime(LearningModule):
     def materialize_states(
         self, inputs: tuple[Tensor, ...], states: tuple[Tensor | None, ...], step_mode: str
     ) -> tuple[Tensor, ...]:
-        """Start at the first time step, and anew for another batch size."""
+        """Return the states, new at the first time step and where their shape has changed."""
         like = self.state_like(inputs[0][0] if step_mode == "m" else inputs[0])
         if any(state is None or state.shape != like.shape for state in states):
             return self.new_states(like)
@@ -67,7 +67,7 @@ class _ThroughTime(LearningModule):
 
 
 class LiquidNode(_ThroughTime):
-    """What liquid time-constant neurons share: state, threshold and step; `gates` is to be given.
+    """What liquid time-constant neurons share: state, threshold and step. A subclass gives `gates`.
 
     The state is `v`, the membrane after the reset, `b`, the adaptation, and `spike`, all shaped
     like the input current.

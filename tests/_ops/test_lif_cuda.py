@@ -284,7 +284,7 @@ def test_dense_tensors_are_walked_as_one_line(device, monkeypatch):
 @pytest.mark.parametrize("trace_dtype", ["packed", "float32"])
 @pytest.mark.parametrize("v_reset", [None, 0.0])
 def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatch):
-    """Training and evaluation give what backend="torch" gives, gathered weights and all."""
+    """Training and evaluation give what backend="torch" gives, by the weights of an update too."""
     results = []
     for backend in ("torch", "cupy", "auto"):
         torch.manual_seed(0)

@@ -5,7 +5,8 @@ import torch
 
 from sj_ottt import InputError
 from sj_ottt.neuron import OTTTLIFNode
-from tests.every_layer import largest_error, network, train
+from tests.every_layer import network, train
+from tests.networks import largest_error
 
 
 def spikes_and_traces(trace_dtype: str, steps: int, tau: float = 2.0):

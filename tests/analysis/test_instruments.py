@@ -14,7 +14,7 @@ from sj_ottt import InputError, analysis, layer, learning, plots, set_rule
 from sj_ottt.analysis import gradients
 from sj_ottt.analysis.synapse_records import record_synapses
 from sj_ottt.layer.synapse import Synapse
-from sj_ottt.neuron import OTTTLIFNode, SLTTLIFNode
+from sj_ottt.neuron import LeakyReadout, LTCNode, OTTTLIFNode, SLTTLIFNode
 from tests.networks import relative_error
 
 STEPS = 6
@@ -359,3 +359,12 @@ def test_refusals(call, words):
 def test_a_hard_reset_has_no_spike_representation():
     with pytest.raises(InputError, match="soft reset"):
         analysis.gradient_alignment(set_rule(network(v_reset=0.0), "sltt"), *batch())
+
+
+def test_instruments_see_ltc_neurons_or_say_so():
+    model, x_seq = nn.Sequential(LTCNode(3, start="zero"), LeakyReadout(3)), torch.randn(4, 2, 3)
+    spikes = torch.stack([model[0](x) for x in x_seq])
+    rates = analysis.firing_rates(model, x_seq)
+    assert 0 < rates["mean"] == rates["0"] == pytest.approx(spikes.mean().item())
+    with pytest.raises(InputError, match="no neuron to look at, which is OTTTLIFNode"):
+        analysis.synaptic_operations(model, x_seq)

@@ -109,7 +109,7 @@ def test_bptt_through_feedback():
 
 
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
-def test_online_and_gathered_loops_agree(rule):
+def test_the_training_step_and_a_plain_loop_agree(rule):
     net = set_rule(Net(), rule)
     found = train(net)
     net.zero_grad()

@@ -1,6 +1,7 @@
+"""Layers and chains: what each does with spike and trace, and what a chain refuses."""
+
 import pytest
 import torch
-from spikingjelly.activation_based import functional as sj_functional
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
@@ -123,33 +124,3 @@ def test_other_parametrised_modules_run_on_both():
 def test_evaluation_is_an_ordinary_chain():
     chain = layer.OTTTSequential(layer.Conv2d(2, 3, 3), OTTTLIFNode(), layer.Flatten()).eval()
     assert chain(torch.rand(2, 2, 5, 5)).shape == (2, 27)
-
-
-def test_every_other_name_is_spikingjellys():
-    """A script that takes more from these modules than we define needs no second import."""
-    from sj_ottt import functional, neuron
-
-    assert neuron.LIFNode is sj_neuron.LIFNode and neuron.OTTTLIFNode is OTTTLIFNode
-    assert layer.BatchNorm2d is sj_layer.BatchNorm2d and layer.Conv2d is not sj_layer.Conv2d
-    assert functional.reset_net is sj_functional.reset_net
-    for module in (layer, neuron, functional):
-        assert not hasattr(module, "nothing_of_this_name")
-        # A borrowed __path__ would make Python look for our submodules among theirs.
-        assert "spikingjelly" not in str(getattr(module, "__path__", ""))
-
-
-def test_spikingjellys_own_example_runs_after_the_switch():
-    """Its chain ends in an ordinary LIF node and is reset by `functional.reset_net`."""
-    from sj_ottt import functional, neuron
-
-    torch.manual_seed(0)
-    net = layer.OTTTSequential(
-        nn.Linear(8, 4), neuron.OTTTLIFNode(), nn.Linear(4, 2), neuron.LIFNode()
-    )
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for _ in range(2):
-        loss, y = learning.ottt_online_training(
-            net, optimizer, torch.rand(2, 4, 8), torch.rand(2, 4, 2), nn.functional.mse_loss, True
-        )
-        functional.reset_net(net)
-    assert loss.isfinite() and y.shape == (2, 4, 2)

@@ -8,8 +8,8 @@ from torch import nn
 from sj_ottt import layer, learning
 from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
-from tests.every_layer import largest_error, network, step_by_step, train
-from tests.networks import relative_error
+from tests.every_layer import network, step_by_step, train
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.parametrize("trace_dtype", ["float32", "packed"])
@@ -67,7 +67,7 @@ def test_a_weight_changed_between_steps_counts_from_then_on(how):
     assert relative_error(run(True)["first"], run(True, changing=False)["first"]) > 1e-3
 
 
-def test_frozen_and_shared_parameters():
+def test_a_frozen_parameter_gets_no_gradient():
     net = network("packed")
     net[0].weight.requires_grad_(False)
     net[4].bias.requires_grad_(False)
@@ -78,13 +78,17 @@ def test_frozen_and_shared_parameters():
     without = {k for k, p in net.named_parameters() if p.grad is None}
     assert without == {"0.weight", "4.bias", "14.weight", "14.bias"}
 
-    shared = layer.Linear(5, 5).double()
-    chain = layer.OTTTSequential(shared, OTTTLIFNode(), shared, OTTTLIFNode(), layer.Linear(5, 4))
-    nn.init.normal_(shared.weight)
-    x_seq = 2 * torch.randn(4, 3, 5).double()
+
+def test_a_synapse_in_two_places_gets_the_gradient_of_both():
+    torch.manual_seed(0)
+    twice = layer.Linear(5, 5)
+    chain = layer.OTTTSequential(twice, OTTTLIFNode(), twice, OTTTLIFNode(), layer.Linear(5, 4))
+    nn.init.normal_(twice.weight)
+    chain.double()
+    x_seq, target = 2 * torch.randn(4, 3, 5).double(), torch.tensor([0, 1, 3])
     grads = []
     for shared in (True, False):
-        chain.double().zero_grad()
+        chain.zero_grad()
         with step_weights.online_weights(chain) if shared else torch.enable_grad():
             for x in x_seq:
                 F.cross_entropy(chain(x), target).backward()
@@ -96,8 +100,8 @@ def test_frozen_and_shared_parameters():
 def test_an_error_in_a_step_leaves_no_step_weight_behind():
     net = network()
     with pytest.raises(RuntimeError):
-        train_badly = torch.optim.SGD(net.parameters(), lr=0.0)
-        x_seq = torch.randn(3, 2, 5, 13, 13).double()
-        learning.train_step(net, train_badly, x_seq, torch.tensor([0, 1]))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+        x_seq = torch.randn(3, 2, 5, 13, 13).double()  # five channels instead of two
+        learning.train_step(net, optimizer, x_seq, torch.tensor([0, 1]))
     assert all(m.step_weight is None for m in net.modules() if isinstance(m, synapse.Synapse))
     assert all(g.norm() > 0 for g in train(net).values())

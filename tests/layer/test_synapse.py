@@ -6,7 +6,8 @@ import pickle
 import torch
 
 from sj_ottt import layer, learning
-from tests.every_layer import largest_error, network, train
+from tests.every_layer import network, train
+from tests.networks import largest_error
 
 
 def test_standardized_weight_is_kept_in_evaluation_until_it_changes():

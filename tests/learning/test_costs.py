@@ -12,7 +12,7 @@ from benchmarks.measure import peak_bytes, slope
 from sj_ottt import layer, learning
 from sj_ottt._ops import trace
 from sj_ottt.neuron import OTTTLIFNode
-from tests.every_layer import largest_error
+from tests.networks import largest_error
 
 
 def small_vgg(**kwargs) -> layer.OTTTSequential:

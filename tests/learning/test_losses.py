@@ -1,10 +1,11 @@
-"""The paper's loss."""
+"""The losses of a time step: the paper's, and the auxiliary one of FPTT."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from sj_ottt import learning
+from sj_ottt.learning import Divergence
 
 
 def test_default_loss_is_the_papers():
@@ -38,3 +39,23 @@ def test_the_loss_of_probabilities_is_the_mean_over_them(weight):
     torch.testing.assert_close(
         loss_fn(logits, F.one_hot(classes).double()), loss_fn(logits, classes)
     )
+
+
+def test_divergence_to_a_stored_distribution():
+    logits = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+    q = torch.tensor([0.25, 0.75])
+    expected = (q * (q.log() - logits.log_softmax(1))).sum(1).mean()
+    target = torch.tensor([1, 0])
+    torch.testing.assert_close(Divergence(q)(logits, target), expected)
+    rows = torch.stack((torch.tensor([0.9, 0.1]), q))
+    both = (rows[target] * (rows[target].log() - logits.log_softmax(1))).sum(1).mean()
+    torch.testing.assert_close(Divergence(rows)(logits, target), both)
+
+
+def test_divergence_takes_probabilities_of_classes():
+    torch.manual_seed(0)
+    divergence = Divergence(torch.rand(3, 3).softmax(1))
+    logits, target = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
+    soft = divergence(logits, F.one_hot(target, 3).float())
+    torch.testing.assert_close(soft, divergence(logits, target))
+    assert divergence(logits, torch.full((4, 3), 1 / 3)) != soft

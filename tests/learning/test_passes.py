@@ -6,8 +6,8 @@ from torch import nn
 
 from sj_ottt import InputError, learning
 from sj_ottt.layer import step_weights
-from tests.every_layer import largest_error, network, train
-from tests.networks import relative_error
+from tests.every_layer import network, train
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sj_ottt import InputError, learning
-from tests.learning.test_train_step import batch, network, parameters
+from tests.learning.networks import batch, network
+from tests.networks import parameters
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])

@@ -4,27 +4,11 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import base
 from torch import nn
 
-from sj_ottt import InputError, layer, learning
-from sj_ottt.neuron import OTTTLIFNode
-
-
-def network(seed=0):
-    torch.manual_seed(seed)
-    net = layer.OTTTSequential(layer.Linear(6, 16), OTTTLIFNode(), layer.Linear(16, 3))
-    nn.init.normal_(net[0].weight)
-    return net
-
-
-def batch(steps=5, n=4):
-    torch.manual_seed(1)
-    return 2 * torch.rand(steps, n, 6), torch.tensor([0, 1, 2, 0])[:n]
-
-
-def parameters(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
+from sj_ottt import InputError, learning
+from tests.learning.networks import batch, network
+from tests.networks import parameters, peak_saved_bytes
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])
@@ -170,38 +154,15 @@ def test_a_model_learns(name):
         assert (learning.predict(model, x, steps=4).argmax(1) == target).all()
 
 
-def live_bytes_at_backward(steps):
-    """Peak bytes that autograd holds between forward and backward, over the steps."""
-    torch.manual_seed(0)
-    model = timm.create_model("test_ottt_vgg")
-    held = peak = 0
-
-    class Box:
-        def __init__(self, tensor):
-            nonlocal held, peak
-            self.tensor = tensor
-            self.bytes = tensor.numel() * tensor.element_size()
-            held += self.bytes
-            peak = max(peak, held)
-
-        def __del__(self):
-            nonlocal held
-            held -= self.bytes
-
-    with torch.autograd.graph.saved_tensors_hooks(Box, lambda box: box.tensor):
-        learning.train_step(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            2 * torch.randn(steps, 2, 3, 16, 16),
-            torch.tensor([0, 1]),
-        )
-    state = [m for m in model.modules() if isinstance(m, base.MemoryModule)]
-    assert state and peak > 0
-    return peak
-
-
 def test_memory_is_flat_in_the_number_of_steps():
-    assert live_bytes_at_backward(16) == live_bytes_at_backward(2)
+    def saved_bytes(steps: int) -> int:
+        torch.manual_seed(0)
+        model = timm.create_model("test_ottt_vgg")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        x_seq, target = 2 * torch.randn(steps, 2, 3, 16, 16), torch.tensor([0, 1])
+        return peak_saved_bytes(lambda: learning.train_step(model, optimizer, x_seq, target))
+
+    assert saved_bytes(16) == saved_bytes(2) > 0
 
 
 @pytest.mark.parametrize("update", ["accumulate", "online"])

@@ -1,3 +1,5 @@
+"""The LIF neuron that carries a trace: its equations, its state, and SpikingJelly's signature."""
+
 import copy
 import inspect
 import pickle

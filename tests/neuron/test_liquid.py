@@ -324,12 +324,3 @@ def test_bad_input_is_named():
         LTCNode(3, start="ones")
     with pytest.raises(InputError, match="kernel_size=4"):
         LTCConvNode(3, 4)
-
-
-def test_instruments_see_ltc_neurons_or_say_so():
-    model, x_seq = nn.Sequential(LTCNode(3, start="zero"), LeakyReadout(3)), torch.randn(4, 2, 3)
-    spikes = torch.stack([model[0](x) for x in x_seq])
-    rates = analysis.firing_rates(model, x_seq)
-    assert 0 < rates["mean"] == rates["0"] == pytest.approx(spikes.mean().item())
-    with pytest.raises(InputError, match="no neuron to look at, which is OTTTLIFNode"):
-        analysis.synaptic_operations(model, x_seq)

@@ -10,7 +10,6 @@
 g_u[t] is the gradient of the step's own loss in the first three, of all losses in the last.
 """
 
-from spikingjelly.activation_based import base
 from torch import nn
 
 from sj_ottt._ops.rule import LearningModule, Rule
@@ -19,13 +18,16 @@ from sj_ottt.learning.rules.bptt import BPTT
 from sj_ottt.learning.rules.ndot import NDOT
 from sj_ottt.learning.rules.ottt import OTTT
 from sj_ottt.learning.rules.sltt import SLTT
+from sj_ottt.learning.state import reset_state
 
 __all__ = ["RULES", "VARIANTS", "check_variant", "find_rule", "rule_of", "set_rule"]
 
-_ALL = (OTTT, SLTT, *NDOT, BPTT)
+_ALL = (OTTT, SLTT, *NDOT, BPTT)  # a new rule goes here
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in _ALL if rule.variant in (None, "paper")}
-"""Name → rule; of a rule with variants, the one of its paper."""
+RULES: dict[str, Rule] = {}
+"""Name → rule; of a rule with variants, the first of them."""
+for _rule in _ALL:
+    RULES.setdefault(_rule.name, _rule)
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     name: tuple(rule.variant for rule in _ALL if rule.name == name and rule.variant)
@@ -79,7 +81,7 @@ def set_rule(model: nn.Module, rule: str, variant: str | None = None) -> nn.Modu
         model: Holds neurons of `sj_ottt.neuron`.
         rule: "ottt", "sltt", "ndot" or "bptt".
         variant: Of NDOT, "paper" or "code"; see `neuron.NDOTLIFNode`. None leaves each neuron
-            its own, which is "paper" until it is told otherwise.
+            its own, which is "paper" unless it was set before.
 
     Returns:
         The model.
@@ -100,9 +102,7 @@ def set_rule(model: nn.Module, rule: str, variant: str | None = None) -> nn.Modu
     for module in modules:
         module.variant = variant or module.variant
         module.rule = find_rule(rule, module.variant)
-    for part in model.modules():
-        if isinstance(part, base.MemoryModule):
-            part.reset()
+    reset_state(model)
     return model
 
 

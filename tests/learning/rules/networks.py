@@ -6,7 +6,6 @@ from torch import nn
 
 from sj_ottt import layer, learning, set_rule
 from sj_ottt.neuron import OTTTLIFNode
-from tests.networks import relative_error
 
 STEPS = 6
 
@@ -57,10 +56,6 @@ def plain_loop(net: nn.Module) -> dict[str, torch.Tensor]:
         (learning.CrossEntropyMSE()(net(x), target) / STEPS).backward()
     learning.reset_state(net)
     return alive(net)
-
-
-def largest_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    return max(relative_error(a[k], b[k]) for k in b)
 
 
 def cosine(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

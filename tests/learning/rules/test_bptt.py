@@ -14,8 +14,8 @@ from sj_ottt import learning
 from sj_ottt.layer import synapse
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
-from tests.learning.rules.networks import STEPS, alive, chain, gradients, largest_error, sequence
-from tests.networks import relative_error
+from tests.learning.rules.networks import STEPS, alive, chain, gradients, sequence
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.parametrize("v_reset", [None, 0.0])

@@ -9,13 +9,8 @@ import torch
 from sj_ottt import layer, set_rule
 from sj_ottt._ops.ndot import NDOTState, advance_ndot
 from sj_ottt.neuron import NDOTLIFNode
-from tests.learning.rules.networks import (
-    STEPS,
-    chain,
-    gradients,
-    largest_error,
-)
-from tests.networks import relative_error
+from tests.learning.rules.networks import STEPS, chain, gradients
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.parametrize(

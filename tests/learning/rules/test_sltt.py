@@ -10,7 +10,8 @@ from torch import nn
 from sj_ottt import InputError, set_rule
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode, SLTTLIFNode
-from tests.learning.rules.networks import chain, gradients, largest_error, plain_loop
+from tests.learning.rules.networks import chain, gradients, plain_loop
+from tests.networks import largest_error
 
 
 @pytest.mark.parametrize("v_reset", [None, 0.0])

@@ -15,15 +15,8 @@ from benchmarks.measure import peak_bytes
 from sj_ottt import InputError, layer, learning, set_rule
 from sj_ottt.learning.rules import RULES, VARIANTS, find_rule, rule_of
 from sj_ottt.neuron import NDOTLIFNode, OTTTLIFNode
-from tests.learning.rules.networks import (
-    STEPS,
-    chain,
-    cosine,
-    gradients,
-    largest_error,
-    sequence,
-)
-from tests.networks import relative_error
+from tests.learning.rules.networks import STEPS, chain, cosine, gradients, sequence
+from tests.networks import largest_error, relative_error
 
 
 @pytest.mark.slow
