@@ -4,6 +4,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(sj_ottt.__file__).parent
 
 # From the bottom to the top: a room may import those of the lines above its own.
-FLOORS = (
+ROOMS = (
     {"errors"},
     {"_passthrough"},
     {"_files", "_parallel", "_ops", "surrogate"},
@@ -27,7 +28,13 @@ FLOORS = (
     {"cli"},
     {"__main__"},
 )
-LEVELS = {room: level for level, floor in enumerate(FLOORS) for room in floor}
+ROOMS_OF_DATA = (
+    {"recordings", "transforms", "encodings"},
+    {"frames", "splits", "augmentation", "loading"},
+    {"simulate"},
+    {"sets"},
+    {"prepare", "preprocessing"},
+)
 
 
 def imports(file: Path) -> set[str]:
@@ -42,20 +49,43 @@ def imports(file: Path) -> set[str]:
     return found
 
 
-def sources():
-    for file in sorted(PACKAGE.rglob("*.py")):
-        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def sources(folder: Path = PACKAGE):
+    """The room and the path of each file, but for what stands at the folder's door."""
+    for file in sorted(folder.rglob("*.py")):
+        room = file.relative_to(folder).parts[0].removesuffix(".py")
         if room not in ("__init__", "model_zoo"):
             yield room, file
 
 
-def test_imports_point_down():
-    for room, file in sources():
+@pytest.mark.parametrize(
+    ("house", "floors"), [("sj_ottt", ROOMS), ("sj_ottt.data", ROOMS_OF_DATA)], ids=str
+)
+def test_imports_point_down(house, floors):
+    level = {room: i for i, floor in enumerate(floors) for room in floor}
+    for room, file in sources(ROOT.joinpath(*house.split("."))):
+        assert room in level, f"{file}: give the room {room} its floor in this test"
         for name in imports(file):
-            parts = name.split(".")
-            if parts[0] == "sj_ottt" and len(parts) > 1 and parts[1] in LEVELS:
-                other = parts[1]
-                assert other == room or LEVELS[other] < LEVELS[room], f"{file}: imports {name}"
+            inside, _, rest = name.partition(f"{house}.")
+            other = rest.split(".")[0]
+            if not inside and other in level:
+                assert other == room or level[other] < level[room], f"{file}: imports {name}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): imports(file)
+        for _, file in sources()
+    }
+    graph = {
+        name: {found for found in names if found in modules} for name, names in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_the_package_imports_nothing_that_stands_beside_it():
+    for _, file in sources():
+        for name in imports(file):
+            assert name.split(".")[0] not in ("benchmarks", "examples", "model_zoo", "tests"), file
 
 
 def test_timm_is_imported_in_its_rooms_only():
