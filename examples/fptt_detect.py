@@ -31,7 +31,7 @@ from sj_ottt._files import atomic_write
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, predict, train_step
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
-from sj_ottt.run.evaluation import same_draws
+from sj_ottt.run.evaluation import fixed_seed
 
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
@@ -56,7 +56,7 @@ def stack(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
 def find(model: Detector, scenes: list[Scene], steps: int) -> list[dict[str, Tensor]]:
     """Return what the model sees in scenes, the same at every call."""
     found = []
-    with same_draws(torch.device("cpu")):  # the membranes start at random
+    with fixed_seed(torch.device("cpu")):  # the membranes start at random
         for start in range(0, len(scenes), 50):
             images, _ = stack(scenes[start : start + 50])
             found += detect(predict(model, images, steps), CELLS)

@@ -348,6 +348,21 @@ def test_another_sensor_is_refused(trained):
     assert next(label_windows(trained, same, WINDOW, WINDOW)).label == "left"
 
 
+def test_a_step_of_a_stream_outside_the_crop_is_a_frame_of_zeros(trained):
+    """The model sees the left half, where the second of three steps has no event."""
+    frames = dataclasses.replace(trained.info.frames, crop=(0, 0, 16, 8), size=None)
+    cropped = dataclasses.replace(trained, info=dataclasses.replace(trained.info, frames=frames))
+    events = np.concatenate([band(0, begin=0), band(2, begin=WINDOW), band(0, begin=2 * WINDOW)])
+    events["x"] = np.where(events["t"] // WINDOW == 1, 12, np.minimum(events["x"], 7))
+    frames_seen = []
+    hook = trained.model.register_forward_pre_hook(lambda _, args: frames_seen.append(args[0]))
+    with hook:
+        (prediction,) = label_stream(cropped, streams.Source("s", [events]), 3 * WINDOW)
+    assert prediction.label is not None and prediction.events == len(events)
+    assert [bool(x.any()) for x in frames_seen] == [True, False, True]
+    assert {tuple(x.shape) for x in frames_seen} == {(1, 2, 16, 8)}
+
+
 def test_few_events_of_a_stream_get_no_label(trained):
     source = streams.Source("x", [long_recording([0, 2])])
     counts = [one.events for one in label_stream(trained, source, WINDOW)]
