@@ -46,7 +46,7 @@ def _step_list(text: str) -> list[int]:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE.yaml", help="recipe; flags go before its values")
+    parser.add_argument("--config", metavar="FILE.yaml", help="recipe; flags win over its values")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -72,12 +72,13 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
     else:
         last_word = field.name.rpartition("_")[2].upper()
         kwargs["metavar"] = _METAVARS.get(field.name, last_word)
-    default = "none" if field.default is None else field.default
+    # Where nothing is the default, the text itself says what that means.
+    default = "" if field.default is None else f" (default: {field.default})"
     group.add_argument(
         "--" + field.name.replace("_", "-"),
-        # No default reaches the namespace: only what was typed may go before the recipe.
+        # No default reaches the namespace: only what was typed may win over the recipe.
         default=argparse.SUPPRESS,
-        help=f"{field.metadata['help']} (default: {default})",
+        help=field.metadata["help"] + default,
         **kwargs,
     )
 

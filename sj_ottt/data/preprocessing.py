@@ -68,8 +68,9 @@ class Preprocessing:
 
     def options(self) -> dict[str, Any]:
         """Return flat options, in values that JSON can hold, of which `from_options` is made."""
-        found = {**asdict(self.framing), "normalize": self.normalize, "encoding": self.encoding}
-        return found if self.stats is None else {**found, "stats": self.stats}
+        own = {"normalize": self.normalize, "encoding": self.encoding}
+        stats = {} if self.stats is None else {"stats": self.stats}
+        return {**asdict(self.framing), **own, **stats}
 
     def with_steps(self, steps: int) -> "Preprocessing":
         """Return the same with another number of time steps.

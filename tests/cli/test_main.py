@@ -185,7 +185,7 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
     [
         ("batchsize: 8", "unknown key 'batchsize'; did you mean batch_size?"),
         ("batch-size: 8", "unknown key 'batch-size'; did you mean batch_size?"),
-        ("zzz: 8", "unknown key 'zzz'; known keys: model, pretrained"),
+        ("zzz: 8", "unknown key 'zzz'; known keys: data, train_samples"),
         ("1: 8", "unknown key 1"),
         ("epochs: two", "epochs must be a whole number from 1 on, not 'two'"),
         ("epochs: true", "epochs must be"),
@@ -313,7 +313,7 @@ def test_help_shows_each_option_in_the_group_of_its_section(capsys):
     }
     titles = [section.title for section in TrainConfig.sections().values()]
     assert titles == [
-        "model", "data", "frames", "augmentation", "learning rule", "fptt", "optimisation", "run",
+        "data", "model", "frames", "learning rule", "optimisation", "run", "augmentation", "fptt",
     ]  # fmt: skip
     assert [title for title in flags if title in titles] == titles
     for section in TrainConfig.sections().values():

@@ -262,8 +262,8 @@ def _folder(root: Path, split: str) -> _Images:
 def _packed(path: Path, split: str) -> _Images:
     def entry(name: str) -> np.ndarray:
         if name not in archive:
-            held = ", ".join(archive.files) or "nothing"
-            raise InputError(f"{path}: lacks the array {name!r} (it holds {held}); see ImageSet")
+            entries = ", ".join(archive.files) or "nothing"
+            raise InputError(f"{path}: lacks the array {name!r} (it holds {entries}); see ImageSet")
         return archive[name]
 
     try:
