@@ -1,4 +1,4 @@
-"""Recordings to samples: labels, windows, splits, and the data set that comes of them."""
+"""Long recordings cut into samples: their labels, and the data set that comes of them."""
 
 import csv
 import json
@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt.cli import main as cli
+from sj_ottt.cli.main import main
 from sj_ottt.data import EVENT_DTYPE, EventFolder, read_events, write_events
 from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
 from sj_ottt.data.recordings.folders import find_recordings
 from sj_ottt.data.recordings.label_table import labels_from_folders, parse_duration, read_labels
-from sj_ottt.data.recordings.windows import Window, window_starts
-from sj_ottt.data.splits import split_by_group, split_by_time, split_for_validation
+from tests.helpers import overlap
 from tests.recording_files import dat
 
 
@@ -86,12 +85,6 @@ def test_wrong_durations(text):
         parse_duration(text)
 
 
-def test_window_starts():
-    assert list(window_starts(0, 500, 200, 100)) == [0, 100, 200, 300]
-    assert list(window_starts(7, 206, 200, 100)) == []
-    assert list(window_starts(7, 207, 200, 100)) == [7]
-
-
 def test_samples_are_the_events_of_their_windows(raw, tmp_path):
     result = sliced(raw, tmp_path / "out")
     rows = listed(tmp_path / "out")
@@ -137,34 +130,6 @@ def test_split_by_time_leaves_a_gap(raw, tmp_path):
         assert len(times["test"]) == 4
         assert max(end for _, end in times["train"]) <= min(start for start, _ in times["test"])
     assert result.left_out["windows at the border of train and test"] == 12
-
-
-def test_split_by_time_by_hand():
-    windows = [Window("a", "s", "c", start, 200, 9) for start in (300, 0, 100, 200, 400)]
-    # Tests begin at 400: 300 and, by its end alone, not 200 overlap it.
-    assert split_by_time(windows, 0.2).tolist() == [-1, 0, 0, 0, 1]
-    assert split_by_time(windows[:1], 0.2).tolist() == [0]
-    assert split_by_time(windows[1:3], 0.5).tolist() == [0, 0]  # they overlap: nothing to test
-
-
-def test_split_by_group_is_balanced_drawn_and_spares_classes():
-    windows = [
-        Window(f"{c}{i}", "s", c, k, 1, 9) for c in "ab" for i in range(20) for k in range(5)
-    ]
-    groups = [window.recording for window in windows]
-    first = split_by_group(windows, groups, 0.2, seed=0)
-    for label in "ab":
-        assert sum(p for w, p in zip(windows, first, strict=True) if w.label == label) == 20
-    assert (first != split_by_group(windows, groups, 0.2, seed=1)).any()
-    # Two groups a class: the smaller one is tested on, though it is more than the wanted share.
-    few = [Window("big", "s", "a", k, 1, 9) for k in range(5)]
-    few += [Window("small", "s", "a", k, 1, 9) for k in range(3)]
-    part = split_by_group(few, [w.recording for w in few], 0.2, seed=0)
-    assert part.tolist() == [0] * 5 + [1] * 3
-    # However much is wanted, something is left to train with.
-    assert sum(split_by_group(few, [w.recording for w in few], 0.95, seed=0)) in (3, 5)
-    with pytest.raises(InputError, match="class 'a' occurs in a single recording or session"):
-        split_by_group(few[:5], ["big"] * 5, 0.2, seed=0)
 
 
 def test_labels_from_folders_and_equal_names(raw, tmp_path):
@@ -280,7 +245,7 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
             record(tmp_path / "raw" / label / f"{i}.dat", 1, seed=i)
     out = tmp_path / "my set"
     argv = ["data", "slice", str(tmp_path / "raw"), "--label-from-folder", "--out", str(out)]
-    assert cli.main([*argv, "--window", "250ms", "--stride", "250ms", "--min-events", "100"]) == 0
+    assert main([*argv, "--window", "250ms", "--stride", "250ms", "--min-events", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:4]] == [
         ["class", "train", "test"], ["left", "8", "4"], ["right", "8", "4"], ["all", "16", "8"],
@@ -290,44 +255,21 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     assert f"--data '{out}'" in lines[-1]
     train = ["train", "--data", str(out), "--out", str(tmp_path / "run"), "--epochs", "1"]
     train += ["--model", "test_ottt_vgg", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
-    assert cli.main(train) == 0
+    assert main(train) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_test"] == 8
     capsys.readouterr()
     recording = tmp_path / "raw" / "left" / "0.dat"
     predict = ["predict", "--checkpoint", str(tmp_path / "run"), str(recording), "--device", "cpu"]
-    assert cli.main(predict) == 0
+    assert main(predict) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[:2] for row in rows] == [[f"{i / 4:.3f}", f"{i / 4 + 0.25:.3f}"] for i in range(4)]
     sparse = record(recording.with_name("sparse.dat"), 1, rate=90)
-    assert cli.main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
+    assert main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
     assert all(row.split()[2] == "-" for row in capsys.readouterr().out.splitlines()[1:])
     capsys.readouterr()
-    assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
-    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
+    assert main(argv) == 2 and "exists already" in capsys.readouterr().err
+    assert main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err
-
-
-def overlap(a: Window, b: Window) -> bool:
-    return a.recording == b.recording and max(a.start, b.start) < min(
-        a.start + a.length, b.start + b.length
-    )
-
-
-@pytest.mark.parametrize(("n_recordings", "whole"), [(6, True), (3, False)])
-def test_validation_shares_no_event_with_training(n_recordings, whole):
-    windows = [
-        Window(f"r{r}", "s", label, start, 200, 9)
-        for r in range(n_recordings)
-        for label, begin in (("a", 0), ("b", 5000))
-        for start in range(begin, begin + 3000, 100)
-    ]
-    part = split_for_validation(windows, 0.1, seed=0)
-    train, val = ([w for w, p in zip(windows, part, strict=True) if p == i] for i in (0, 1))
-    assert {w.label for w in train} == {w.label for w in val} == {"a", "b"}
-    assert not any(overlap(a, b) for a in train for b in val)
-    shared = {w.recording for w in train} & {w.recording for w in val}
-    assert shared == (set() if whole else {w.recording for w in windows})
-    assert len(val) < len(windows) / 4
 
 
 @pytest.mark.slow
@@ -369,7 +311,7 @@ def test_the_command_holds_out_what_its_flag_says(raw, tmp_path, capsys):
         ("time", "test: the end of each class in each recording"),
     ):
         out = tmp_path / kind
-        assert cli.main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
+        assert main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
         assert message in capsys.readouterr().out
         assert json.loads((out / "dataset.json").read_text())["hold_out"] == kind
 
@@ -411,7 +353,7 @@ def test_the_command_says_what_is_wrong_with_labels(raw, tmp_path, capsys):
         (str(raw), "(Is a directory); check the path"),
         (str(tmp_path / "latin.csv"), "it is no UTF-8 text"),
     ):
-        assert cli.main([*argv, given]) == 2
+        assert main([*argv, given]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
+    assert main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
     assert "time '200' has no unit" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import datasets
 
 from sj_ottt import InputError
-from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
+from sj_ottt.data import ENCODINGS, Cutout, ImageSet, open_dataset
 from sj_ottt.learning import predict
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
@@ -182,22 +182,6 @@ def test_encodings():
     assert (spikes.mean(0) - image).abs().max() < 0.04
 
 
-def test_flip_and_cutout_are_shared_by_all_steps():
-    frames = torch.rand(3, 2, 8, 9) + 1
-    torch.manual_seed(0)
-    flips = [RandomFlip()(frames) for _ in range(200)]
-    mirrored = sum(torch.equal(f, frames.flip(-1)) for f in flips)
-    assert 70 < mirrored < 130 and sum(torch.equal(f, frames) for f in flips) == 200 - mirrored
-    blanks = []
-    for _ in range(200):
-        blanked = Cutout(4)(frames)
-        blank = (blanked == 0).all(dim=(0, 1))
-        assert torch.equal(torch.where(blank, 0, frames), blanked)
-        blanks.append(int(blank.sum()))
-    assert max(blanks) == 16 and min(blanks) == 4  # a corner keeps a quarter
-    assert frames.min() >= 1 and torch.equal(Cutout(0)(frames), frames)
-
-
 # The training run
 
 
@@ -335,30 +319,6 @@ def test_other_bad_input(tmp_path, folder):
         open_dataset(f"folder:{folder}", split="test", steps=1)[0]
     with pytest.raises(InputError, match="side="):
         Cutout(-1)
-
-
-# Published event sets
-
-
-def test_published_event_sets(tmp_path):
-    rng = np.random.default_rng(0)
-    for place, n in (("train/0", 3), ("train/1", 3), ("test/0", 1), ("test/1", 1)):
-        for i in range(n):
-            path = tmp_path / "nmnist" / "events_np" / place / f"{i}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **{k: rng.integers(0, 2, 40) for k in "xyp"}, t=np.arange(40))
-    data = open_dataset(f"nmnist:{tmp_path / 'nmnist'}", split="train", steps=2)
-    assert len(data) == 6 and data.sensor_size == (34, 34) and data.classes == ("0", "1")
-    for label in ("cat", "dog"):
-        for i in range(20):
-            path = tmp_path / "dvs" / "events_np" / label / f"{i}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **{k: rng.integers(0, 2, 40) for k in "xyp"}, t=np.arange(40))
-    data = open_dataset(f"cifar10dvs:{tmp_path / 'dvs'}", split="test", steps=2)
-    assert len(data) == 4 and data.sensor_size == (128, 128)
-    (tmp_path / "dvs" / "events_np.building").touch()
-    with pytest.raises(InputError, match="unfinished"):
-        open_dataset(f"cifar10dvs:{tmp_path / 'dvs'}", split="test", steps=2)
 
 
 def test_the_encoding_decides_the_number_of_steps(tmp_path):
