@@ -14,7 +14,6 @@ from sj_ottt import InputError
 from sj_ottt.cli.main import main
 from sj_ottt.data import EventFolder, NormalizeFrames, write_events
 from sj_ottt.data.recordings import streams
-from sj_ottt.data.recordings.formats.text import TextStream
 from sj_ottt.data.recordings.streams import WHOLE
 from sj_ottt.inference.predict import (
     check_source,
@@ -162,20 +161,6 @@ def test_standard_input(trained, monkeypatch):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
         found = np.concatenate(list(streams.follow("-").chunks))
     assert np.array_equal(found, events)
-
-
-def test_text_in_pieces_of_any_size():
-    events = band(1, 30)
-    for head in (b"", b"# a comment\n", b"t x y p\n", b"16 16\n"):
-        text = head + as_text(events).replace(b",", b" ")
-        for piece in (1, 3, 50, 10_000):
-            stream = TextStream("x")
-            parts = [stream.feed(text[i : i + piece]) for i in range(0, len(text), piece)]
-            parts.append(stream.feed(b"", last=True))
-            assert np.array_equal(np.concatenate(parts), events), (head, piece)
-            assert stream.sensor_size == ((16, 16) if b"16" in head else None)
-    with pytest.raises(InputError, match="x: not four numbers"):
-        TextStream("x").feed(b"1,2,3,0\n1,2,x,0\n")
 
 
 @pytest.mark.slow

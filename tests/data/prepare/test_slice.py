@@ -9,80 +9,17 @@ import pytest
 
 from sj_ottt import InputError
 from sj_ottt.cli.main import main
-from sj_ottt.data import EVENT_DTYPE, EventFolder, read_events, write_events
+from sj_ottt.data import EventFolder, read_events
 from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
 from sj_ottt.data.recordings.folders import find_recordings
-from sj_ottt.data.recordings.label_table import labels_from_folders, parse_duration, read_labels
+from sj_ottt.data.recordings.label_table import labels_from_folders, read_labels
+from tests.data.long_recordings import all_labels, config, labels_file, record, sliced
 from tests.helpers import overlap
-from tests.recording_files import dat
-
-
-def record(path: Path, seconds: float, seed: int = 0, start: int = 5_000, rate: int = 2000):
-    """Write events at a steady rate, the last one at the very end."""
-    n = int(seconds * rate)
-    rng = np.random.default_rng(seed)
-    events = np.zeros(n, EVENT_DTYPE)
-    events["t"] = start + np.linspace(0, seconds * 1e6 - 1, n).astype(np.int64)
-    events["x"], events["y"] = rng.integers(0, 20, n), rng.integers(0, 16, n)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".dat":
-        path.write_bytes(dat(events.tolist(), "% Width 24\n% Height 18\n"))
-    else:
-        write_events(path, events)
-    return path
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """Two sessions of three recordings of 4 s each."""
-    for session in ("monday", "tuesday"):
-        for i in range(3):
-            record(tmp_path / "raw" / session / f"{i}.npz", 4, seed=i)
-    return tmp_path / "raw"
-
-
-def labels_file(folder: Path, *lines: str, head="file,start,end,label") -> Path:
-    path = folder / "labels.csv"
-    path.write_text("\n".join([head, *lines]) + "\n")
-    return path
-
-
-def all_labels(raw: Path) -> Path:
-    rows = []
-    for path in sorted(raw.rglob("*.npz")):
-        name = path.relative_to(raw)
-        rows += [f"{name},0,1.9s,wave", f"{name},2s,4000ms,still"]
-    return labels_file(raw.parent, *rows)
-
-
-def config(**kwargs) -> SliceConfig:
-    return SliceConfig(**{"window": 200_000, "stride": 100_000, "min_events": 300, **kwargs})
 
 
 def listed(out: Path) -> list[dict]:
     with (out / "slices.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def sliced(raw: Path, out: Path, **kwargs):
-    recordings = find_recordings([raw])
-    labelled = read_labels(all_labels(raw), recordings)
-    return slice_recordings(labelled, out, config(**kwargs))
-
-
-@pytest.mark.parametrize(
-    ("text", "us"),
-    [("1500", 1500), ("200ms", 200_000), ("1.5 s", 1_500_000), ("3us", 3), ("2µs", 2),
-     (".5s", 500_000), (" 2min ", 120_000_000)],
-)  # fmt: skip
-def test_durations(text, us):
-    assert parse_duration(text) == us
-
-
-@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m", "1.5"])
-def test_wrong_durations(text):
-    with pytest.raises(InputError, match="as in 200ms"):
-        parse_duration(text)
 
 
 def test_samples_are_the_events_of_their_windows(raw, tmp_path):
@@ -142,55 +79,6 @@ def test_labels_from_folders_and_equal_names(raw, tmp_path):
     assert all((tmp_path / "out" / row["file"]).exists() for row in rows)
 
 
-def test_joined_and_open_stretches(raw, tmp_path):
-    recordings = find_recordings([raw])
-    path = labels_file(
-        tmp_path, "monday/0.npz,1s,2s,a", "monday/0.npz,0.5s,1.5s,a", "monday/0.npz,2s,,b",
-        "monday/1.npz,,,b", head="\ufeffFile, Start, End, Label",
-    )  # fmt: skip
-    first, second = read_labels(path, recordings)
-    assert [(s.start, s.end, s.label) for s in first.stretches] == [
-        (500_000, 2_000_000, "a"),
-        (2_000_000, None, "b"),
-    ]
-    assert [(s.start, s.end) for s in second.stretches] == [(0, None)]
-    path = labels_file(tmp_path, "monday/0.npz;0;1s;a;x", head="file;start;end;label;session")
-    assert read_labels(path, recordings)[0].session == "x"
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (["9.npz,0,1s,a"], r"labels.csv line 2: file '9.npz' is none of the recordings"),
-        (["0.npz,0,1s,a"], r"line 2: file '0.npz' fits .*monday/0.npz and .*tuesday/0.npz"),
-        (["monday/0.npz,0,1s,a", "monday/0.npz,2s,1s,a"], "line 3: end 1s is not behind start 2s"),
-        (["monday/0.npz,0,1x,a"], "line 2: time '1x'"),
-        (["monday/0.npz,-1,1s,a"], "line 2: time '-1'"),
-        (["monday/0.npz,0,1s,"], "line 2: label '' cannot name a folder"),
-        (["monday/0.npz,0,1s,../a"], "line 2: label '../a' cannot"),
-        (["monday/0.npz,0,1s"], "line 2: 3 cells, where the first line names 4"),
-        (["monday/0.npz,0,2s,a", "monday/0.npz,1s,3s,b"], "line 3: 'b' overlaps 'a' of .* line 2"),
-        ([",0,1s,a"], "line 2: names no file"),
-        ([], "holds no labels"),
-    ],
-)
-def test_wrong_rows_are_named(lines, words, raw, tmp_path):
-    with pytest.raises(InputError, match=words):
-        read_labels(labels_file(tmp_path, *lines), find_recordings([raw]))
-
-
-def test_wrong_files_of_labels(raw, tmp_path):
-    recordings = find_recordings([raw])
-    with pytest.raises(InputError, match="line 1: lacks the column 'end'"):
-        read_labels(labels_file(tmp_path, head="file,start,label"), recordings)
-    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
-        read_labels(tmp_path / "none.csv", recordings)
-    rows = ["monday/0.npz,0,1s,a,x", "monday/0.npz,1s,2s,a,y"]
-    path = labels_file(tmp_path, *rows, head="file,start,end,label,session")
-    with pytest.raises(InputError, match="line 3: session 'y', where an earlier line says 'x'"):
-        read_labels(path, recordings)
-
-
 def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
     recordings = find_recordings([raw])
 
@@ -224,19 +112,6 @@ def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="out: exists already"):
         sliced(raw, tmp_path / "out")
-
-
-def test_finding_recordings(raw, tmp_path):
-    sliced(raw, raw / "made")
-    (raw / ".hidden").mkdir()
-    record(raw / ".hidden" / "9.npz", 1)
-    (raw / "notes.md").write_text("x")
-    assert len(find_recordings([raw])) == 6 < len(find_recordings([raw / "made"]))
-    with pytest.raises(InputError, match="none: no such recording or folder"):
-        find_recordings([tmp_path / "none"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty: holds no recordings"):
-        find_recordings([tmp_path / "empty"])
 
 
 def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
@@ -314,16 +189,6 @@ def test_the_command_holds_out_what_its_flag_says(raw, tmp_path, capsys):
         assert main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
         assert message in capsys.readouterr().out
         assert json.loads((out / "dataset.json").read_text())["hold_out"] == kind
-
-
-def test_a_table_of_labels_among_the_recordings_is_none(raw):
-    everything = sorted(raw.rglob("*.npz"))
-    for name, text in (("labels.csv", "file,start,end,label"), ("a.txt", " File;START; end;label")):
-        (raw / name).write_text(f"{text}\n0.npz,,,a\n")
-    assert sorted(find_recordings([raw])) == everything
-    notes = raw / "notes.txt"
-    notes.write_text("recorded on Monday\n")
-    assert notes in find_recordings([raw])
 
 
 def test_recordings_of_two_cameras_are_refused(tmp_path):
