@@ -1,4 +1,4 @@
-"""Pictures of a run, of its data and of what the instruments say of its model: PNG, GIF."""
+"""Pictures of a run, of its data and of the analysis of its model: PNG, GIF."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1495b", "#5a5a5a"
 COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b")
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
-FRAME_MS = 80  # of an animation
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
+FRAME_MS = 80  # of an animation
 
 
 def _png(figure: Figure) -> bytes:

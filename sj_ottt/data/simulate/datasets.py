@@ -185,7 +185,7 @@ def _simulate_file(
     *,
     sensor_size: tuple[int, int],
     seed: int,
-    **camera,
+    **camera: Any,
 ) -> None:
     """Record one file; ``job`` holds its path in ``images`` and the recording's in ``out``."""
     file, target = job

@@ -21,9 +21,9 @@ def write(path, n=400, seed=0, hot=()):
     events["t"][[0, -1]] = 0, n * 1000
     events["y"], events["x"] = rng.integers(0, 12, len(events)), rng.integers(0, 10, len(events))
     events["p"][::4] = 1
-    places = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), 300)
-    for place, (x, y) in zip(places, hot, strict=True):
-        events["x"][place], events["y"][place] = x, y
+    chosen = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), 300)
+    for indices, (x, y) in zip(chosen, hot, strict=True):
+        events["x"][indices], events["y"][indices] = x, y
     path.parent.mkdir(parents=True, exist_ok=True)
     write_events(path, events)
 
