@@ -46,10 +46,10 @@ def _run(data: EventFolder, tests: np.ndarray, k: int, args: argparse.Namespace)
     out = Path(args.runs) / f"fold-{k}"
     with tempfile.TemporaryDirectory() as folder:
         for file, label, test in zip(data.files, data.targets, tests, strict=True):
-            place = Path(folder) / ("test" if test else "train") / data.classes[label]
-            place.mkdir(parents=True, exist_ok=True)
+            class_folder = Path(folder) / ("test" if test else "train") / data.classes[label]
+            class_folder.mkdir(parents=True, exist_ok=True)
             source = (data.root / file).resolve()
-            (place / f"{file.replace('/', '-')}").symlink_to(source)
+            (class_folder / f"{file.replace('/', '-')}").symlink_to(source)
         overrides = {"data": folder, "out": str(out), "seed": k}
         if args.epochs:
             overrides["epochs"] = args.epochs

@@ -89,7 +89,7 @@ def check(side: Train, name: str) -> None:
 
 def graph_bytes(run: Callable[[], object]) -> int:
     """Return the most bytes that autograd kept at once for a backward pass, each storage once."""
-    held: Counter[int] = Counter()
+    uses: Counter[int] = Counter()
     live = peak = 0
 
     class Kept:
@@ -97,14 +97,14 @@ def graph_bytes(run: Callable[[], object]) -> int:
             nonlocal live, peak
             self.tensor, storage = tensor, tensor.untyped_storage()
             self.key, self.size = storage.data_ptr(), storage.nbytes()
-            live += 0 if held[self.key] else self.size
-            held[self.key] += 1
+            live += 0 if uses[self.key] else self.size
+            uses[self.key] += 1
             peak = max(peak, live)
 
         def __del__(self):
             nonlocal live
-            held[self.key] -= 1
-            live -= 0 if held[self.key] else self.size
+            uses[self.key] -= 1
+            live -= 0 if uses[self.key] else self.size
 
     with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
         run()

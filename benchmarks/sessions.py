@@ -37,15 +37,15 @@ def sessions(args: argparse.Namespace) -> list[dict]:
     them to test on), by simulated cameras that differ in noise, mismatch, speed, position and size.
     Finished runs are not run again: the folder --runs keeps them.
     """
-    found: dict[str, list[float]] = {}
+    accuracies: dict[str, list[float]] = {}
     for seed in args.seeds:
         root = Path(args.runs) / f"seed-{seed}"
         data = {name: _record(root / f"session-{name}", name, seed) for name in SESSIONS}
         first = {**FIRST, "data": str(data["a"]), "out": str(root / "a"), "seed": seed}
-        known = _train(first)["test_accuracy"]
-        found.setdefault("session A's model on session A", []).append(known)
+        in_session = _train(first)["test_accuracy"]
+        accuracies.setdefault("session A's model on session A", []).append(in_session)
         (row,) = evaluation.evaluate(root / "a", str(data["b"]))
-        found.setdefault("session A's model, as it is", []).append(row["accuracy"])
+        accuracies.setdefault("session A's model, as it is", []).append(row["accuracy"])
         for few in FEW:
             for name, start in (("fine-tuned", str(root / "a")), ("from scratch", None)):
                 options = {
@@ -57,8 +57,8 @@ def sessions(args: argparse.Namespace) -> list[dict]:
                     "train_samples": few * 10,
                 }
                 row_name = f"{name} on {few} recordings a class"
-                found.setdefault(row_name, []).append(_train(options)["test_accuracy"])
-    return [_row(name, values) for name, values in found.items()]
+                accuracies.setdefault(row_name, []).append(_train(options)["test_accuracy"])
+    return [_row(name, values) for name, values in accuracies.items()]
 
 
 def _row(name: str, values: list[float]) -> dict:

@@ -14,8 +14,9 @@ from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
 from sj_ottt.data.recordings.streams import open_source
 from sj_ottt.inference.predict import durations, label_windows
-from sj_ottt.run import evaluation, training
+from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.evaluation import load_trained
 
 
 def main() -> None:
@@ -43,10 +44,10 @@ def main() -> None:
     result = training.train(config, resume=(run / "last.pt").exists())
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
-    trained = evaluation.load_trained(run)
+    trained = load_trained(run)
     window, _ = durations(trained, None, None)  # that of the samples
-    for found in label_windows(trained, open_source(args.new), window, window):
-        print(f"{found.start / 1e6:.1f} s: {found.label} ({found.confidence:.0%})")
+    for prediction in label_windows(trained, open_source(args.new), window, window):
+        print(f"{prediction.start / 1e6:.1f} s: {prediction.label} ({prediction.confidence:.0%})")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 
 NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
 TEST_SEED = 2**40  # beyond those of the training batches
-PLACES = ("out", "resume", "beside")
-FREE_ON_RESUME = ("every", *PLACES)
+NOT_IN_RESULT = ("out", "resume", "beside")
+FREE_ON_RESUME = ("every", *NOT_IN_RESULT)
 
 
 class AddNet(nn.Module):
@@ -90,7 +90,7 @@ def bptt_step(model: nn.Module, optimizer: torch.optim.Optimizer, x_seq: Tensor,
 def write_result(args: argparse.Namespace, history: list[dict], seconds: float) -> None:
     """Write result.json."""
     result = {
-        **{name: value for name, value in vars(args).items() if name not in PLACES},
+        **{name: value for name, value in vars(args).items() if name not in NOT_IN_RESULT},
         "mse": history[-1]["mse"],
         "best_mse": min(row["mse"] for row in history),
         "firing_rate": history[-1]["firing_rate"],
@@ -134,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
     if args.rule == "fptt":
         trainer = FPTT(optimizer, alpha=args.alpha, parts=args.parts)
     first, seconds, history = 0, 0.0, []
-    told = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
+    options = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
     if args.resume:
         state = load_checkpoint(args.out)
         model.load_state_dict(state["model"])
@@ -165,7 +165,7 @@ def run(args: argparse.Namespace) -> None:
                 seconds = time.perf_counter() - start
                 state = {"model": model.state_dict(), "trainer": trainer.state_dict()}
                 state |= {"batch": batch + 1, "seconds": seconds, "history": history}
-                save_checkpoint(args.out, {**state, "told": told})
+                save_checkpoint(args.out, {**state, "options": options})
                 write_result(args, history, seconds)
                 draw_curve(args, history)
     draw_curve(args, history)  # of a finished run too, for other runs beside it

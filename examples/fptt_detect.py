@@ -31,7 +31,7 @@ from sj_ottt._files import atomic_write
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, predict, train_step
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
-from sj_ottt.run.evaluation import same_draws
+from sj_ottt.run.evaluation import fixed_seed
 
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
@@ -56,7 +56,7 @@ def stack(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
 def find(model: Detector, scenes: list[Scene], steps: int) -> list[dict[str, Tensor]]:
     """Return what the model sees in scenes, the same at every call."""
     found = []
-    with same_draws(torch.device("cpu")):  # the membranes start at random
+    with fixed_seed(torch.device("cpu")):  # the membranes start at random
         for start in range(0, len(scenes), 50):
             images, _ = stack(scenes[start : start + 50])
             found += detect(predict(model, images, steps), CELLS)
@@ -100,8 +100,8 @@ def picture(
         for box in scene.boxes:
             _outline(axes, box, "white", linestyle="--")
         overlaps = box_iou(seen["boxes"], scene.boxes)
-        said = (seen["boxes"], seen["scores"], seen["labels"])
-        for box, score, label, overlap in zip(*said, overlaps, strict=True):
+        boxes = (seen["boxes"], seen["scores"], seen["labels"])
+        for box, score, label, overlap in zip(*boxes, overlaps, strict=True):
             if score < SHOWN:
                 continue
             right = (overlap.ge(0.5) & scene.labels.eq(label)).any()
@@ -139,11 +139,11 @@ def run(args: argparse.Namespace) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.batches)
     loss_fn = partial(detection_loss, cells=CELLS)
     first, seconds, history = 0, 0.0, []
-    told = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
-    told["classes"] = list(classes)
+    options = {k: v for k, v in vars(args).items() if k not in FREE_ON_RESUME}
+    options["classes"] = list(classes)
     if args.resume:
         state = load_checkpoint(args.out)
-        if state["told"] != told:
+        if state["options"] != options:
             raise InputError(f"{args.out} was started with other --images: give the same")
         model.load_state_dict(state["model"])
         fptt.load_state_dict(state["fptt"])
@@ -170,11 +170,11 @@ def run(args: argparse.Namespace) -> None:
             bar.set_postfix(loss=f"{loss.item():.2f}", map_50=f"{score:.3f}")
             seconds = time.process_time() - start
             named = {classes[k]: round(value, 4) for k, value in per_class.items()}
-            result = {**told, "map_50": score, "average_precision": named}
+            result = {**options, "map_50": score, "average_precision": named}
             result |= {"cpu_seconds": round(seconds, 3), "history": history}
             state = {"model": model.state_dict(), "fptt": fptt.state_dict()}
             state |= {"schedule": schedule.state_dict(), "batch": batch + 1}
-            state |= {"seconds": seconds, "history": history, "told": told}
+            state |= {"seconds": seconds, "history": history, "options": options}
             save_checkpoint(args.out, state)
             with atomic_write(args.out / "boxes.png") as file:
                 picture(found, scenes, classes).savefig(file, format="png", dpi=100)

@@ -1,6 +1,6 @@
 """Put the best model of a run into the zoo: weights, a row of the manifest, and the card.
 
-    python model_zoo/add.py runs/fashion_events --tag fashion_events --commit HASH --about TEXT
+    python model_zoo/add.py RUN --tag TAG --commit HASH --about TEXT --recipe FILE
 
 Every figure on the card is read from the run's result.json.
 """
@@ -46,7 +46,7 @@ so a real camera's noise is not in them: fine-tune before use.
 
 
 def main() -> None:
-    """Write the three files."""
+    """Write the weights, the row of the manifest and the card."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--tag", required=True, help="the weights' tag, as in timm")

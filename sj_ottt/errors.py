@@ -13,7 +13,7 @@ class InputError(ValueError):
     """
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean X?"`` for the known name closest to a mistyped one, else ``""``."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def suggest(name: str, names: Iterable[str]) -> str:
+    """Return ``"; did you mean X?"`` for the name closest to a mistyped one, else ``""``."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

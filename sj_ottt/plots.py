@@ -1,4 +1,4 @@
-"""Pictures of a run, of its data and of what the instruments say of its model: PNG, GIF."""
+"""Pictures of a run, of its data and of the analysis of its model: PNG, GIF."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1495b", "#5a5a5a"
 COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b")
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
-FRAME_MS = 80  # of an animation
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
+FRAME_MS = 80  # of an animation
 
 
 def _png(figure: Figure) -> bytes:
@@ -274,7 +274,7 @@ def alignment(rows: Rows) -> bytes:
     names.append("all")
     figure = Figure(figsize=(4.6 * len(references), 1.7 + 0.34 * len(names)), layout="constrained")
     panels = figure.subplots(1, len(references), sharey=True, squeeze=False)[0]
-    places = np.arange(len(names))
+    positions = np.arange(len(names))
     lowest = min([0.0, *(row["cosine"] for row in rows if row["cosine"] is not None)])
     for axes, reference in zip(panels, references, strict=True):
         for index, rule in enumerate(rules):
@@ -284,12 +284,12 @@ def alignment(rows: Rows) -> bytes:
                 if (row["rule"], row["against"]) == (rule, reference)
             }
             # Side by side, because rules often agree.
-            height = places + 0.2 * (index - (len(rules) - 1) / 2)
+            height = positions + 0.2 * (index - (len(rules) - 1) / 2)
             style = {"color": COLOURS[index], "label": rule, "markersize": 5}
             axes.plot([cosines[name] for name in names], height, "osD^"[index], **style)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set(title=f"against {reference}", xlabel="cosine", xlim=(lowest - 0.05, 1.05))
-        axes.set_yticks(places, names)
+        axes.set_yticks(positions, names)
         axes.grid(axis="x", alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].invert_yaxis()

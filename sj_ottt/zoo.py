@@ -75,9 +75,9 @@ def create(
         InputError: If there is no such model, no such weights for it, or it has no such argument.
     """
     arch, _, tag = name.partition(".")
-    known = _architectures()
-    if arch not in known:
-        raise InputError(f"unknown model {name!r}{suggest(arch, known)}; see `sj-ottt models`")
+    names = _architectures()
+    if arch not in names:
+        raise InputError(f"unknown model {name!r}{suggest(arch, names)}; see `sj-ottt models`")
     tag = pretrained if isinstance(pretrained, str) else tag
     tags = _tags(arch)
     if pretrained and (tag not in tags if tag else not tags):
@@ -191,8 +191,8 @@ def model_rows() -> list[dict[str, Any]]:
 
 
 def _architectures() -> list[str]:
-    rooms = ("ottt_vgg", "ottt_nf_resnet", "ltc_nets")
-    return [name for room in rooms for name in timm.list_models(module=room)]
+    modules = ("ottt_vgg", "ottt_nf_resnet", "ltc_nets")
+    return [name for module in modules for name in timm.list_models(module=module)]
 
 
 def _tags(arch: str) -> list[str]:

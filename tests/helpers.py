@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from sj_ottt.data.recordings.windows import Window
 from sj_ottt.run.checkpoint import load_checkpoint
 
 CLASSES = ("left", "middle", "right")
@@ -56,3 +57,10 @@ def assert_same_run(first, second):
         del result["seconds"], result["config"]["out"]
     assert results[0] == results[1]
     assert not [p for p in Path(second).iterdir() if p.name.startswith(".")]
+
+
+def overlap(a: Window, b: Window) -> bool:
+    """Whether two windows share a moment of the same recording."""
+    return a.recording == b.recording and max(a.start, b.start) < min(
+        a.start + a.length, b.start + b.length
+    )

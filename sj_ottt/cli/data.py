@@ -6,12 +6,20 @@ import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from sj_ottt.data.prepare.survey import RecordingInfo
-
-# The data modules are imported by the subcommand that needs them: torch takes seconds.
+from sj_ottt.data import (
+    SliceConfig,
+    find_recordings,
+    labels_from_folders,
+    read_labels,
+    record_images,
+    slice_recordings,
+    survey_recordings,
+)
+from sj_ottt.data.prepare.slice import HELD_OUT
+from sj_ottt.data.prepare.survey import RecordingInfo
+from sj_ottt.data.recordings.folders import SLICES
+from sj_ottt.data.recordings.label_table import parse_duration
 
 
 def _add_slice(parser: argparse.ArgumentParser) -> None:
@@ -20,8 +28,8 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--labels",
         metavar="FILE.csv",
-        help="lines of file,start,end,label and, if wanted, session below such a line of names; "
-        "times count from the recording's first event, in µs or as in 20ms, 1.5s",
+        help="table whose first line names its columns: file,start,end,label and, if wanted, "
+        "session; times count from the recording's first event, in µs or as in 20ms, 1.5s",
     )
     labels.add_argument(
         "--label-from-folder",
@@ -29,8 +37,18 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
         help="each recording's folder is its label, the folder above that its session",
     )
     parser.add_argument("--out", required=True, metavar="DATASET", help="the folder to make")
-    parser.add_argument("--window", default="200ms", metavar="TIME", help="default: %(default)s")
-    parser.add_argument("--stride", default="100ms", metavar="TIME", help="default: %(default)s")
+    parser.add_argument(
+        "--window",
+        default="200ms",
+        metavar="TIME",
+        help="length of a sample (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stride",
+        default="100ms",
+        metavar="TIME",
+        help="from one sample's start to the next one's (default: %(default)s)",
+    )
     parser.add_argument(
         "--min-events",
         type=int,
@@ -41,28 +59,28 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split-by",
         dest="hold_out",
-        default="recording",
-        choices=("recording", "session", "time"),
+        default=SliceConfig.hold_out,
+        choices=HELD_OUT,
         help="test on whole recordings, on whole sessions, or on the end of every recording "
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--test-fraction", type=float, default=0.2, metavar="F", help="default: %(default)s"
+        "--test-fraction",
+        type=float,
+        default=SliceConfig.test_fraction,
+        metavar="SHARE",
+        help="share of the windows to test on (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="draws the test recordings or sessions"
+        "--seed",
+        type=int,
+        default=SliceConfig.seed,
+        metavar="N",
+        help="draws the recordings or sessions to test on (default: %(default)s)",
     )
 
 
 def _slice(args: argparse.Namespace) -> None:
-    from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
-    from sj_ottt.data.recordings.folders import SLICES, find_recordings
-    from sj_ottt.data.recordings.label_table import (
-        labels_from_folders,
-        parse_duration,
-        read_labels,
-    )
-
     config = SliceConfig(
         window=parse_duration(args.window, unit=True),
         stride=parse_duration(args.stride, unit=True),
@@ -109,11 +127,11 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    # matplotlib takes most of a second to import.
     from sj_ottt.cli.data_pictures import draw
-    from sj_ottt.data.prepare.survey import survey_recordings
 
-    found = survey_recordings(args.path)
-    recordings, (height, width) = found.recordings, found.sensor_size
+    survey = survey_recordings(args.path)
+    recordings, (height, width) = survey.recordings, survey.sensor_size
     labels = sorted({one.label for one in recordings})
     summary = _count(len(recordings), "recording")
     if classes := len(labels) if labels != [""] else 0:
@@ -132,17 +150,17 @@ def _info(args: argparse.Namespace) -> None:
     print(f"ON events     {sum(one.on_events for one in recordings) / n_events:12.1%}")
     if classes > 1:
         _print_classes(recordings, labels)
-    hot = found.hot()
-    share = found.pixel_counts[tuple(hot.T)].sum() / n_events
+    hot = survey.hot()
+    share = survey.pixel_counts[tuple(hot.T)].sum() / n_events
     print(f"hot pixels: {len(hot)} of {height * width}, with {share:.1%} of the events")
     for y, x in hot[:8]:
-        often = found.times_hot[y, x] / len(recordings)
+        often = survey.times_hot[y, x] / len(recordings)
         print(f"  x = {x}, y = {y}, hot in {often:.0%} of the recordings")
-    for problem in found.problems[:5]:
+    for problem in survey.problems[:5]:
         print(f"cannot be used: {problem}")
-    if len(found.problems) > 5:
-        print(f"cannot be used: {len(found.problems) - 5} more")
-    for path in draw(found, Path(args.out)):
+    if len(survey.problems) > 5:
+        print(f"cannot be used: {len(survey.problems) - 5} more")
+    for path in draw(survey, Path(args.out)):
         print(f"picture   {path}")
 
 
@@ -177,8 +195,6 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(args: argparse.Namespace) -> None:
-    from sj_ottt.data import record_images
-
     kwargs = {name: value for name, value in vars(args).items() if name != "run"}
     counts = record_images(**kwargs)
     listed = ", ".join(f"{count} for {part}" for part, count in counts.items())
@@ -190,7 +206,7 @@ def _count(n: int, one: str, many: str | None = None) -> str:
     return f"{n} {one if n == 1 else many or one + 's'}"
 
 
-def _print_classes(recordings: "Sequence[RecordingInfo]", labels: Sequence[str]) -> None:
+def _print_classes(recordings: Sequence[RecordingInfo], labels: Sequence[str]) -> None:
     parts = [part for part in ("train", "test", "") if any(one.part == part for one in recordings)]
     width = max(len(label) for label in (*labels, "class"))
     head = "".join(f"{part or 'recordings':>12}" for part in parts)

@@ -11,7 +11,7 @@ _SHEET_US = 30_000
 _ANIMATION_STEPS = 48
 
 
-def draw(found: Survey, folder: Path) -> tuple[Path, Path]:
+def draw(survey: Survey, folder: Path) -> tuple[Path, Path]:
     """Write ``contact_sheet.png`` and ``sample.gif``.
 
     The sheet has a row a class, each picture the busiest 30 ms of a recording; the recordings are
@@ -19,7 +19,7 @@ def draw(found: Survey, folder: Path) -> tuple[Path, Path]:
     2 s at most.
 
     Args:
-        found: What to draw.
+        survey: What to draw.
         folder: Takes the pictures, and is made where it is missing.
 
     Returns:
@@ -29,18 +29,18 @@ def draw(found: Survey, folder: Path) -> tuple[Path, Path]:
         InputError: The folder cannot be written.
     """
     rows = {}
-    for label in sorted({one.label for one in found.recordings}):
-        members = [one for one in found.recordings if one.label == label]
+    for label in sorted({one.label for one in survey.recordings}):
+        members = [one for one in survey.recordings if one.label == label]
         rows[label] = [
-            busiest_frames(one.path, found.sensor_size, 1, _SHEET_US, 160)[0]
+            busiest_frames(one.path, survey.sensor_size, 1, _SHEET_US, 160)[0]
             for one in evenly(members, _COLUMNS)
         ]
     sheet = plots.contact_sheet(rows, f"the busiest {_SHEET_US // 1000} ms")
 
-    ranked = sorted(found.recordings, key=lambda one: one.events)
+    ranked = sorted(survey.recordings, key=lambda one: one.events)
     sample = ranked[len(ranked) // 2]
     step_us = max(1_000, min(sample.duration, 2_000_000) // _ANIMATION_STEPS)
-    counts = busiest_frames(sample.path, found.sensor_size, _ANIMATION_STEPS, step_us, 240)
+    counts = busiest_frames(sample.path, survey.sensor_size, _ANIMATION_STEPS, step_us, 240)
     motion = plots.animation(counts, step_us / 1000, f"{sample.label}  {sample.path.name}".strip())
 
     paths = folder / "contact_sheet.png", folder / "sample.gif"

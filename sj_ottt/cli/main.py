@@ -9,10 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sj_ottt import __version__
-from sj_ottt.cli import data as data_cli
+from sj_ottt import __version__, zoo
+from sj_ottt.cli import data
+from sj_ottt.data.recordings.streams import follow, open_source
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.inference.adapt import adapt, open_labelled
+from sj_ottt.inference.predict import (
+    check_trained,
+    durations,
+    fewest_events,
+    label_stream,
+    label_windows,
+)
+from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.evaluation import evaluate, load_trained
 
 # Where a flag's last word would mislead.
 _METAVARS = {
@@ -26,8 +37,6 @@ _METAVARS = {
     "split_by": "HOW",
 }
 
-# What trains, and with it the data and tensorboard, is imported by the subcommand that needs it.
-
 
 def _step_list(text: str) -> list[int]:
     try:
@@ -37,7 +46,7 @@ def _step_list(text: str) -> list[int]:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", metavar="FILE.yaml", help="recipe; flags go before its values")
+    parser.add_argument("--config", metavar="FILE.yaml", help="recipe; flags win over its values")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -63,12 +72,13 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
     else:
         last_word = field.name.rpartition("_")[2].upper()
         kwargs["metavar"] = _METAVARS.get(field.name, last_word)
-    default = "none" if field.default is None else field.default
+    # Where nothing is the default, the text itself says what that means.
+    default = "" if field.default is None else f" (default: {field.default})"
     group.add_argument(
         "--" + field.name.replace("_", "-"),
-        # No default reaches the namespace: only what was typed may go before the recipe.
+        # No default reaches the namespace: only what was typed may win over the recipe.
         default=argparse.SUPPRESS,
-        help=f"{field.metadata['help']} (default: {default})",
+        help=field.metadata["help"] + default,
         **kwargs,
     )
 
@@ -76,11 +86,9 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
 def _train(args: argparse.Namespace) -> None:
     names = TrainConfig.option_names()
     overrides = {name: value for name, value in vars(args).items() if name in names}
-    # For the advice on Ctrl-C: the imports and the data may be interrupted too.
+    # Before all else, so that the advice on Ctrl-C knows the run's folder.
     config = TrainConfig.from_sources(args.config, overrides)
     try:
-        from sj_ottt.run import training
-
         config = training.configure(args.config, overrides, resume=args.resume)
         result = training.train(config, resume=args.resume)
     except KeyboardInterrupt:
@@ -123,9 +131,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from sj_ottt.run import evaluation
-
-    rows = evaluation.evaluate(
+    rows = evaluate(
         args.checkpoint,
         args.data,
         args.steps,
@@ -161,6 +167,7 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
+    # matplotlib takes most of a second to import.
     from sj_ottt.analysis import report
 
     names = ("data", "out", "split", "samples", "steps", "device")
@@ -213,25 +220,21 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
 
 
 def _predict(args: argparse.Namespace) -> None:
-    from sj_ottt.data.recordings.streams import follow, open_source
-    from sj_ottt.inference import predict as live
-    from sj_ottt.run.evaluation import load_trained
-
     trained = load_trained(args.checkpoint, args.device)
-    live.check_trained(trained)
-    window, stride = live.durations(trained, args.window, args.stride)
-    fewest = live.fewest_events(trained, args.min_events, args.window)
+    check_trained(trained)
+    window, stride = durations(trained, args.window, args.stride)
+    fewest = fewest_events(trained, args.min_events, args.window)
     if args.live and args.stride is not None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
     if args.live:
         source = follow(args.file, args.idle)
-        predictions = live.label_stream(trained, source, window, fewest)
+        predictions = label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = open_source(args.file)
-        predictions = live.label_windows(trained, source, window, stride, fewest)
+        predictions = label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
     for prediction in predictions:
@@ -275,19 +278,15 @@ def _add_adapt(parser: argparse.ArgumentParser) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
-    from sj_ottt.inference import predict as live
-    from sj_ottt.inference.adapt import adapt, open_labelled
-    from sj_ottt.run.evaluation import load_trained
-
     trained = load_trained(args.checkpoint, args.device)
-    live.check_trained(trained)
-    window, stride = live.durations(trained, args.window, args.stride)
-    fewest = live.fewest_events(trained, args.min_events, args.window)
-    learned, held = open_labelled(args.recordings, args.hold_out, args.labels)
+    check_trained(trained)
+    window, stride = durations(trained, args.window, args.stride)
+    fewest = fewest_events(trained, args.min_events, args.window)
+    recordings, held_out = open_labelled(args.recordings, args.hold_out, args.labels)
     result = adapt(
         trained,
-        learned,
-        held,
+        recordings,
+        held_out,
         window=window,
         stride=stride,
         min_events=fewest,
@@ -308,8 +307,6 @@ def _adapt(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
-    from sj_ottt import zoo
-
     rows = zoo.model_rows()
     width = max(len(row["name"]) for row in rows)
     print(f"{'model':{width}}  {'parameters':>10}  weights")
@@ -344,7 +341,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_analyze,
             _analyze,
         ),
-        ("data", "make and look at recordings, cut them into samples", data_cli.add, None),
+        ("data", "make and look at recordings, cut them into samples", data.add, None),
         ("predict", "label a raw recording or a stream, window by window", _add_predict, _predict),
         ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
         ("models", "list the models, their size and their weights", None, _models),

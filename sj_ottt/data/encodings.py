@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["ENCODINGS"]
+__all__ = ["ENCODINGS", "STEPS_FROM_IMAGE"]
 
 
 def _poisson(image: Tensor, steps: int) -> Tensor:
@@ -44,3 +44,6 @@ ENCODINGS: dict[str, Callable[[int], Callable[[Tensor], Tensor] | None]] = {
 - ``pixels``: a pixel a step, row by row, [H · W, C] (sequential MNIST).
 - ``permuted``: the same in one fixed random order (permuted sequential MNIST).
 """
+
+STEPS_FROM_IMAGE = frozenset({"rows", "pixels", "permuted"})
+"""Those whose number of steps follows from the image's size, whatever T is."""

@@ -68,8 +68,9 @@ class Preprocessing:
 
     def options(self) -> dict[str, Any]:
         """Return flat options, in values that JSON can hold, of which `from_options` is made."""
-        found = {**asdict(self.framing), "normalize": self.normalize, "encoding": self.encoding}
-        return found if self.stats is None else {**found, "stats": self.stats}
+        own = {"normalize": self.normalize, "encoding": self.encoding}
+        stats = {} if self.stats is None else {"stats": self.stats}
+        return {**asdict(self.framing), **own, **stats}
 
     def with_steps(self, steps: int) -> "Preprocessing":
         """Return the same with another number of time steps.
@@ -153,15 +154,19 @@ class Preprocessing:
         return transform, ENCODINGS[self.encoding](self.framing.steps)
 
     def _check_for_images(self, dataset: ImageSet, augmentation: Augmentation) -> None:
-        plain = Framing(self.framing.steps, self.framing.size)
-        of_recordings = {
-            name: (getattr(self.framing, name), getattr(plain, name))
-            for name in ("split_by", "frames", "tau_us", "crop", "hot_pixels")
-        }
-        for name in ("drop_events", "time_jitter"):
-            of_recordings[name] = (getattr(augmentation, name), 0.0)
-        for name, (value, absent) in of_recordings.items():
-            if value != absent:
+        """Refuse options that only recordings have."""
+        for_recordings = [
+            (f.name, getattr(self.framing, f.name), f.default)
+            for f in fields(Framing)
+            if f.name not in ("steps", "size")
+        ]
+        for_recordings += [
+            (f.name, getattr(augmentation, f.name), f.default)
+            for f in fields(Augmentation)
+            if f.name in ("drop_events", "time_jitter")
+        ]
+        for name, value, default in for_recordings:
+            if value != default:
                 raise InputError(
                     f"{name}={value} is for recordings, but {dataset.spec} holds still images: "
                     "leave it out"

@@ -154,7 +154,7 @@ class RandomShift:
 
 
 class Cutout:
-    """Blank a square at a random place; what reaches over the edge is lost.
+    """Blank a square at random; what reaches over the edge is lost.
 
     Args:
         side: Length of the square's sides in pixels; 16 in the paper's recipe for CIFAR.
@@ -255,7 +255,7 @@ def _share(name: str, value: float, below_one: bool = False) -> float:
 
 
 def _cells(frames: Tensor) -> Tensor:
-    """Return the place of each of the counted events in the flat frames [n]."""
+    """Return the index of each of the counted events in the flat frames [n]."""
     counts = frames.flatten()
     if counts.min() < 0 or not torch.equal(counts, counts.floor()):
         raise InputError(
@@ -266,12 +266,12 @@ def _cells(frames: Tensor) -> Tensor:
 
 
 def _counts(cells: Tensor, frames: Tensor) -> Tensor:
-    """Count events at places in the flat frames, as a tensor like ``frames``."""
+    """Count events by their indices in the flat frames, as a tensor like ``frames``."""
     return torch.bincount(cells, minlength=frames.numel()).to(frames.dtype).view_as(frames)
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:
-    """Return (target, source) slices that move an axis of ``length`` by ``shift`` places."""
+    """Return (target, source) slices that move an axis of ``length`` by ``shift``."""
     return (
         slice(max(shift, 0), length + min(shift, 0)),
         slice(max(-shift, 0), length + min(-shift, 0)),

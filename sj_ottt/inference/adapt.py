@@ -10,15 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sj_ottt.data.recordings.folders import find_recordings
-from sj_ottt.data.recordings.label_table import Labelled, labels_from_folders, read_labels
+from sj_ottt.data import find_recordings, labels_from_folders, read_labels
+from sj_ottt.data.recordings.label_table import Labelled
 from sj_ottt.data.recordings.streams import open_source, windows
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.predict import check_source, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.run.checkpoint import write_model
-from sj_ottt.run.evaluation import Trained
+from sj_ottt.run.evaluation import TrainedModel
 
 __all__ = ["Adapted", "adapt", "open_labelled"]
 
@@ -31,27 +31,30 @@ def open_labelled(
     """Label recordings to learn from, and recordings to test on.
 
     Args:
-        recordings: Files to learn from, or folders of them; keeps their order.
+        recordings: Files to learn from, or folders of them, in this order.
         held_out: The same, to test on.
         labels: CSV of both, and perhaps of others; None takes the names of their folders.
+
+    Returns:
+        Both, in their order, with their labels.
 
     Raises:
         InputError: A missing file, one without a label or in both lists, or a wrong CSV.
     """
-    learned, held = find_recordings(recordings), find_recordings(held_out)
-    resolved = {path.resolve() for path in learned}
-    if twice := [path for path in held if path.resolve() in resolved]:
+    to_learn, to_test = find_recordings(recordings), find_recordings(held_out)
+    resolved = {path.resolve() for path in to_learn}
+    if twice := [path for path in to_test if path.resolve() in resolved]:
         raise InputError(f"{twice[0]}: is given twice; a recording is to learn from or held out")
-    paths = [*learned, *held]
+    paths = [*to_learn, *to_test]
     if labels is None:
-        found = labels_from_folders(paths)
+        labelled = labels_from_folders(paths)
     else:
-        found = read_labels(labels, paths, others=True)
-    by_path = {labelled.path: labelled for labelled in found}
+        labelled = read_labels(labels, paths, others=True)
+    by_path = {one.path: one for one in labelled}
     if missing := [path for path in paths if path not in by_path]:
         raise InputError(f"{labels}: has no line for {missing[0]}; label it or leave it out")
     ordered = [by_path[path] for path in paths]
-    return ordered[: len(learned)], ordered[len(learned) :]
+    return ordered[: len(to_learn)], ordered[len(to_learn) :]
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,10 @@ class Adapted:
 
     Attributes:
         samples: How many it learned from.
-        right: How many of them it labelled rightly, just before it learned from them.
-        before: Accuracy on the held-out recordings before; None without any.
+        right: How many of them it labelled rightly, each just before it learned from it.
+        before: Accuracy on the held-out recordings before, 0 to 1; None without any.
         after: The same after.
-        held_out: Their number of samples.
+        held_out: How many samples the held-out recordings have.
     """
 
     samples: int
@@ -74,12 +77,14 @@ class Adapted:
 
 
 class _Sample(NamedTuple):
+    """Frames [T, 2, H, W] and the index of their class."""
+
     frames: Tensor
     target: int
 
 
 def adapt(
-    trained: Trained,
+    trained: TrainedModel,
     recordings: Sequence[Labelled],
     held_out: Sequence[Labelled] = (),
     *,
@@ -106,7 +111,7 @@ def adapt(
         out: Folder to write the adapted model to, as ``best.safetensors``.
 
     Raises:
-        InputError: A label that the model does not know, no sample at all, a wrong ``lr``, an
+        InputError: A label that is no class of the model, no sample at all, a wrong ``lr``, an
             ``out`` that holds a model already or cannot be made, or as `label_windows`.
     """
     cut = {"window": window, "stride": stride, "min_events": min_events}
@@ -116,7 +121,7 @@ def adapt(
         raise InputError(f"lr={lr}: give a learning rate of 0 or more")
     if out is not None:
         _make_folder(Path(out))
-    before, n_held = _accuracy(trained, held_out, **cut)
+    before, n_held_out = _accuracy(trained, held_out, **cut)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
     fptt = FPTT(optimizer, _ALPHA) if rule_of(trained.model).through_time else None
     samples = right = 0
@@ -144,7 +149,7 @@ def adapt(
     if out is not None:
         info = replace(trained.info, adapted=samples)
         write_model(Path(out) / "best.safetensors", tensors, info)
-    return Adapted(samples, right, before, after, n_held)
+    return Adapted(samples, right, before, after, n_held_out)
 
 
 def _make_folder(out: Path) -> None:
@@ -159,7 +164,7 @@ def _make_folder(out: Path) -> None:
         ) from error
 
 
-def _check_labels(trained: Trained, labelled: Labelled) -> None:
+def _check_labels(trained: TrainedModel, labelled: Labelled) -> None:
     for stretch in labelled.stretches:
         if stretch.label not in trained.classes:
             raise InputError(
@@ -169,7 +174,7 @@ def _check_labels(trained: Trained, labelled: Labelled) -> None:
 
 
 def _samples(
-    trained: Trained, labelled: Labelled, *, window: int, stride: int, min_events: int
+    trained: TrainedModel, labelled: Labelled, *, window: int, stride: int, min_events: int
 ) -> Iterator[_Sample]:
     source = open_source(labelled.path)
     sensor_size = check_source(trained, source)
@@ -185,7 +190,7 @@ def _samples(
 
 
 def _accuracy(
-    trained: Trained, held_out: Sequence[Labelled], **cut: int
+    trained: TrainedModel, held_out: Sequence[Labelled], **cut: int
 ) -> tuple[float | None, int]:
     right = total = 0
     for labelled in held_out:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sj_ottt.data import Preprocessing, check_events, crop_events
 from sj_ottt.data.recordings.label_table import parse_duration
 from sj_ottt.data.recordings.streams import WHOLE, Source, windows
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict, reset_state
 from sj_ottt.learning.predict import predicts_last
-from sj_ottt.run.evaluation import Trained, same_draws
+from sj_ottt.run.evaluation import TrainedModel, fixed_seed
 
 __all__ = [
     "Prediction",
@@ -37,7 +38,7 @@ class Prediction(NamedTuple):
     """The answer of a model to one window.
 
     Attributes:
-        start: In µs from the first event.
+        start: Of the window, in µs from the first event.
         end: The same.
         events: How many events there were.
         label: The class; None where there were too few events.
@@ -51,11 +52,11 @@ class Prediction(NamedTuple):
     confidence: float
 
 
-def durations(trained: Trained, window: str | None, stride: str | None) -> tuple[int, int]:
-    """Return window and stride in µs.
+def durations(trained: TrainedModel, window: str | None, stride: str | None) -> tuple[int, int]:
+    """Return the length of a window and the stride, in µs.
 
     Args:
-        trained: A model that was trained on windows knows their length.
+        trained: Its file states the length of the windows that it was trained on, if it was.
         window: A time such as ``"200ms"``; None takes the model's, or whole recordings.
         stride: The same; None takes the window.
 
@@ -70,16 +71,16 @@ def _positive(name: str, value: str | None) -> int | None:
     """Return a time in µs; None for None."""
     if value is None:
         return None
-    if (found := parse_duration(value, unit=True)) < 1:
+    if (duration := parse_duration(value, unit=True)) < 1:
         raise InputError(f"{name}={value}: give a time above 0")
-    return found
+    return duration
 
 
-def fewest_events(trained: Trained, min_events: int | None, window: str | None) -> int:
+def fewest_events(trained: TrainedModel, min_events: int | None, window: str | None) -> int:
     """Return how many events a window needs for a label.
 
     Args:
-        trained: A model that was trained on windows knows how many those had at least.
+        trained: Its file states the fewest events of the windows that it was trained on, if it was.
         min_events: The number; None takes the model's where the window is the model's too, else 1.
         window: As for `durations`.
 
@@ -93,7 +94,7 @@ def fewest_events(trained: Trained, min_events: int | None, window: str | None) 
     return min_events
 
 
-def check_trained(trained: Trained) -> tuple[int, int]:
+def check_trained(trained: TrainedModel) -> tuple[int, int]:
     """Check that a model was trained on recordings; return (height, width) of their sensor.
 
     Raises:
@@ -105,7 +106,7 @@ def check_trained(trained: Trained) -> tuple[int, int]:
     return sensor_size
 
 
-def check_source(trained: Trained, source: Source) -> tuple[int, int]:
+def check_source(trained: TrainedModel, source: Source) -> tuple[int, int]:
     """Check that a source's sensor is that of the recordings that a model learned from.
 
     Returns:
@@ -126,12 +127,12 @@ def check_source(trained: Trained, source: Source) -> tuple[int, int]:
 
 
 def label_windows(
-    trained: Trained, source: Source, window: int, stride: int, min_events: int = 1
+    trained: TrainedModel, source: Source, window: int, stride: int, min_events: int = 1
 ) -> Iterator[Prediction]:
     """Label windows of a recording, each on its own, as the samples in training were.
 
     Args:
-        trained: From `evaluation.load_trained`.
+        trained: From `load_trained`.
         source: The recording.
         window: Length in µs.
         stride: From one window's start to the next one's, in µs.
@@ -170,16 +171,16 @@ def label_windows(
 
 
 def label_stream(
-    trained: Trained, source: Source, window: int, min_events: int = 1
+    trained: TrainedModel, source: Source, window: int, min_events: int = 1
 ) -> Iterator[Prediction]:
     """Label a stream as it comes, the membranes kept from one window to the next.
 
-    The network takes one frame each T-th of a window and never starts anew, but after a whole
-    window without events. The label of a window is that of its T outputs,
-    or of the last one where the model's `prediction` is "last".
+    The network takes one frame each T-th of a window; it starts anew only after a whole window
+    without events. The label of a window is that of its T outputs together, or of the last one
+    where the model's `prediction` is "last".
 
     Args:
-        trained: From `evaluation.load_trained`.
+        trained: From `load_trained`.
         source: The stream.
         window: Length in µs.
         min_events: Windows with fewer get no label; the network sees them all the same.
@@ -189,7 +190,7 @@ def label_stream(
 
     Raises:
         InputError: As `label_windows`; a window shorter than a µs for each step; or a model that
-            sees anything but counts of events, of which the next frame cannot be told alone.
+            sees anything but counts of events, whose next frame depends on the whole window.
     """
     sensor_size = check_source(trained, source)
     framing, single = trained.preprocessing.framing, trained.preprocessing.single_frame()
@@ -212,31 +213,45 @@ def label_stream(
         for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
             counts.append(len(events))
             if sum(counts):
-                x = torch.zeros(1, 2, *framing.frame_size(sensor_size))
-                if len(events):
-                    x = single(events, sensor_size, source.name)
-                x = x.to(trained.device)
-                with same_draws(trained.device):
+                x = _frame(single, events, sensor_size, source.name).to(trained.device)
+                with fixed_seed(trained.device):
                     outputs.append(model(x)[0])
             else:
                 reset_state(model)
                 outputs.clear()
             if number % steps == 0:
                 end = start + step
-                begin, n_events = end - steps * step, sum(counts)
-                if n_events >= max(1, min_events):
+                begin, total = end - steps * step, sum(counts)
+                if total >= max(1, min_events):
                     logits = outputs[-1] if predicts_last(model) else _sum(outputs)
-                    yield Prediction(begin, end, n_events, *_label(trained, logits))
+                    yield Prediction(begin, end, total, *_label(trained, logits))
                 else:
-                    yield Prediction(begin, end, n_events, None, 0.0)
+                    yield Prediction(begin, end, total, None, 0.0)
     reset_state(model)
 
 
-def logits_of(trained: Trained, samples: Sequence[Tensor]) -> Tensor:
+def _frame(
+    single: Preprocessing, events: np.ndarray, sensor_size: tuple[int, int], source: str
+) -> Tensor:
+    """Return the frame [1, 2, H, W] of one step: zeros where it has no events, or none in the crop.
+
+    Raises:
+        InputError: Events that cannot be right.
+    """
+    framing, seen = single.framing, len(events)
+    if seen and framing.crop is not None:
+        check_events(events, source, sensor_size)
+        seen = len(crop_events(events, sensor_size, framing.crop)[0])
+    if not seen:
+        return torch.zeros(1, 2, *framing.frame_size(sensor_size))
+    return single(events, sensor_size, source)
+
+
+def logits_of(trained: TrainedModel, samples: Sequence[Tensor]) -> Tensor:
     """Return what `predict` returns of samples [T, 2, H, W]: logits [n, classes]."""
     if not samples:
         return torch.empty(0)
-    with same_draws(trained.device):
+    with fixed_seed(trained.device):
         return predict(trained.model, torch.stack(list(samples), 1).to(trained.device))
 
 
@@ -245,7 +260,7 @@ def _sum(outputs: Iterable[Tensor]) -> Tensor:
     return reduce(torch.add, outputs)
 
 
-def _label(trained: Trained, logits: Tensor) -> tuple[str, float]:
+def _label(trained: TrainedModel, logits: Tensor) -> tuple[str, float]:
     """Return the label of logits as `predict` returns them, and its confidence."""
     steps = 1 if predicts_last(trained.model) else trained.preprocessing.framing.steps
     share = (logits / steps).softmax(0)

@@ -29,9 +29,9 @@ def build_model(cfg: TrainConfig, data: TrainingData, *, resumed: bool = False) 
 
     Args:
         cfg: The run's configuration.
-        data: The run's data, which decide about channels and classes.
-        resumed: Leave out pretrained weights: a resumed run has its own already, also where those
-            that it started from are gone.
+        data: The run's data, which decides about channels and classes.
+        resumed: Leave out pretrained weights: a resumed run has its own, even if the file that it
+            started from is gone.
 
     Raises:
         InputError: An unknown model, weights or option of it, or weights that do not fit.

@@ -1,7 +1,7 @@
 """What a run leaves on the disk: the checkpoint that resumes it, and the files of its models.
 
 ``last.pt`` alone is the state of a run. It holds the best weights too, so the model files are made
-from it and written after it. Every file is written beside its place, flushed to the disk and
+from it and written after it. Every file is written under a temporary name, flushed to the disk and
 renamed; none is read with pickle.
 """
 
@@ -93,8 +93,8 @@ class ModelInfo:
         data: What it was trained on, as in `TrainConfig`.
         frames: How samples became its input; `steps` and `size` are those that it saw, also where
             the data decided.
-        readout: As in `TrainConfig`, as the next one. The rule itself is none of the model's, for
-            instruments compare several and `adapt` has its own.
+        readout: As in `TrainConfig`, as the next one. The rule itself is not part of the model:
+            instruments compare several, and `adapt` has its own.
         rule_variant: Of its neurons.
         stats: Mean and standard deviation of each channel of its images; None for recordings.
         sensor_size: (height, width) in pixels of its recordings' sensor; None for images.
@@ -187,7 +187,7 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def write_model(path: Path, tensors: Mapping[str, torch.Tensor], info: ModelInfo) -> None:
-    """Write weights as safetensors, with what is to be known about them as metadata.
+    """Write weights as safetensors, with what describes them as metadata.
 
     Raises:
         InputError: The disk is full or not writable; the old file is untouched.

@@ -39,14 +39,15 @@ class TrainConfig:
             with another one; the message names the option.
     """
 
-    network: NetworkOptions
+    # In the order of the command's help: what is set most often comes first.
     dataset: DatasetOptions
+    network: NetworkOptions
     frames: FrameOptions
-    augmentation: AugmentationOptions
     learning: LearningOptions
-    fptt: FPTTOptions
     optimisation: OptimisationOptions
     run: RunOptions
+    augmentation: AugmentationOptions
+    fptt: FPTTOptions
 
     def __init__(self, /, **options: Any) -> None:
         self._check_names(options)
@@ -75,7 +76,7 @@ class TrainConfig:
         *,
         base: Self | None = None,
     ) -> Self:
-        """Build a configuration: overrides go before the YAML file, that before the base.
+        """Build a configuration: overrides win over the YAML file, which wins over the base.
 
         Args:
             yaml_file: Recipe whose keys are names of options.
@@ -138,7 +139,7 @@ class TrainConfig:
             if getattr(self.augmentation, name) and frames.frames != "counts":
                 raise InputError(f'{name} goes with frames="counts" only: leave one out')
         if learning.rule == "fptt" and optimisation.amp == "float16":
-            raise InputError("amp=float16 needs a scaled loss, which fptt has not: use bfloat16")
+            raise InputError("amp=float16 needs a scaled loss, which fptt lacks: use bfloat16")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def same_draws(device: torch.device) -> Iterator[None]:
+def fixed_seed(device: torch.device) -> Iterator[None]:
     """Draw the same random numbers each time, and leave the generators as they were.
 
     LTC neurons start at random, and an encoding may draw; a trained model must give the same
@@ -49,7 +49,13 @@ def same_draws(device: torch.device) -> Iterator[None]:
 
 
 def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
-    """Count the right answers; of mixed recordings, the one that shows more is right."""
+    """Count the right answers.
+
+    Args:
+        logits: [N, classes].
+        target: Classes [N]; or, of mixed samples, their shares [N, classes], of which the largest
+            is right.
+    """
     classes = target if target.dim() == 1 else target.argmax(1)
     return int((logits.argmax(1) == classes).sum())
 
@@ -57,12 +63,16 @@ def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
 def measure(
     model: nn.Module, loader: DataLoader, steps: int | None, device: torch.device
 ) -> tuple[float, float]:
-    """Return the accuracy (0-1) and the model's time per sample in seconds, without loading.
+    """Return the accuracy (0 to 1) and the model's time for a sample in seconds, without loading.
 
-    ``steps`` is as in `predict`: T of still images, None for sequences.
+    Args:
+        model: On `device`.
+        loader: Batches of samples and their classes.
+        steps: As in `predict`: T for still images, None for sequences.
+        device: Where the model runs.
     """
     correct, total, seconds = 0, 0, 0.0
-    with same_draws(device):
+    with fixed_seed(device):
         for x_seq, target in loader:
             x_seq, target = x_seq.to(device), target.to(device)
             start = time.perf_counter()
@@ -74,7 +84,7 @@ def measure(
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A run's best model and what it was trained on.
 
     Attributes:
@@ -100,7 +110,12 @@ class Trained:
         return self.info.classes
 
     def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
-        """Open recordings cut into `steps` frames; those of the run if `data` is None.
+        """Open a data set as the model sees it.
+
+        Args:
+            data: The data set; None takes that of the run.
+            split: "train" or "test".
+            steps: T, time steps of a sample.
 
         Raises:
             InputError: Bad data, classes other than the model's, or steps that the encoding does
@@ -113,16 +128,16 @@ class Trained:
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
                 f"was trained on {', '.join(self.classes)}; give matching --data"
             )
-        sample = dataset[0][0]
-        if not dataset.still and len(sample) != steps:
+        made = steps if dataset.still else len(dataset[0][0])
+        if made != steps:
             raise InputError(
-                f"steps={steps}: encoding={self.info.frames.encoding} makes {len(sample)} of an "
+                f"steps={steps}: encoding={self.info.frames.encoding} makes {made} of an "
                 f"image of {source}; leave steps out"
             )
         return dataset
 
 
-def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
+def load_trained(checkpoint: str | Path, device: str = "auto") -> TrainedModel:
     """Load the best model of a run.
 
     Args:
@@ -149,7 +164,7 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> Trained:
             f"{path} does not fit this version's {info.model}: take the version that trained it, "
             "or train again"
         ) from error
-    return Trained(path, model.to(used_device), info, used_device)
+    return TrainedModel(path, model.to(used_device), info, used_device)
 
 
 def evaluate(
@@ -166,16 +181,16 @@ def evaluate(
 
     Args:
         checkpoint: The folder of a run.
-        data: Recordings; those that the run used if not given.
-        steps: Numbers of time steps, each recording is cut anew into that many frames; the
-            number used in training if not given.
+        data: A data set; that of the run if not given.
+        steps: Numbers of time steps, into so many frames is each recording cut anew; the number
+            used in training if not given.
         split: "test" or "train".
         batch_size: Recordings per batch.
         workers: Processes that load data.
         device: As in `TrainConfig`.
 
     Returns:
-        A row for each number of steps: ``steps``, ``accuracy`` (0-1), ``n`` recordings and
+        A row for each number of steps: ``steps``, ``accuracy`` (0 to 1), ``n`` recordings and
         ``ms``, the milliseconds that the model takes for a recording, loading not counted.
 
     Raises:

@@ -14,7 +14,7 @@ from sj_ottt.run.checkpoint import write_file
 
 __all__ = ["device_name", "read_result", "versions", "write_result"]
 
-PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
+_PACKAGES = ("torch", "torchvision", "timm", "spikingjelly", "numpy")
 
 
 def device_name(device: torch.device) -> str:
@@ -25,32 +25,38 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python, this package and those that numbers depend on."""
+    """Return the versions of Python, of this package and of those that numbers depend on."""
     import sj_ottt
 
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "sj_ottt": sj_ottt.__version__, **installed}
 
 
 def write_result(
-    out: Path, result: Mapping[str, Any], examples: Sequence[np.ndarray], classes: Sequence[str]
+    out: Path,
+    result: Mapping[str, Any],
+    examples: Sequence[np.ndarray],
+    classes: Sequence[str],
+    *,
+    still: bool,
 ) -> None:
     """Write ``curves.png``, ``frames.png`` and, last, ``result.json``.
 
     Args:
         out: The run's folder.
         result: The result, in values that JSON can hold, with the run's ``history``.
-        examples: A sample of each class, [T, 2, H, W] or [C, H, W].
+        examples: A sample of each class: frames [T, 2, H, W], or still images [C, H, W].
         classes: Their names.
+        still: Whether the examples are still images.
 
     Raises:
         InputError: The disk is full or not writable.
     """
-    # matplotlib takes a second to import and only the end of a run needs it.
+    # matplotlib takes most of a second to import, and only the end of a run needs it.
     from sj_ottt import plots
 
     write_file(out / "curves.png", plots.curves(result["history"], result))
-    draw = plots.images if examples[0].ndim == 3 else plots.frames
+    draw = plots.images if still else plots.frames
     write_file(out / "frames.png", draw(examples, classes))
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     write_file(out / "result.json", text.encode())

@@ -7,6 +7,13 @@ option is a field of its section; what must hold between options of several sect
 
 import dataclasses
 
+from sj_ottt.data import ENCODINGS, Augmentation, Framing, Preprocessing
+from sj_ottt.data.encodings import STEPS_FROM_IMAGE
+from sj_ottt.data.frames.frames import SPLITS_BY
+from sj_ottt.data.frames.framing import CONTENTS
+from sj_ottt.data.sets.images import IMAGE_SETS
+from sj_ottt.data.sets.open import EMBEDDED
+from sj_ottt.data.sets.published import EVENT_SETS
 from sj_ottt.errors import InputError
 from sj_ottt.learning.rules import RULES, VARIANTS
 from sj_ottt.run.options import (
@@ -30,41 +37,6 @@ from sj_ottt.run.options import (
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkOptions(Section):
-    """The network, where its weights start, and which of them stay."""
-
-    title = "model"
-
-    model: str = option("ottt_vgg5_ws", text, "model name, see `sj-ottt models`")
-    pretrained: bool | str | None = option(
-        None,
-        weight_source,
-        "start from the weights of the model zoo, those of TAG if given; or from those of a run's "
-        "folder or a weight file, given by its path",
-    )
-    freeze: tuple[str, ...] | None = option(
-        None, optional(name_list), "parts of the model that do not learn, such as stem,layer1"
-    )
-    pull_to: str | None = option(
-        None,
-        optional(text),
-        "start from the best weights of this run's folder, and stay near them (FTRL-OTTT)",
-    )
-    pull: float = option(1e-3, not_negative, "strength of that pull")
-    pull_norm: str = option("l2", choice("l2", "l1"), "its norm: l2 or l1")
-    drop_rate: float = option(0.0, share_below_one, "dropout probability")
-    spike_drop_rate: float = option(
-        0.0,
-        share_below_one,
-        "dropout probability behind each neuron, of models that have it (the VGGs)",
-    )
-
-    def _check_together(self) -> None:
-        if self.pull_to is not None and self.pretrained is not None:
-            raise InputError("pull_to and pretrained both say where to start: leave one out")
-
-
-@dataclasses.dataclass(frozen=True)
 class DatasetOptions(Section):
     """The samples: which data set, and which part of it."""
 
@@ -73,9 +45,8 @@ class DatasetOptions(Section):
     data: str = option(
         "ndigits",
         text,
-        "folder of recordings, npz file of images, ndigits, or SET:DIR with SET one of nmnist, "
-        "dvs128gesture, cifar10dvs, ncaltech101, cifar10, cifar100, mnist, fashionmnist, "
-        "imagenet, folder",
+        f"folder of recordings, npz file of images, {', '.join(EMBEDDED)}, or SET:DIR with SET one "
+        f"of {', '.join((*EVENT_SETS, *IMAGE_SETS))}",
     )
     train_samples: int | None = option(
         None,
@@ -85,8 +56,43 @@ class DatasetOptions(Section):
     val_fraction: float = option(
         0.1,
         share_below_one,
-        "share of the training recordings kept aside to choose the best epoch",
+        "share of the training samples kept aside to choose the best epoch",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkOptions(Section):
+    """The network, where its weights start, and which of them stay."""
+
+    title = "model"
+
+    model: str = option("ottt_vgg5_ws", text, "model name, see `sj-ottt models`")
+    pretrained: bool | str | None = option(
+        None,
+        weight_source,
+        "start from trained weights: those of the model zoo (its default ones, or those of TAG), "
+        "or those of a run's folder or a weight file, given by its path in the place of TAG",
+    )
+    freeze: tuple[str, ...] | None = option(
+        None, optional(name_list), "parts of the model that do not learn, such as stem,layer1"
+    )
+    pull_to: str | None = option(
+        None,
+        optional(text),
+        "start from the best weights of this run's folder, and stay near them (FTRL-OTTT)",
+    )
+    pull: float = option(1e-3, not_negative, "strength of the pull that --pull-to exerts")
+    pull_norm: str = option("l2", choice("l2", "l1"), "norm of that pull: l2 or l1")
+    drop_rate: float = option(0.0, share_below_one, "dropout probability")
+    spike_drop_rate: float = option(
+        0.0,
+        share_below_one,
+        "dropout probability behind each neuron, of the VGG models only",
+    )
+
+    def _check_together(self) -> None:
+        if self.pull_to is not None and self.pretrained is not None:
+            raise InputError("pull_to and pretrained both say where to start: leave one out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +111,11 @@ class FrameOptions(Section):
         "height and width of the frames in pixels, the sensor's if not given",
     )
     split_by: str = option(
-        "count", choice("count", "duration"), "frames of equal event count or equal duration"
+        Framing.split_by, choice(*SPLITS_BY), "frames of equal event count or equal duration"
     )
     frames: str = option(
-        "counts",
-        choice("counts", "surface"),
+        Framing.frames,
+        choice(*CONTENTS),
         "what frames show: counts of events, or a time surface (how long ago each pixel fired)",
     )
     tau_us: float | None = option(
@@ -126,17 +132,19 @@ class FrameOptions(Section):
     hot_pixels: float | None = option(
         None,
         optional(number(lambda v: v >= 1, "a finite number from 1 on")),
-        "drop pixels that fire this many times as often as those around them, such as 10; none if "
-        "not given",
+        "drop pixels that fire this many times as often as those around them, such as 10; keep all "
+        "if not given",
     )
     normalize: bool = option(
-        True, flag, "scale the event counts of each recording, standardize images"
+        Preprocessing.normalize,
+        flag,
+        "scale each frame of a recording to the same strength, standardize images",
     )
     encoding: str = option(
-        "direct",
-        choice("direct", "poisson", "rows", "pixels", "permuted"),
-        "how images become sequences: direct (shown at each step), poisson, rows, pixels or "
-        "permuted",
+        Preprocessing.encoding,
+        choice(*ENCODINGS),
+        "how images become sequences: direct (shown at each step), poisson (random spikes), rows "
+        "or pixels (one a step), or permuted (pixels in a fixed random order)",
     )
 
     def _check_together(self) -> None:
@@ -146,34 +154,7 @@ class FrameOptions(Section):
     @property
     def steps_from_image(self) -> bool:
         """Whether the images' size decides the number of time steps."""
-        return self.encoding in ("rows", "pixels", "permuted")
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentationOptions(Section):
-    """Random changes of the training samples."""
-
-    title = "augmentation"
-
-    shift: int = option(0, integer(0), "random shift of the training frames, at most, in pixels")
-    flip: float = option(0.0, share, "probability of flipping training frames left to right")
-    rotate: float = option(
-        0.0,
-        number(lambda v: 0 <= v <= 180, "a number from 0 to 180"),
-        "random rotation of the training frames, at most, in degrees",
-    )
-    drop_events: float = option(
-        0.0,
-        share_below_one,
-        "share of the events of a training recording that is dropped, at most",
-    )
-    time_jitter: float = option(
-        0.0, share, "random move of each training event in time, at most, in frames (up to 1)"
-    )
-    cutout: int = option(0, integer(0), "blank a random square of the training frames, in pixels")
-    cutmix: float = option(
-        0.0, share, "probability that a training batch has boxes of its recordings exchanged"
-    )
+        return self.encoding in STEPS_FROM_IMAGE
 
 
 _VARIANTS = tuple(dict.fromkeys(variant for each in VARIANTS.values() for variant in each))
@@ -200,7 +181,9 @@ class LearningOptions(Section):
         f"of {', '.join(_RULES_WITH_VARIANTS)}: as in its paper, or as in its authors' code",
     )
     readout: str = option(
-        "traced", choice("traced", "exact"), "gradient of the classifier: by trace or by spike"
+        "traced",
+        choice("traced", "exact"),
+        "gradient of the classifier: by traces (traced) or by spikes (exact)",
     )
     update: str = option(
         "accumulate",
@@ -233,44 +216,23 @@ class LearningOptions(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class FPTTOptions(Section):
-    """What goes with rule="fptt" only, see `sj_ottt.learning.FPTT`."""
-
-    title = "fptt"
-
-    parts: int | None = option(
-        None, optional(integer(1)), "of fptt: parts of a sequence, one a time step if not given"
-    )
-    fptt_alpha: float = option(0.1, positive, "of fptt: pull to the averages")
-    fptt_beta: float = option(0.5, share, "of fptt: pace of the averages")
-    fptt_rho: float = option(
-        0.0,
-        share,
-        "of fptt: what is left out of the correction of that pull",
-    )
-    fptt_clip: float = option(
-        1.0,
-        not_negative,
-        "of fptt: largest norm of the gradients, 0: no limit",
-    )
-    fptt_form: str = option(
-        "lambda",
-        choice("lambda", "grad"),
-        "of fptt: lambda, or grad (a second pass for each update)",
-    )
-
-    def _check_together(self) -> None:
-        if self.fptt_form == "grad" and (self.fptt_beta, self.fptt_rho) != (0.5, 0.0):
-            raise InputError("fptt_form=grad has no fptt_beta and fptt_rho: leave them out")
-
-
-@dataclasses.dataclass(frozen=True)
 class OptimisationOptions(Section):
     """Loss, optimizer and schedule."""
 
     title = "optimisation"
 
     epochs: int = option(10, integer(1), "passes over the training recordings")
+    batch_size: int = option(32, integer(1), "recordings per batch")
+    lr: float = option(0.05, positive, "highest learning rate")
+    optimizer: str = option(
+        "sgd",
+        choice("sgd", "adam", "adamw", "adamax"),
+        "sgd (momentum 0.9), adam, adamw or adamax",
+    )
+    schedule: str = option(
+        "cosine", choice("cosine", "constant"), "learning rate: cosine (to 0) or constant"
+    )
+    weight_decay: float = option(0.0, not_negative, "weight decay")
     early_stop: int | None = option(
         None,
         optional(integer(1)),
@@ -279,22 +241,11 @@ class OptimisationOptions(Section):
     head_epochs: int = option(
         0, integer(0), "epochs at the start in which the classifier alone learns"
     )
-    batch_size: int = option(32, integer(1), "recordings per batch")
-    optimizer: str = option(
-        "sgd",
-        choice("sgd", "adam", "adamw", "adamax"),
-        "sgd (momentum 0.9), adam, adamw or adamax",
-    )
-    lr: float = option(0.05, positive, "highest learning rate")
-    schedule: str = option(
-        "cosine", choice("cosine", "constant"), "learning rate: cosine (to 0) or constant"
-    )
     layer_decay: float = option(
         1.0,
         number(lambda v: 0 < v <= 1, "a number above 0, up to 1"),
-        "factor on the learning rate for each layer further from the classifier",
+        "factor on the learning rate for each layer further below the classifier",
     )
-    weight_decay: float = option(0.0, not_negative, "weight decay")
     mse_weight: float = option(
         0.05,
         share,
@@ -316,11 +267,80 @@ class OptimisationOptions(Section):
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions(Section):
-    """Where a run takes place."""
+    """Where a run is kept, and how it is carried out."""
 
     title = "run"
 
     out: str = option("runs/train", text, "folder of the run: checkpoints, result, pictures")
     seed: int = option(0, integer(0), "seed of the weights, the split, the order, the dropout")
-    workers: int = option(0, integer(0), "processes that load data, 0: the main one")
-    device: str = option("auto", text, "cpu, cuda, cuda:1, ...; auto: a GPU if there is one")
+    workers: int = option(0, integer(0), "processes that load data; 0 loads in the main one")
+    device: str = option("auto", text, "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentationOptions(Section):
+    """Random changes of the training samples: those of `Augmentation`, and CutMix of batches."""
+
+    title = "augmentation"
+
+    shift: int = option(
+        Augmentation.shift, integer(0), "largest random shift of the training frames, in pixels"
+    )
+    flip: float = option(
+        Augmentation.flip, share, "probability of flipping training frames left to right"
+    )
+    rotate: float = option(
+        Augmentation.rotate,
+        number(lambda v: 0 <= v <= 180, "a number from 0 to 180"),
+        "largest random rotation of the training frames, in degrees",
+    )
+    drop_events: float = option(
+        Augmentation.drop_events,
+        share_below_one,
+        "largest share of a training recording's events that is dropped at random",
+    )
+    time_jitter: float = option(
+        Augmentation.time_jitter,
+        share,
+        "largest random move of each training event in time, in frames (up to 1)",
+    )
+    cutout: int = option(
+        Augmentation.cutout,
+        integer(0),
+        "side of a random square that is blanked in the training frames, in pixels",
+    )
+    cutmix: float = option(
+        0.0, share, "probability that the recordings of a training batch exchange a box (CutMix)"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FPTTOptions(Section):
+    """What goes with rule="fptt" only, see `sj_ottt.learning.FPTT`."""
+
+    title = "fptt"
+
+    parts: int | None = option(
+        None, optional(integer(1)), "of fptt: parts of a sequence, one a time step if not given"
+    )
+    fptt_alpha: float = option(0.1, positive, "of fptt: pull to the averages")
+    fptt_beta: float = option(0.5, share, "of fptt: pace of the averages")
+    fptt_rho: float = option(
+        0.0,
+        share,
+        "of fptt: share of the correction of that pull that is left out",
+    )
+    fptt_clip: float = option(
+        1.0,
+        not_negative,
+        "of fptt: largest norm of the gradients, 0: no limit",
+    )
+    fptt_form: str = option(
+        "lambda",
+        choice("lambda", "grad"),
+        "of fptt: lambda, or grad (a second pass for each update)",
+    )
+
+    def _check_together(self) -> None:
+        if self.fptt_form == "grad" and (self.fptt_beta, self.fptt_rho) != (0.5, 0.0):
+            raise InputError("fptt_form=grad has no fptt_beta and fptt_rho: leave them out")

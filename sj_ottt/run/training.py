@@ -58,8 +58,8 @@ def configure(
 ) -> TrainConfig:
     """Put together the configuration of a run from a recipe and overrides.
 
-    On a resume the run's own configuration takes the place of the defaults, so its ``out`` is
-    enough; what is named again must be the same, which `train` checks.
+    On a resume the run's own configuration stands in for the defaults, so its ``out`` is enough;
+    what is named again must be the same, which `train` checks.
 
     Raises:
         InputError: A bad file, key or value; on a resume, no usable checkpoint.
@@ -73,17 +73,21 @@ def configure(
 
 
 def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
-    """Train a model on event recordings and test it.
+    """Train a model and test it.
 
     The folder ``cfg.run.out`` then holds ``result.json`` (what is returned), the models
     ``best.safetensors`` and ``last.safetensors``, the pictures ``curves.png`` and ``frames.png``,
-    the checkpoint ``last.pt`` and TensorBoard scalars in ``tb``. Part of the training recordings
-    is kept aside to choose the best epoch; the test part is only used at the end, on that epoch's
+    the checkpoint ``last.pt`` and TensorBoard scalars in ``tb``. Part of the training samples is
+    kept aside to choose the best epoch; the test part is only used at the end, on that epoch's
     model and on the last one.
 
     Args:
         cfg: The run's configuration.
         resume: Continue from ``last.pt``; a finished run returns its result again.
+
+    Returns:
+        The result, in values that JSON can hold: accuracies, counts, times, what the run was made
+        with, and its ``history``.
 
     Raises:
         InputError: Bad data, an unknown model, a folder that holds another run, a checkpoint that
@@ -369,7 +373,7 @@ class TrainingRun:
             "history": self.history,
         }
         examples = [sample.numpy() for sample in self.data.examples(10)]
-        write_result(self.out, result, examples, self.data.classes[:10])
+        write_result(self.out, result, examples, self.data.classes[:10], still=self.data.raw.still)
         return result
 
 

@@ -6,6 +6,7 @@ import torch
 from sj_ottt import InputError
 from sj_ottt.data import (
     Compose,
+    Cutout,
     DropEvents,
     JitterTime,
     NormalizeFrames,
@@ -214,3 +215,19 @@ def test_draws_come_from_torchs_generator_and_leave_the_argument_alone(transform
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, first[0]) for a in first)
     assert torch.equal(frames, before)
+
+
+def test_flip_and_cutout_are_shared_by_all_steps():
+    frames = torch.rand(3, 2, 8, 9) + 1
+    torch.manual_seed(0)
+    flips = [RandomFlip()(frames) for _ in range(200)]
+    mirrored = sum(torch.equal(f, frames.flip(-1)) for f in flips)
+    assert 70 < mirrored < 130 and sum(torch.equal(f, frames) for f in flips) == 200 - mirrored
+    blanks = []
+    for _ in range(200):
+        blanked = Cutout(4)(frames)
+        blank = (blanked == 0).all(dim=(0, 1))
+        assert torch.equal(torch.where(blank, 0, frames), blanked)
+        blanks.append(int(blank.sum()))
+    assert max(blanks) == 16 and min(blanks) == 4  # a corner keeps a quarter
+    assert frames.min() >= 1 and torch.equal(Cutout(0)(frames), frames)

@@ -136,7 +136,7 @@ def test_fptt_add_resumes_where_it_stopped(tmp_path, monkeypatch, capsys, rule):
     assert [row["batch"] for row in results[0]["history"]] == [2, 4]
     assert 0 < results[0]["firing_rate"] < 1
     assert f"error {results[0]['mse']:.4f} after 4" in out
-    checkpoint.save_checkpoint(tmp_path / "foreign", {"told": {"width": 2}})
+    checkpoint.save_checkpoint(tmp_path / "foreign", {"options": {"width": 2}})
     picture = (tmp_path / "whole" / "curve.png").read_bytes()
     add("whole", "--resume", "--beside", tmp_path / "halves")
     assert (tmp_path / "whole" / "curve.png").read_bytes() != picture

@@ -1,4 +1,4 @@
-"""Raw recordings and streams: windows, labels, streaming state."""
+"""Labels of recordings and of streams, window by window, and the state that a stream keeps."""
 
 import dataclasses
 import io
@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from sj_ottt import InputError
-from sj_ottt.cli import main as cli
-from sj_ottt.data import EVENT_DTYPE, EventFolder, NormalizeFrames, write_events
+from sj_ottt.cli.main import main
+from sj_ottt.data import EventFolder, NormalizeFrames, write_events
 from sj_ottt.data.recordings import streams
-from sj_ottt.data.recordings.formats.text import TextStream
 from sj_ottt.data.recordings.streams import WHOLE
 from sj_ottt.inference.predict import (
     check_source,
@@ -28,32 +27,6 @@ from sj_ottt.run import evaluation
 from tests.helpers import CLASSES
 from tests.inference.recordings import WINDOW, as_text, band, long_recording
 from tests.recording_files import dat
-
-# Windows
-
-
-@pytest.mark.parametrize("piece", [1, 7, 1000])
-@pytest.mark.parametrize(("length", "stride"), [(30, 30), (30, 10), (20, 50)])
-def test_windows_of_any_pieces(piece, length, stride):
-    rng = np.random.default_rng(1)
-    events = np.zeros(400, EVENT_DTYPE)
-    events["t"] = 1000 + np.sort(rng.integers(0, 200, 400))
-    events["t"][0], events["x"] = 1000, np.arange(400)
-    chunks = [events[i : i + piece] for i in range(0, 400, piece)]
-    found = list(streams.windows(chunks, length, stride))
-    t = events["t"] - 1000
-    starts = range(0, int(t[-1]) + 2 - length, stride)
-    assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
-    for start, _, part in found:
-        assert np.array_equal(part, events[(t >= start) & (t < start + length)])
-
-
-def test_windows_of_short_and_empty_streams():
-    events = band(0)
-    ((*place, whole),) = streams.windows([events[:5], events[5:]], 10**9, 10**9)
-    assert place == [0, WINDOW] and np.array_equal(whole, events)
-    assert list(streams.windows([events[:0]], 5, 5)) == []
-
 
 # Labels of windows
 
@@ -190,20 +163,6 @@ def test_standard_input(trained, monkeypatch):
     assert np.array_equal(found, events)
 
 
-def test_text_in_pieces_of_any_size():
-    events = band(1, 30)
-    for head in (b"", b"# a comment\n", b"t x y p\n", b"16 16\n"):
-        text = head + as_text(events).replace(b",", b" ")
-        for piece in (1, 3, 50, 10_000):
-            stream = TextStream("x")
-            parts = [stream.feed(text[i : i + piece]) for i in range(0, len(text), piece)]
-            parts.append(stream.feed(b"", last=True))
-            assert np.array_equal(np.concatenate(parts), events), (head, piece)
-            assert stream.sensor_size == ((16, 16) if b"16" in head else None)
-    with pytest.raises(InputError, match="x: not four numbers"):
-        TextStream("x").feed(b"1,2,3,0\n1,2,x,0\n")
-
-
 @pytest.mark.slow
 def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
     model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
@@ -234,34 +193,34 @@ def test_commands(run, session, tmp_path, capsys):
     path = tmp_path / "long.csv"
     path.write_bytes(as_text(long_recording([2, 0, 1])))
     base = ["--checkpoint", str(run), "--device", "cpu"]
-    assert cli.main(["predict", *base, "--window", "100ms", str(path)]) == 0
+    assert main(["predict", *base, "--window", "100ms", str(path)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[0] == ["start", "s", "end", "s", "label", "confidence", "events"]
     assert [row[2] for row in rows[1:]] == ["right", "left", "middle"]
     live_argv = ["predict", *base, "--live", "--idle", "0", "--window", "100ms", str(path)]
-    assert cli.main(live_argv) == 0
+    assert main(live_argv) == 0
     assert "right" in capsys.readouterr().out.splitlines()[1]
     learned, held = ([str(p) for p in part] for part in session)
     argv = ["adapt", *base, "--label-from-folder", "--out", str(tmp_path / "a"), *learned]
-    assert cli.main([*argv, "--hold-out", *held]) == 0
+    assert main([*argv, "--hold-out", *held]) == 0
     out = capsys.readouterr().out
     assert "learned from 18 samples" in out and "held-out accuracy 0.3333 before" in out
-    assert cli.main(["predict", "--checkpoint", str(tmp_path / "a"), str(path)]) == 0
+    assert main(["predict", "--checkpoint", str(tmp_path / "a"), str(path)]) == 0
 
 
 @pytest.mark.slow
 def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     """A folder of N-MNIST as somebody's own: looked at, trained on, single files labelled."""
-    assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path / "info")]) == 0
+    assert main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path / "info")]) == 0
     out = capsys.readouterr().out
     assert "100 recordings, 10 classes" in out and "34 x 34" in out
     assert len(list((tmp_path / "info").iterdir())) == 2
     argv = ["train", "--data", str(nmnist), "--model", "test_ottt_vgg", "--train-samples", "300"]
     options = ["--epochs", "2", "--lr", "0.1", "--steps", "3", "--out", str(tmp_path / "run")]
-    assert cli.main([*argv, *options, "--device", "cpu"]) == 0
+    assert main([*argv, *options, "--device", "cpu"]) == 0
     capsys.readouterr()
     files = sorted((nmnist / "test").rglob("*.bin"))
-    assert cli.main(["predict", "--checkpoint", str(tmp_path / "run"), str(files[0])]) == 0
+    assert main(["predict", "--checkpoint", str(tmp_path / "run"), str(files[0])]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
     # File by file, as the data set of all of them.
     trained = evaluation.load_trained(tmp_path / "run", "cpu")
@@ -308,7 +267,7 @@ def test_a_model_of_sliced_samples_knows_its_window(trained):
     ],
 )
 def test_bad_input(run, argv, message, capsys):
-    assert cli.main([argv[0], "--checkpoint", str(run), "--device", "cpu", *argv[1:]]) == 2
+    assert main([argv[0], "--checkpoint", str(run), "--device", "cpu", *argv[1:]]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -330,9 +289,9 @@ def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
     path = tmp_path / "long.dat"
     path.write_bytes(dat(long_recording([0]).tolist(), "% Width 16\n% Height 16\n"))
     argv = ["predict", "--checkpoint", str(run), "--device", "cpu", "--window", "100ms", str(path)]
-    assert cli.main(argv) == 0
+    assert main(argv) == 0
     capsys.readouterr()
-    assert cli.main([*argv, "--live"]) == 2
+    assert main([*argv, "--live"]) == 2
     assert "is a recording of the format Prophesee DAT" in capsys.readouterr().err
 
 
@@ -346,6 +305,21 @@ def test_another_sensor_is_refused(trained):
             list(label)
     same = source._replace(sensor_size=(16, 16))
     assert next(label_windows(trained, same, WINDOW, WINDOW)).label == "left"
+
+
+def test_a_step_of_a_stream_outside_the_crop_is_a_frame_of_zeros(trained):
+    """The model sees the left half, where the second of three steps has no event."""
+    frames = dataclasses.replace(trained.info.frames, crop=(0, 0, 16, 8), size=None)
+    cropped = dataclasses.replace(trained, info=dataclasses.replace(trained.info, frames=frames))
+    events = np.concatenate([band(0, begin=0), band(2, begin=WINDOW), band(0, begin=2 * WINDOW)])
+    events["x"] = np.where(events["t"] // WINDOW == 1, 12, np.minimum(events["x"], 7))
+    frames_seen = []
+    hook = trained.model.register_forward_pre_hook(lambda _, args: frames_seen.append(args[0]))
+    with hook:
+        (prediction,) = label_stream(cropped, streams.Source("s", [events]), 3 * WINDOW)
+    assert prediction.label is not None and prediction.events == len(events)
+    assert [bool(x.any()) for x in frames_seen] == [True, False, True]
+    assert {tuple(x.shape) for x in frames_seen} == {(1, 2, 16, 8)}
 
 
 def test_few_events_of_a_stream_get_no_label(trained):

@@ -66,7 +66,7 @@ def test_the_names_in_a_file_are_flat_and_stay():
     }  # fmt: skip
 
 
-def test_what_an_older_file_lacks_was_at_its_default():
+def test_what_a_file_lacks_was_at_its_default():
     values = through_json(OF_RECORDINGS)
     for name in ("frames", "tau_us", "crop", "hot_pixels", "encoding", "readout", "rule_variant"):
         del values[name]

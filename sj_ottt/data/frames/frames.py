@@ -149,7 +149,7 @@ def check_size(name: str, size: Sequence[int]) -> tuple[int, int]:
 
 
 def check_split_by(split_by: str) -> None:
-    """Raise `InputError` unless ``split_by`` is a known way to cut a recording into frames."""
+    """Raise `InputError` unless ``split_by`` is one of `SPLITS_BY`."""
     if split_by not in SPLITS_BY:
         raise InputError(f"split_by={split_by!r}: choose one of {', '.join(SPLITS_BY)}")
 
@@ -218,7 +218,7 @@ def _cut(
 def _cells(
     events: np.ndarray, sensor_size: tuple[int, int], size: tuple[int, int] | None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return each event's place (polarity, row, column) in a flat frame, and the frame's size."""
+    """Return each event's index in a flat frame [2, H, W], and the frame's (height, width)."""
     height, width = check_size("size", size) if size is not None else sensor_size
     row = events["y"].astype(np.int64) * height // sensor_size[0]
     column = events["x"].astype(np.int64) * width // sensor_size[1]

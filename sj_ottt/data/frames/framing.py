@@ -1,4 +1,4 @@
-"""How the recordings of a data set become frames, from the events to what the cache keeps."""
+"""How recordings become frames, from the events to the whole numbers that the cache keeps."""
 
 import dataclasses
 import os
@@ -69,7 +69,7 @@ class Framing:
 
     @property
     def unit(self) -> float | None:
-        """What a kept whole number of 1 stands for; None for one event."""
+        """What 1 stands for in a time surface of whole numbers; None for counts of events."""
         return _SURFACE_UNIT if self.frames == "surface" else None
 
     @property

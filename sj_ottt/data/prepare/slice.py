@@ -145,9 +145,9 @@ def _cut(labelled: Sequence[Labelled], folder: Path, config: SliceConfig) -> Sli
     part = _split(windows, config)
     left_out["windows at the border of train and test"] += int((part < 0).sum())
     _move_into_classes(folder, windows, part)
-    about = {"sensor_size": [height, width], **dataclasses.asdict(config)}
+    description = {"sensor_size": [height, width], **dataclasses.asdict(config)}
     with atomic_write(folder / "dataset.json") as file:
-        file.write(json.dumps(about, indent=1).encode())
+        file.write(json.dumps(description, indent=1).encode())
     chosen = {
         name: [window for window, p in zip(windows, part, strict=True) if p == i]
         for i, name in enumerate(PARTS)

@@ -9,13 +9,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sj_ottt.data.frames.hot_pixels import hot_pixels
-from sj_ottt.data.recordings.events import check_events, extent
+from sj_ottt.data.recordings.events import LARGEST_SENSOR, check_events, extent
 from sj_ottt.data.recordings.folders import find_recordings, scan
 from sj_ottt.data.recordings.readers import read_recording
 from sj_ottt.data.sets.event_folder import described_size
 from sj_ottt.errors import InputError
-
-_LARGEST_SENSOR = 4096
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def survey_recordings(path: str | os.PathLike) -> Survey:
             events, stated = read_recording(file)
             size = described or stated or extent(events)
             check_events(events, file, size)
-            if max(size) > _LARGEST_SENSOR:
+            if max(size) > LARGEST_SENSOR:
                 raise InputError(f"{file}: {size[0]} x {size[1]} pixels; mend the recording")
         except InputError as error:
             problems.append(str(error))

@@ -16,6 +16,8 @@ from sj_ottt.errors import InputError
 
 EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
 FIELDS = ("t", "x", "y", "p")
+# One damaged coordinate must not make frames of gigabytes. No event camera comes near this.
+LARGEST_SENSOR = 4096
 
 
 class Recording(NamedTuple):

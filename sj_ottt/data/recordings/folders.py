@@ -178,7 +178,7 @@ def _scan_classes(root: Path, folder: Path, what: str, suffixes: Sequence[str]) 
 
 
 def _inventory(paths: Iterable[Path]) -> str:
-    """Say what was found, as endings and counts."""
+    """Return the endings of files and how many there are of each, for messages."""
     counts = Counter(path.suffix or "without ending" for path in paths if path.is_file())
     listed = ", ".join(f"{n} {suffix}" for suffix, n in counts.most_common(8))
     return f"found: {listed or 'no files'}"
@@ -236,20 +236,17 @@ def _save_split(
 def _load_tests(path: Path, test_fraction: float, seed: int) -> set[str]:
     try:
         split = json.loads(path.read_text())
-        tests = split["test"]
+        tests, made_with = split["test"], (split["seed"], split["test_fraction"])
         if split["version"] != _SPLIT_VERSION or not all(isinstance(f, str) for f in tests):
             raise ValueError("unknown version or entries")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path}: damaged split file ({error}); restore it, or delete it for a new split"
         ) from error
-    if (split.get("seed", seed), split.get("test_fraction", test_fraction)) != (
-        seed,
-        test_fraction,
-    ):
+    if made_with != (seed, test_fraction):
         warnings.warn(
-            f"{path} was made with seed={split['seed']} and test_fraction="
-            f"{split['test_fraction']}, and stays in force; delete it for a new split",
+            f"{path} was made with seed={made_with[0]} and test_fraction={made_with[1]}, and stays "
+            "in force; delete it for a new split",
             stacklevel=2,
         )
     return set(tests)

@@ -40,7 +40,13 @@ class Stretch:
 
 @dataclass(frozen=True)
 class Labelled:
-    """A recording, its stretches in order of time, and the session that it belongs to."""
+    """A recording with its labels.
+
+    Attributes:
+        path: The file.
+        session: The session that it belongs to.
+        stretches: Its labelled parts, in order of time.
+    """
 
     path: Path
     session: str

@@ -11,7 +11,7 @@ from sj_ottt.data.recordings.events import Recording
 from sj_ottt.data.recordings.formats import aedat2, aedat4, hdf5, nmnist, npz, prophesee, text
 from sj_ottt.errors import InputError
 
-_SNIFFED_BYTES = 4096
+SNIFFED_BYTES = 4096
 
 
 class Reader(NamedTuple):
@@ -57,8 +57,8 @@ READERS: tuple[Reader, ...] = (
 def read_recording(path: str | os.PathLike) -> Recording:
     """Read one recording, in whichever of the formats in `READERS` it is.
 
-    Clocks that go round are unwrapped; what else a format's reader leaves out or takes for granted
-    is said in its module in `sj_ottt.data.recordings.formats`. Times that run backwards stay, and
+    Clocks that overflow are unwrapped; what else a format's reader leaves out or assumes is in the
+    docstring of its module in `sj_ottt.data.recordings.formats`. Times that run backwards stay, and
     `check_events` names the first.
 
     Args:
@@ -76,7 +76,7 @@ def read_recording(path: str | os.PathLike) -> Recording:
     path = Path(path)
     try:
         with open(path, "rb") as file:
-            head = file.read(_SNIFFED_BYTES)
+            head = file.read(SNIFFED_BYTES)
         return _reader_for(path, head).read(path)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such recording; check the path") from error

@@ -14,14 +14,13 @@ from typing import NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.formats import text
-from sj_ottt.data.recordings.readers import READERS, read_recording
+from sj_ottt.data.recordings.readers import READERS, SNIFFED_BYTES, read_recording
 from sj_ottt.errors import InputError
 
 __all__ = ["WHOLE", "Source", "follow", "open_source", "windows"]
 
 _PIECE = 1 << 20
 _WAIT_S = 0.05
-_SNIFFED = 4096
 WHOLE = 1 << 62
 """A window that no recording fills: all of it is one sample."""
 
@@ -31,8 +30,8 @@ class Source(NamedTuple):
 
     Attributes:
         name: What messages call it.
-        chunks: Events in order of time, `data.EVENT_DTYPE`, in pieces of any size.
-        sensor_size: (height, width) where that is stated; None takes that of the training data.
+        chunks: Events in order of time, [n] of `EVENT_DTYPE`, in pieces of any size.
+        sensor_size: (height, width) where that is stated; else None.
     """
 
     name: str
@@ -44,12 +43,12 @@ def open_source(path: str | Path) -> Source:
     """Open a recording of any format; text is read piece by piece, all others at once.
 
     Raises:
-        InputError: See `data.read_recording`.
+        InputError: As `read_recording`.
     """
     path = Path(path)
     if path.is_file():
         with open(path, "rb") as file:
-            is_text = text.sniff(file.read(_SNIFFED))
+            is_text = text.sniff(file.read(SNIFFED_BYTES))
         if is_text:
             return follow(path, idle=0)._replace(sensor_size=text.stated_size(path))
     recording = read_recording(path)
@@ -77,7 +76,7 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     # A pipe can be read only once, and is text whatever it begins with.
-    head = os.pread(file.fileno(), _SNIFFED, 0) if Path(path).is_file() else b""
+    head = os.pread(file.fileno(), SNIFFED_BYTES, 0) if Path(path).is_file() else b""
     binary = (r for r in READERS if r.name != "text" and r.sniff and r.sniff(head))
     if reader := next(binary, None):
         file.close()

@@ -10,9 +10,15 @@ from sj_ottt.errors import InputError
 
 @dataclass(frozen=True)
 class Window:
-    """One sample: the events of ``recording`` with ``start <= t < start + length``, in µs.
+    """One sample: a recording's events from ``start`` up to, not including, ``start + length``.
 
-    ``start`` counts from the recording's first event.
+    Attributes:
+        recording: The path of the recording.
+        session: The session that it belongs to.
+        label: The class.
+        start: In µs from the recording's first event.
+        length: In µs.
+        events: How many events there are.
     """
 
     recording: str

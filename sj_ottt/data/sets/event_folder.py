@@ -17,7 +17,7 @@ from sj_ottt._files import atomic_write, cache_root
 from sj_ottt._parallel import ordered_map
 from sj_ottt.data.frames.frames import Crop, check_size
 from sj_ottt.data.frames.framing import Framing
-from sj_ottt.data.recordings.events import extent
+from sj_ottt.data.recordings.events import LARGEST_SENSOR, extent
 from sj_ottt.data.recordings.folders import PARTS, SLICES, Classes, digest, part_by_split, scan
 from sj_ottt.data.recordings.readers import READERS, read_events, read_recording
 from sj_ottt.data.recordings.windows import Window, read_slices
@@ -26,8 +26,6 @@ from sj_ottt.errors import InputError
 
 # Part of every cache key: raise it when the same recordings would give other frames.
 _FRAMES_VERSION = 1
-# One damaged coordinate must not make frames of gigabytes. No event camera comes near this.
-_LARGEST_SENSOR = 4096
 
 
 class EventFolder(Dataset):
@@ -269,13 +267,13 @@ def _fingerprint(root: Path, files: Iterable[str]) -> str:
 
 def described_size(root: Path) -> tuple[int, int] | None:
     """Return the (height, width) that ``root/dataset.json`` states; None without such a file."""
-    if (about := _description(root)) is None:
+    if (description := _description(root)) is None:
         return None
-    if "sensor_size" not in about:
+    if "sensor_size" not in description:
         raise InputError(
             f'{root / "dataset.json"}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
         )
-    return check_size(f"{root / 'dataset.json'}: sensor_size", about["sensor_size"])
+    return check_size(f"{root / 'dataset.json'}: sensor_size", description["sensor_size"])
 
 
 def _description(root: Path) -> dict[str, Any] | None:
@@ -283,14 +281,14 @@ def _description(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        about = json.loads(path.read_text())
-        if not isinstance(about, dict):
+        description = json.loads(path.read_text())
+        if not isinstance(description, dict):
             raise TypeError
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f'{path}: is no {{"sensor_size": [height, width]}}; mend or delete it'
         ) from error
-    return about
+    return description
 
 
 def _infer_sensor_size(
@@ -326,10 +324,10 @@ def _extent(root: Path, files: list[str], workers: int | None) -> tuple[int, int
 def _extent_of(root: Path, file: str) -> tuple[int, int]:
     recording = read_recording(root / file)
     height, width = recording.sensor_size or extent(recording.events)
-    if max(height, width) > _LARGEST_SENSOR:
+    if max(height, width) > LARGEST_SENSOR:
         raise InputError(
             f"{root / file}: reaches out to x={width - 1}, y={height - 1}, beyond "
-            f"{_LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor is "
+            f"{LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor is "
             "that large"
         )
     return max(height, 1), max(width, 1)

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -92,6 +92,9 @@ class ImageSet(Dataset):
     Attributes:
         classes: Names of the classes.
         targets: Labels, int64 [n].
+        spec: As given.
+        split: As given.
+        native_size: (height, width) of the images as stored; None where they differ.
         frame_size: (height, width) after `fit`.
         mean: Mean of each channel, of ``stats``.
         std: Standard deviation of each channel, of ``stats``.
@@ -127,7 +130,10 @@ class ImageSet(Dataset):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Return an image, float32 [C, H, W] in [0, 1] before the transform, and its label."""
+        """Return an image, float32 [C, H, W] in [0, 1] before the transform, and its label.
+
+        With ``encode`` it is a sequence [T, ...] instead.
+        """
         image = self._read(int(index)).float() / 255
         if self.transform is not None:
             image = self.transform(image)
@@ -165,11 +171,11 @@ class ImageSet(Dataset):
             return [v2.RandomResizedCrop(self.frame_size)]
         return [v2.Resize(max(self.frame_size) * 8 // 7), v2.CenterCrop(self.frame_size)]
 
-    def identity(self) -> list[list]:
+    def identity(self) -> list[list[Any]]:
         """Return what tells these images from others, in values that JSON can hold."""
         return [[self.split, len(self), hashlib.sha256(self.targets.tobytes()).hexdigest()]]
 
-    def info(self) -> dict:
+    def info(self) -> dict[str, Any]:
         """Describe the data set in values that JSON can hold."""
         per_class = np.bincount(self.targets, minlength=len(self.classes)).tolist()
         kind, _, directory = self.spec.rpartition(":")
@@ -262,8 +268,8 @@ def _folder(root: Path, split: str) -> _Images:
 def _packed(path: Path, split: str) -> _Images:
     def entry(name: str) -> np.ndarray:
         if name not in archive:
-            held = ", ".join(archive.files) or "nothing"
-            raise InputError(f"{path}: lacks the array {name!r} (it holds {held}); see ImageSet")
+            entries = ", ".join(archive.files) or "nothing"
+            raise InputError(f"{path}: lacks the array {name!r} (it holds {entries}); see ImageSet")
         return archive[name]
 
     try:

@@ -68,14 +68,14 @@ def write_event_dataset(
     for label in set(labels):
         (root / split / class_names[label]).mkdir(parents=True, exist_ok=True)
     part = zlib.crc32(split.encode())
-    samples = tqdm(
+    progress_bar = tqdm(
         zip(images, labels, strict=True),
         desc=f"recording {split}",
         total=len(images),
         leave=False,
         disable=None if progress else True,
     )
-    for i, (image, label) in enumerate(samples):
+    for i, (image, label) in enumerate(progress_bar):
         events = saccade_events(image, sensor_size=sensor_size, seed=(seed, part, i), **camera)
         write_events(root / split / class_names[label] / f"{i:05d}.npz", events)
 
@@ -97,7 +97,7 @@ def record_images(
     after its image, and depends only on it, its path in the folder, the camera and the seed.
 
     Args:
-        images: The folder, in the layout of torchvision's ``ImageFolder``.
+        images: The folder, as torchvision's ``ImageFolder`` expects it.
         out: The data set's folder; appears complete or not at all.
         sensor_size: (height, width) in pixels.
         test_fraction: The share of test images in a new split, from 0 to below 1.
@@ -149,9 +149,9 @@ def record_images(
 
 
 def _describe(root: Path, sensor_size: tuple[int, int]) -> None:
-    about = {"sensor_size": list(sensor_size), "sensor": "simulated"}
+    description = {"sensor_size": list(sensor_size), "sensor": "simulated"}
     with atomic_write(root / "dataset.json") as file:
-        file.write(json.dumps(about).encode())
+        file.write(json.dumps(description).encode())
 
 
 def _parts(root: Path, test_fraction: float, seed: int) -> dict[str, Classes]:
@@ -185,7 +185,7 @@ def _simulate_file(
     *,
     sensor_size: tuple[int, int],
     seed: int,
-    **camera,
+    **camera: Any,
 ) -> None:
     """Record one file; ``job`` holds its path in ``images`` and the recording's in ``out``."""
     file, target = job

@@ -1,4 +1,4 @@
-"""Recordings to samples: labels, windows, splits, and the data set that comes of them."""
+"""Long recordings cut into samples: their labels, and the data set that comes of them."""
 
 import csv
 import json
@@ -8,88 +8,18 @@ import numpy as np
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt.cli import main as cli
-from sj_ottt.data import EVENT_DTYPE, EventFolder, read_events, write_events
+from sj_ottt.cli.main import main
+from sj_ottt.data import EventFolder, read_events
 from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
 from sj_ottt.data.recordings.folders import find_recordings
-from sj_ottt.data.recordings.label_table import labels_from_folders, parse_duration, read_labels
-from sj_ottt.data.recordings.windows import Window, window_starts
-from sj_ottt.data.splits import split_by_group, split_by_time, split_for_validation
-from tests.recording_files import dat
-
-
-def record(path: Path, seconds: float, seed: int = 0, start: int = 5_000, rate: int = 2000):
-    """Write events at a steady rate, the last one at the very end."""
-    n = int(seconds * rate)
-    rng = np.random.default_rng(seed)
-    events = np.zeros(n, EVENT_DTYPE)
-    events["t"] = start + np.linspace(0, seconds * 1e6 - 1, n).astype(np.int64)
-    events["x"], events["y"] = rng.integers(0, 20, n), rng.integers(0, 16, n)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".dat":
-        path.write_bytes(dat(events.tolist(), "% Width 24\n% Height 18\n"))
-    else:
-        write_events(path, events)
-    return path
-
-
-@pytest.fixture
-def raw(tmp_path):
-    """Two sessions of three recordings of 4 s each."""
-    for session in ("monday", "tuesday"):
-        for i in range(3):
-            record(tmp_path / "raw" / session / f"{i}.npz", 4, seed=i)
-    return tmp_path / "raw"
-
-
-def labels_file(folder: Path, *lines: str, head="file,start,end,label") -> Path:
-    path = folder / "labels.csv"
-    path.write_text("\n".join([head, *lines]) + "\n")
-    return path
-
-
-def all_labels(raw: Path) -> Path:
-    rows = []
-    for path in sorted(raw.rglob("*.npz")):
-        name = path.relative_to(raw)
-        rows += [f"{name},0,1.9s,wave", f"{name},2s,4000ms,still"]
-    return labels_file(raw.parent, *rows)
-
-
-def config(**kwargs) -> SliceConfig:
-    return SliceConfig(**{"window": 200_000, "stride": 100_000, "min_events": 300, **kwargs})
+from sj_ottt.data.recordings.label_table import labels_from_folders, read_labels
+from tests.data.long_recordings import all_labels, config, labels_file, record, sliced
+from tests.helpers import overlap
 
 
 def listed(out: Path) -> list[dict]:
     with (out / "slices.csv").open(newline="") as file:
         return list(csv.DictReader(file))
-
-
-def sliced(raw: Path, out: Path, **kwargs):
-    recordings = find_recordings([raw])
-    labelled = read_labels(all_labels(raw), recordings)
-    return slice_recordings(labelled, out, config(**kwargs))
-
-
-@pytest.mark.parametrize(
-    ("text", "us"),
-    [("1500", 1500), ("200ms", 200_000), ("1.5 s", 1_500_000), ("3us", 3), ("2µs", 2),
-     (".5s", 500_000), (" 2min ", 120_000_000)],
-)  # fmt: skip
-def test_durations(text, us):
-    assert parse_duration(text) == us
-
-
-@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m", "1.5"])
-def test_wrong_durations(text):
-    with pytest.raises(InputError, match="as in 200ms"):
-        parse_duration(text)
-
-
-def test_window_starts():
-    assert list(window_starts(0, 500, 200, 100)) == [0, 100, 200, 300]
-    assert list(window_starts(7, 206, 200, 100)) == []
-    assert list(window_starts(7, 207, 200, 100)) == [7]
 
 
 def test_samples_are_the_events_of_their_windows(raw, tmp_path):
@@ -139,34 +69,6 @@ def test_split_by_time_leaves_a_gap(raw, tmp_path):
     assert result.left_out["windows at the border of train and test"] == 12
 
 
-def test_split_by_time_by_hand():
-    windows = [Window("a", "s", "c", start, 200, 9) for start in (300, 0, 100, 200, 400)]
-    # Tests begin at 400: 300 and, by its end alone, not 200 overlap it.
-    assert split_by_time(windows, 0.2).tolist() == [-1, 0, 0, 0, 1]
-    assert split_by_time(windows[:1], 0.2).tolist() == [0]
-    assert split_by_time(windows[1:3], 0.5).tolist() == [0, 0]  # they overlap: nothing to test
-
-
-def test_split_by_group_is_balanced_drawn_and_spares_classes():
-    windows = [
-        Window(f"{c}{i}", "s", c, k, 1, 9) for c in "ab" for i in range(20) for k in range(5)
-    ]
-    groups = [window.recording for window in windows]
-    first = split_by_group(windows, groups, 0.2, seed=0)
-    for label in "ab":
-        assert sum(p for w, p in zip(windows, first, strict=True) if w.label == label) == 20
-    assert (first != split_by_group(windows, groups, 0.2, seed=1)).any()
-    # Two groups a class: the smaller one is tested on, though it is more than the wanted share.
-    few = [Window("big", "s", "a", k, 1, 9) for k in range(5)]
-    few += [Window("small", "s", "a", k, 1, 9) for k in range(3)]
-    part = split_by_group(few, [w.recording for w in few], 0.2, seed=0)
-    assert part.tolist() == [0] * 5 + [1] * 3
-    # However much is wanted, something is left to train with.
-    assert sum(split_by_group(few, [w.recording for w in few], 0.95, seed=0)) in (3, 5)
-    with pytest.raises(InputError, match="class 'a' occurs in a single recording or session"):
-        split_by_group(few[:5], ["big"] * 5, 0.2, seed=0)
-
-
 def test_labels_from_folders_and_equal_names(raw, tmp_path):
     labelled = labels_from_folders(find_recordings([raw, raw / "monday" / "0.npz"]))
     assert len(labelled) == 6 and {one.session for one in labelled} == {str(raw)}
@@ -175,55 +77,6 @@ def test_labels_from_folders_and_equal_names(raw, tmp_path):
     assert {row["label"] for row in rows} == {"monday", "tuesday"}
     assert len({row["file"] for row in rows}) == len(rows) == 6 * 39
     assert all((tmp_path / "out" / row["file"]).exists() for row in rows)
-
-
-def test_joined_and_open_stretches(raw, tmp_path):
-    recordings = find_recordings([raw])
-    path = labels_file(
-        tmp_path, "monday/0.npz,1s,2s,a", "monday/0.npz,0.5s,1.5s,a", "monday/0.npz,2s,,b",
-        "monday/1.npz,,,b", head="\ufeffFile, Start, End, Label",
-    )  # fmt: skip
-    first, second = read_labels(path, recordings)
-    assert [(s.start, s.end, s.label) for s in first.stretches] == [
-        (500_000, 2_000_000, "a"),
-        (2_000_000, None, "b"),
-    ]
-    assert [(s.start, s.end) for s in second.stretches] == [(0, None)]
-    path = labels_file(tmp_path, "monday/0.npz;0;1s;a;x", head="file;start;end;label;session")
-    assert read_labels(path, recordings)[0].session == "x"
-
-
-@pytest.mark.parametrize(
-    ("lines", "words"),
-    [
-        (["9.npz,0,1s,a"], r"labels.csv line 2: file '9.npz' is none of the recordings"),
-        (["0.npz,0,1s,a"], r"line 2: file '0.npz' fits .*monday/0.npz and .*tuesday/0.npz"),
-        (["monday/0.npz,0,1s,a", "monday/0.npz,2s,1s,a"], "line 3: end 1s is not behind start 2s"),
-        (["monday/0.npz,0,1x,a"], "line 2: time '1x'"),
-        (["monday/0.npz,-1,1s,a"], "line 2: time '-1'"),
-        (["monday/0.npz,0,1s,"], "line 2: label '' cannot name a folder"),
-        (["monday/0.npz,0,1s,../a"], "line 2: label '../a' cannot"),
-        (["monday/0.npz,0,1s"], "line 2: 3 cells, where the first line names 4"),
-        (["monday/0.npz,0,2s,a", "monday/0.npz,1s,3s,b"], "line 3: 'b' overlaps 'a' of .* line 2"),
-        ([",0,1s,a"], "line 2: names no file"),
-        ([], "holds no labels"),
-    ],
-)
-def test_wrong_rows_are_named(lines, words, raw, tmp_path):
-    with pytest.raises(InputError, match=words):
-        read_labels(labels_file(tmp_path, *lines), find_recordings([raw]))
-
-
-def test_wrong_files_of_labels(raw, tmp_path):
-    recordings = find_recordings([raw])
-    with pytest.raises(InputError, match="line 1: lacks the column 'end'"):
-        read_labels(labels_file(tmp_path, head="file,start,label"), recordings)
-    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
-        read_labels(tmp_path / "none.csv", recordings)
-    rows = ["monday/0.npz,0,1s,a,x", "monday/0.npz,1s,2s,a,y"]
-    path = labels_file(tmp_path, *rows, head="file,start,end,label,session")
-    with pytest.raises(InputError, match="line 3: session 'y', where an earlier line says 'x'"):
-        read_labels(path, recordings)
 
 
 def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
@@ -261,26 +114,13 @@ def test_what_slicing_refuses_leaves_nothing_behind(raw, tmp_path):
         sliced(raw, tmp_path / "out")
 
 
-def test_finding_recordings(raw, tmp_path):
-    sliced(raw, raw / "made")
-    (raw / ".hidden").mkdir()
-    record(raw / ".hidden" / "9.npz", 1)
-    (raw / "notes.md").write_text("x")
-    assert len(find_recordings([raw])) == 6 < len(find_recordings([raw / "made"]))
-    with pytest.raises(InputError, match="none: no such recording or folder"):
-        find_recordings([tmp_path / "none"])
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="empty: holds no recordings"):
-        find_recordings([tmp_path / "empty"])
-
-
 def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     for label in ("left", "right"):
         for i in range(3):
             record(tmp_path / "raw" / label / f"{i}.dat", 1, seed=i)
     out = tmp_path / "my set"
     argv = ["data", "slice", str(tmp_path / "raw"), "--label-from-folder", "--out", str(out)]
-    assert cli.main([*argv, "--window", "250ms", "--stride", "250ms", "--min-events", "100"]) == 0
+    assert main([*argv, "--window", "250ms", "--stride", "250ms", "--min-events", "100"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[:4]] == [
         ["class", "train", "test"], ["left", "8", "4"], ["right", "8", "4"], ["all", "16", "8"],
@@ -290,44 +130,21 @@ def test_the_command_from_recordings_to_a_trained_model(tmp_path, capsys):
     assert f"--data '{out}'" in lines[-1]
     train = ["train", "--data", str(out), "--out", str(tmp_path / "run"), "--epochs", "1"]
     train += ["--model", "test_ottt_vgg", "--steps", "2", "--batch-size", "8", "--device", "cpu"]
-    assert cli.main(train) == 0
+    assert main(train) == 0
     assert json.loads((tmp_path / "run" / "result.json").read_text())["n_test"] == 8
     capsys.readouterr()
     recording = tmp_path / "raw" / "left" / "0.dat"
     predict = ["predict", "--checkpoint", str(tmp_path / "run"), str(recording), "--device", "cpu"]
-    assert cli.main(predict) == 0
+    assert main(predict) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert [row[:2] for row in rows] == [[f"{i / 4:.3f}", f"{i / 4 + 0.25:.3f}"] for i in range(4)]
     sparse = record(recording.with_name("sparse.dat"), 1, rate=90)
-    assert cli.main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
+    assert main([*predict[:3], str(sparse), "--device", "cpu"]) == 0
     assert all(row.split()[2] == "-" for row in capsys.readouterr().out.splitlines()[1:])
     capsys.readouterr()
-    assert cli.main(argv) == 2 and "exists already" in capsys.readouterr().err
-    assert cli.main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
+    assert main(argv) == 2 and "exists already" in capsys.readouterr().err
+    assert main([*argv[:-1], str(tmp_path / "b"), "--window", "9us"]) == 2
     assert "class 'left' gives no window of 0.009 ms" in capsys.readouterr().err
-
-
-def overlap(a: Window, b: Window) -> bool:
-    return a.recording == b.recording and max(a.start, b.start) < min(
-        a.start + a.length, b.start + b.length
-    )
-
-
-@pytest.mark.parametrize(("n_recordings", "whole"), [(6, True), (3, False)])
-def test_validation_shares_no_event_with_training(n_recordings, whole):
-    windows = [
-        Window(f"r{r}", "s", label, start, 200, 9)
-        for r in range(n_recordings)
-        for label, begin in (("a", 0), ("b", 5000))
-        for start in range(begin, begin + 3000, 100)
-    ]
-    part = split_for_validation(windows, 0.1, seed=0)
-    train, val = ([w for w, p in zip(windows, part, strict=True) if p == i] for i in (0, 1))
-    assert {w.label for w in train} == {w.label for w in val} == {"a", "b"}
-    assert not any(overlap(a, b) for a in train for b in val)
-    shared = {w.recording for w in train} & {w.recording for w in val}
-    assert shared == (set() if whole else {w.recording for w in windows})
-    assert len(val) < len(windows) / 4
 
 
 @pytest.mark.slow
@@ -369,19 +186,9 @@ def test_the_command_holds_out_what_its_flag_says(raw, tmp_path, capsys):
         ("time", "test: the end of each class in each recording"),
     ):
         out = tmp_path / kind
-        assert cli.main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
+        assert main([*argv, str(out), "--split-by", kind, "--min-events", "1"]) == 0
         assert message in capsys.readouterr().out
         assert json.loads((out / "dataset.json").read_text())["hold_out"] == kind
-
-
-def test_a_table_of_labels_among_the_recordings_is_none(raw):
-    everything = sorted(raw.rglob("*.npz"))
-    for name, text in (("labels.csv", "file,start,end,label"), ("a.txt", " File;START; end;label")):
-        (raw / name).write_text(f"{text}\n0.npz,,,a\n")
-    assert sorted(find_recordings([raw])) == everything
-    notes = raw / "notes.txt"
-    notes.write_text("recorded on Monday\n")
-    assert notes in find_recordings([raw])
 
 
 def test_recordings_of_two_cameras_are_refused(tmp_path):
@@ -411,7 +218,7 @@ def test_the_command_says_what_is_wrong_with_labels(raw, tmp_path, capsys):
         (str(raw), "(Is a directory); check the path"),
         (str(tmp_path / "latin.csv"), "it is no UTF-8 text"),
     ):
-        assert cli.main([*argv, given]) == 2
+        assert main([*argv, given]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
+    assert main([*argv, str(all_labels(raw)), "--window", "200"]) == 2
     assert "time '200' has no unit" in capsys.readouterr().err

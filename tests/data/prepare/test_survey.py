@@ -1,4 +1,4 @@
-"""What is said and drawn of recordings."""
+"""What recordings hold: the numbers, and the pictures drawn of them."""
 
 import io
 
@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sj_ottt import InputError, plots
-from sj_ottt.cli import main as cli
+from sj_ottt.cli.main import main
 from sj_ottt.data import EVENT_DTYPE, write_events
 from sj_ottt.data.prepare.survey import busiest_frames, evenly, survey_recordings
 from tests.recording_files import dat, sample_events
@@ -21,9 +21,9 @@ def write(path, n=400, seed=0, hot=()):
     events["t"][[0, -1]] = 0, n * 1000
     events["y"], events["x"] = rng.integers(0, 12, len(events)), rng.integers(0, 10, len(events))
     events["p"][::4] = 1
-    places = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), 300)
-    for place, (x, y) in zip(places, hot, strict=True):
-        events["x"][place], events["y"][place] = x, y
+    chosen = rng.permutation(len(events))[: 300 * len(hot)].reshape(len(hot), 300)
+    for indices, (x, y) in zip(chosen, hot, strict=True):
+        events["x"][indices], events["y"][indices] = x, y
     path.parent.mkdir(parents=True, exist_ok=True)
     write_events(path, events)
 
@@ -116,7 +116,7 @@ def test_pictures():
 
 def test_the_command(folder, tmp_path, capsys):
     out = tmp_path / "pictures"
-    assert cli.main(["data", "info", str(folder), "--out", str(out)]) == 0
+    assert main(["data", "info", str(folder), "--out", str(out)]) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
     assert "data: 12 recordings, 2 classes, sensor 12 x 10 pixels (height x width)" in lines[0]
@@ -130,14 +130,14 @@ def test_the_command(folder, tmp_path, capsys):
     with Image.open(out / "contact_sheet.png") as sheet, Image.open(out / "sample.gif") as motion:
         assert sheet.size[0] > 500 and motion.n_frames > 10
     one = folder / "train" / "rare" / "4.npz"
-    assert cli.main(["data", "info", str(one), "--out", str(out)]) == 0
+    assert main(["data", "info", str(one), "--out", str(out)]) == 0
     assert "4.npz: 1 recording, sensor 12 x 10" in capsys.readouterr().out
-    assert cli.main(["data", "info", str(tmp_path / "none")]) == 2
+    assert main(["data", "info", str(tmp_path / "none")]) == 2
 
 
 @pytest.mark.slow
 def test_real_recordings(nmnist, tmp_path, capsys):
-    assert cli.main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path)]) == 0
+    assert main(["data", "info", str(nmnist / "test"), "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "100 recordings, 10 classes, sensor 34 x 34" in text
     assert "x = 18, y = 30, hot in " in text  # the camera's known defect

@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt.data import EVENT_DTYPE, EventFolder, check_events, read_events, read_recording
+from sj_ottt.data import (
+    EVENT_DTYPE,
+    EventFolder,
+    check_events,
+    read_events,
+    read_recording,
+)
 from sj_ottt.data.recordings.formats.common import unwrap
+from sj_ottt.data.recordings.formats.text import TextStream
 from sj_ottt.data.recordings.readers import READERS
 from tests import recording_files as files
+from tests.inference.recordings import as_text, band
 
 FORMATS = {
     "aedat2": (files.aedat2, ".aedat", (128, 128)),
@@ -381,3 +389,17 @@ def test_files_without_the_mark_of_their_ending(tmp_path, name, text, message):
     (tmp_path / name).write_bytes(text)
     with pytest.raises(InputError, match=message):
         read_events(tmp_path / name)
+
+
+def test_text_in_pieces_of_any_size():
+    events = band(1, 30)
+    for head in (b"", b"# a comment\n", b"t x y p\n", b"16 16\n"):
+        text = head + as_text(events).replace(b",", b" ")
+        for piece in (1, 3, 50, 10_000):
+            stream = TextStream("x")
+            parts = [stream.feed(text[i : i + piece]) for i in range(0, len(text), piece)]
+            parts.append(stream.feed(b"", last=True))
+            assert np.array_equal(np.concatenate(parts), events), (head, piece)
+            assert stream.sensor_size == ((16, 16) if b"16" in head else None)
+    with pytest.raises(InputError, match="x: not four numbers"):
+        TextStream("x").feed(b"1,2,3,0\n1,2,x,0\n")

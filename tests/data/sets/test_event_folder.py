@@ -1,6 +1,5 @@
-"""Folders of recordings: layout, split, cache, and everything that can be wrong with them."""
+"""Folders of recordings: classes, split, cache, and everything that can be wrong with them."""
 
-import functools
 import json
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from sj_ottt import InputError
-from sj_ottt._parallel import ordered_map
 from sj_ottt.data import EVENT_DTYPE, EventFolder, open_dataset, read_events, write_events
 from sj_ottt.data.sets import event_folder
 
@@ -252,24 +250,6 @@ def _alive(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def _leave(item):
-    os._exit(1)
-
-
-def test_ordered_map():
-    square = functools.partial(pow, 2)
-    for workers in (None, 0, 1, 2, 5):
-        found = ordered_map(square, range(30), what="squares", workers=workers)
-        assert list(found) == [2**i for i in range(30)]
-    assert list(ordered_map(square, [], what="nothing", workers=2)) == []
-    with pytest.raises(InputError, match="workers=2: one of these processes was killed"):
-        list(ordered_map(_leave, range(9), what="nothing", workers=2))
-    started = ordered_map(square, range(1000), what="squares", workers=2)
-    assert next(started) == 1
-    started.close()
-    assert not multiprocessing.active_children()
 
 
 def test_workers_and_pickle(parts, tmp_path):

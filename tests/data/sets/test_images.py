@@ -1,57 +1,19 @@
 """Still images: every form that is read, how they are fitted and encoded, and bad input."""
 
 import hashlib
-import io
 import json
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision import datasets
 
 from sj_ottt import InputError
-from sj_ottt.data import ENCODINGS, Cutout, ImageSet, RandomFlip, open_dataset
-from sj_ottt.learning import predict
-from sj_ottt.run import evaluation, training
-from sj_ottt.run.config import TrainConfig
+from sj_ottt.data import ENCODINGS, Cutout, ImageSet, open_dataset
+from sj_ottt.run import training
 from tests.conftest import SHARED
-
-NAMES = ("left", "right")
-
-
-def drawings(n, size=(12, 10), seed=0, colours=0):
-    """Images of noise whose left or right half is brighter, and their labels."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 2
-    images = rng.integers(0, 60, (n, *size, *([colours] if colours else [])), np.uint8)
-    half = size[1] // 2
-    for image, label in zip(images, labels, strict=True):
-        image[:, label * half : label * half + half] += 150
-    return images, labels.astype(np.uint8)
-
-
-def pack(path, jpeg=False, parts=(("train", 12), ("test", 6)), colours=0, **changes):
-    arrays = {"class_names": np.array(NAMES)}
-    for part, n in parts:
-        images, arrays[f"{part}_labels"] = drawings(n, seed=len(part), colours=colours)
-        if jpeg:
-            files = [encode(image, "JPEG") for image in images]
-            arrays[f"{part}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)
-            arrays[f"{part}_offsets"] = np.cumsum([0, *map(len, files)])
-        else:
-            arrays[f"{part}_images"] = images
-    arrays = {name: value for name, value in {**arrays, **changes}.items() if value is not None}
-    np.savez(path, **arrays)
-    return path
-
-
-def encode(image, kind):
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return buffer.getvalue()
-
+from tests.packed_images import NAMES, drawings, encode, image_run, pack
 
 # Forms
 
@@ -158,8 +120,8 @@ def test_shared_files(name):
     channels = 1 if name == "fashion_mnist" else 3
     assert len(data) == 10_000 and len(data.classes) == 10
     assert data[9_999][0].shape[0] == channels and data[0][0].max() > 0.5
-    known = ((0.2860,), (0.4914, 0.4822, 0.4465))[channels // 3]
-    assert data.mean == pytest.approx(known, abs=0.01)
+    expected = ((0.2860,), (0.4914, 0.4822, 0.4465))[channels // 3]
+    assert data.mean == pytest.approx(expected, abs=0.01)
 
 
 # Encodings and augmentation
@@ -180,84 +142,6 @@ def test_encodings():
     spikes = ENCODINGS["poisson"](4000)(image)
     assert spikes.shape == (4000, 3, 4, 5) and set(spikes.unique().tolist()) == {0.0, 1.0}
     assert (spikes.mean(0) - image).abs().max() < 0.04
-
-
-def test_flip_and_cutout_are_shared_by_all_steps():
-    frames = torch.rand(3, 2, 8, 9) + 1
-    torch.manual_seed(0)
-    flips = [RandomFlip()(frames) for _ in range(200)]
-    mirrored = sum(torch.equal(f, frames.flip(-1)) for f in flips)
-    assert 70 < mirrored < 130 and sum(torch.equal(f, frames) for f in flips) == 200 - mirrored
-    blanks = []
-    for _ in range(200):
-        blanked = Cutout(4)(frames)
-        blank = (blanked == 0).all(dim=(0, 1))
-        assert torch.equal(torch.where(blank, 0, frames), blanked)
-        blanks.append(int(blank.sum()))
-    assert max(blanks) == 16 and min(blanks) == 4  # a corner keeps a quarter
-    assert frames.min() >= 1 and torch.equal(Cutout(0)(frames), frames)
-
-
-# The training run
-
-
-def options(tmp_path, **changes):
-    data = tmp_path / "x.npz"
-    if not data.exists():
-        pack(data, parts=(("train", 40), ("test", 10)))
-    base = {
-        "model": "test_ottt_vgg", "data": str(data), "out": str(tmp_path / "run"), "steps": 3,
-        "epochs": 2, "batch_size": 10, "lr": 0.1, "device": "cpu", "flip": 0.5, "shift": 1,
-        "cutout": 2,
-    }  # fmt: skip
-    return TrainConfig(**{**base, **changes})
-
-
-def test_a_run_on_images(tmp_path):
-    result = training.train(options(tmp_path, epochs=6, shift=0, cutout=0, flip=0))
-    assert result["test_accuracy"] == 1.0 and result["n_test"] == 10
-    rows = evaluation.evaluate(tmp_path / "run", steps=[1, 3], device="cpu")
-    assert rows[1]["accuracy"] == 1.0
-    trained = evaluation.load_trained(tmp_path / "run", "cpu")
-    assert trained.info.in_chans == 1 and trained.info.frames.encoding == "direct"
-    # Others' images are standardized as those that the network learned from.
-    pack(tmp_path / "dim.npz", train_images=drawings(12)[0] // 2)
-    dataset = trained.dataset(str(tmp_path / "dim.npz"), "test", 3)
-    assert dataset.mean == trained.info.stats[0]
-    image, _ = dataset[0]
-    raw = torch.from_numpy(drawings(6, seed=4)[0][0])[None] / 255
-    mean, std = (values[0] for values in trained.info.stats)
-    torch.testing.assert_close(image, (raw - mean) / std)
-    assert predict(trained.model, image[None], 3).shape == (1, 2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("encoding", ["direct", "poisson"])
-def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
-    whole = training.train(options(tmp_path, encoding=encoding))
-    broken = options(tmp_path, encoding=encoding, out=str(tmp_path / "broken"))
-    run_epoch, calls = training.TrainingRun.run_epoch, []
-
-    def once(run):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return run_epoch(run)
-
-    monkeypatch.setattr(training.TrainingRun, "run_epoch", once)
-    with pytest.raises(KeyboardInterrupt):
-        training.train(broken)
-    monkeypatch.setattr(training.TrainingRun, "run_epoch", run_epoch)
-    torch.manual_seed(1234)
-    resumed = training.train(broken, resume=True)
-    for result in (whole, resumed):
-        del result["seconds"], result["config"]
-    assert whole == resumed
-
-
-def test_train_samples_limit_a_run(tmp_path):
-    result = training.train(options(tmp_path, train_samples=20, val_fraction=0.2, epochs=1))
-    assert (result["n_train"], result["n_val"], result["n_test"]) == (16, 4, 10)
 
 
 # Bad input
@@ -322,11 +206,11 @@ def test_other_bad_input(tmp_path, folder):
     with pytest.raises(InputError, match="split=None"):
         open_dataset(path, split=None, steps=2)
     with pytest.raises(InputError, match=r"encoding=rows .* ndigits holds recordings"):
-        training.train(options(tmp_path, data="ndigits", encoding="rows"))
+        training.train(image_run(tmp_path, data="ndigits", encoding="rows"))
     with pytest.raises(InputError, match=r"crop=\(4, 4\) is for recordings"):
-        training.train(options(tmp_path, crop=(4, 4)))
+        training.train(image_run(tmp_path, crop=(4, 4)))
     with pytest.raises(InputError, match=r"split_by=duration is for recordings"):
-        training.train(options(tmp_path, split_by="duration"))
+        training.train(image_run(tmp_path, split_by="duration"))
     (folder / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="empty"):
         open_dataset(f"folder:{folder}", split="train", steps=1)
@@ -335,40 +219,3 @@ def test_other_bad_input(tmp_path, folder):
         open_dataset(f"folder:{folder}", split="test", steps=1)[0]
     with pytest.raises(InputError, match="side="):
         Cutout(-1)
-
-
-# Published event sets
-
-
-def test_published_event_sets(tmp_path):
-    rng = np.random.default_rng(0)
-    for place, n in (("train/0", 3), ("train/1", 3), ("test/0", 1), ("test/1", 1)):
-        for i in range(n):
-            path = tmp_path / "nmnist" / "events_np" / place / f"{i}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **{k: rng.integers(0, 2, 40) for k in "xyp"}, t=np.arange(40))
-    data = open_dataset(f"nmnist:{tmp_path / 'nmnist'}", split="train", steps=2)
-    assert len(data) == 6 and data.sensor_size == (34, 34) and data.classes == ("0", "1")
-    for label in ("cat", "dog"):
-        for i in range(20):
-            path = tmp_path / "dvs" / "events_np" / label / f"{i}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(path, **{k: rng.integers(0, 2, 40) for k in "xyp"}, t=np.arange(40))
-    data = open_dataset(f"cifar10dvs:{tmp_path / 'dvs'}", split="test", steps=2)
-    assert len(data) == 4 and data.sensor_size == (128, 128)
-    (tmp_path / "dvs" / "events_np.building").touch()
-    with pytest.raises(InputError, match="unfinished"):
-        open_dataset(f"cifar10dvs:{tmp_path / 'dvs'}", split="test", steps=2)
-
-
-def test_the_encoding_decides_the_number_of_steps(tmp_path):
-    """Of which other numbers would have no effect."""
-    wanted = {"model": "ltc_rnn", "encoding": "rows", "rule": "bptt", "epochs": 1}
-    augment = {"flip": 0.0, "shift": 0, "cutout": 0}
-    with pytest.raises(InputError, match=r"steps=3: encoding=rows makes 12 of an image"):
-        training.train(options(tmp_path, **wanted, **augment))
-    cfg = options(tmp_path, **wanted, **augment, steps=12)
-    training.train(cfg)
-    assert [row["steps"] for row in evaluation.evaluate(cfg.run.out, device="cpu")] == [12]
-    with pytest.raises(InputError, match=r"steps=4: encoding=rows makes 12 of an image"):
-        evaluation.evaluate(cfg.run.out, steps=[12, 4], device="cpu")

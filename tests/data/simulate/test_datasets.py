@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sj_ottt import InputError
-from sj_ottt.cli import main as cli
+from sj_ottt.cli.main import main
 from sj_ottt.data import EventFolder, read_events, record_images, saccade_events
 from sj_ottt.data.simulate import datasets
 
@@ -132,10 +132,10 @@ def test_what_can_be_wrong_leaves_nothing(images, tmp_path, monkeypatch):
 def test_the_command(images, tmp_path, capsys):
     out = tmp_path / "events"
     argv = ["data", "simulate", str(images), "--out", str(out)]
-    assert cli.main([*argv, "--sensor-size", "16", "18", "--position", "1", "-2"]) == 0
+    assert main([*argv, "--sensor-size", "16", "18", "--position", "1", "-2"]) == 0
     assert capsys.readouterr().out.startswith(
         "recorded  8 for train, 2 for test\ntrain     sj-ottt"
     )
     assert EventFolder(out, 2, cache_dir=tmp_path).sensor_size == (16, 18)
-    assert cli.main(argv) == 2
+    assert main(argv) == 2
     assert "holds something already" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def _stated_bytes(archive: np.lib.npyio.NpzFile, name: str) -> int:
     with archive.zip.open(f"{name}.npy") as member:
         shape, _, dtype = _HEADERS[np.lib.format.read_magic(member)](member)
     stated = math.prod(shape) * dtype.itemsize
-    held = archive.zip.getinfo(f"{name}.npy").file_size
-    if stated > held:
-        raise ValueError(f"{name} states {stated} bytes and holds {held}")
-    return held
+    actual = archive.zip.getinfo(f"{name}.npy").file_size
+    if stated > actual:
+        raise ValueError(f"{name} states {stated} bytes and holds {actual}")
+    return actual

@@ -93,7 +93,7 @@ class TextStream:
         self.sensor_size: tuple[int, int] | None = None
         self._rest = b""
         self._head: _Head | None = None
-        self._layout_found: _Layout | None = None
+        self._stream_layout: _Layout | None = None
 
     def feed(self, piece: bytes, *, last: bool = False) -> np.ndarray:
         """Take a piece of text of any length, and return the events of the lines it completes.
@@ -122,9 +122,9 @@ class TextStream:
             table = _table(lines, self._head)
         except ValueError as error:
             raise _no_events(self.name, error) from error
-        if self._layout_found is None:
-            self._layout_found = _layout(self._head, table)
-        return _events(table, self._layout_found, self.name)
+        if self._stream_layout is None:
+            self._stream_layout = _layout(self._head, table)
+        return _events(table, self._stream_layout, self.name)
 
 
 class _Layout(NamedTuple):

@@ -1,0 +1,72 @@
+"""Labels of stretches: times, tables, and what is wrong with them."""
+
+import pytest
+
+from sj_ottt import InputError
+from sj_ottt.data.recordings.folders import find_recordings
+from sj_ottt.data.recordings.label_table import parse_duration, read_labels
+from tests.data.long_recordings import labels_file
+
+
+@pytest.mark.parametrize(
+    ("text", "us"),
+    [("1500", 1500), ("200ms", 200_000), ("1.5 s", 1_500_000), ("3us", 3), ("2µs", 2),
+     (".5s", 500_000), (" 2min ", 120_000_000)],
+)  # fmt: skip
+def test_durations(text, us):
+    assert parse_duration(text) == us
+
+
+@pytest.mark.parametrize("text", ["", "ms", "-1", "1h", "1e3", "nan", "1,5s", "5 m", "1.5"])
+def test_wrong_durations(text):
+    with pytest.raises(InputError, match="as in 200ms"):
+        parse_duration(text)
+
+
+def test_joined_and_open_stretches(raw, tmp_path):
+    recordings = find_recordings([raw])
+    path = labels_file(
+        tmp_path, "monday/0.npz,1s,2s,a", "monday/0.npz,0.5s,1.5s,a", "monday/0.npz,2s,,b",
+        "monday/1.npz,,,b", head="\ufeffFile, Start, End, Label",
+    )  # fmt: skip
+    first, second = read_labels(path, recordings)
+    assert [(s.start, s.end, s.label) for s in first.stretches] == [
+        (500_000, 2_000_000, "a"),
+        (2_000_000, None, "b"),
+    ]
+    assert [(s.start, s.end) for s in second.stretches] == [(0, None)]
+    path = labels_file(tmp_path, "monday/0.npz;0;1s;a;x", head="file;start;end;label;session")
+    assert read_labels(path, recordings)[0].session == "x"
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (["9.npz,0,1s,a"], r"labels.csv line 2: file '9.npz' is none of the recordings"),
+        (["0.npz,0,1s,a"], r"line 2: file '0.npz' fits .*monday/0.npz and .*tuesday/0.npz"),
+        (["monday/0.npz,0,1s,a", "monday/0.npz,2s,1s,a"], "line 3: end 1s is not behind start 2s"),
+        (["monday/0.npz,0,1x,a"], "line 2: time '1x'"),
+        (["monday/0.npz,-1,1s,a"], "line 2: time '-1'"),
+        (["monday/0.npz,0,1s,"], "line 2: label '' cannot name a folder"),
+        (["monday/0.npz,0,1s,../a"], "line 2: label '../a' cannot"),
+        (["monday/0.npz,0,1s"], "line 2: 3 cells, where the first line names 4"),
+        (["monday/0.npz,0,2s,a", "monday/0.npz,1s,3s,b"], "line 3: 'b' overlaps 'a' of .* line 2"),
+        ([",0,1s,a"], "line 2: names no file"),
+        ([], "holds no labels"),
+    ],
+)
+def test_wrong_rows_are_named(lines, words, raw, tmp_path):
+    with pytest.raises(InputError, match=words):
+        read_labels(labels_file(tmp_path, *lines), find_recordings([raw]))
+
+
+def test_wrong_files_of_labels(raw, tmp_path):
+    recordings = find_recordings([raw])
+    with pytest.raises(InputError, match="line 1: lacks the column 'end'"):
+        read_labels(labels_file(tmp_path, head="file,start,label"), recordings)
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read"):
+        read_labels(tmp_path / "none.csv", recordings)
+    rows = ["monday/0.npz,0,1s,a,x", "monday/0.npz,1s,2s,a,y"]
+    path = labels_file(tmp_path, *rows, head="file,start,end,label,session")
+    with pytest.raises(InputError, match="line 3: session 'y', where an earlier line says 'x'"):
+        read_labels(path, recordings)

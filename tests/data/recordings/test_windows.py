@@ -1,0 +1,38 @@
+"""Where the windows of a recording begin, and how a stream is cut into windows."""
+
+import numpy as np
+import pytest
+
+from sj_ottt.data import EVENT_DTYPE
+from sj_ottt.data.recordings import streams
+from sj_ottt.data.recordings.windows import window_starts
+from tests.inference.recordings import WINDOW, band
+
+
+def test_window_starts():
+    assert list(window_starts(0, 500, 200, 100)) == [0, 100, 200, 300]
+    assert list(window_starts(7, 206, 200, 100)) == []
+    assert list(window_starts(7, 207, 200, 100)) == [7]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize(("length", "stride"), [(30, 30), (30, 10), (20, 50)])
+def test_windows_of_any_pieces(piece, length, stride):
+    rng = np.random.default_rng(1)
+    events = np.zeros(400, EVENT_DTYPE)
+    events["t"] = 1000 + np.sort(rng.integers(0, 200, 400))
+    events["t"][0], events["x"] = 1000, np.arange(400)
+    chunks = [events[i : i + piece] for i in range(0, 400, piece)]
+    found = list(streams.windows(chunks, length, stride))
+    t = events["t"] - 1000
+    starts = range(0, int(t[-1]) + 2 - length, stride)
+    assert [(start, end) for start, end, _ in found] == [(s, s + length) for s in starts]
+    for start, _, part in found:
+        assert np.array_equal(part, events[(t >= start) & (t < start + length)])
+
+
+def test_windows_of_short_and_empty_streams():
+    events = band(0)
+    ((*place, whole),) = streams.windows([events[:5], events[5:]], 10**9, 10**9)
+    assert place == [0, WINDOW] and np.array_equal(whole, events)
+    assert list(streams.windows([events[:0]], 5, 5)) == []
