@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1495b", "#5a5a5a"
-COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b")
+COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b", "#7b4fa3", "#8c6d46", "#d977b4", "#4d4d4d")
+MARKERS = "osD^vP*X"
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
 FRAME_MS = 80  # of an animation
@@ -284,9 +285,10 @@ def alignment(rows: Rows) -> bytes:
                 if (row["rule"], row["against"]) == (rule, reference)
             }
             # Side by side, because rules often agree.
-            height = positions + 0.2 * (index - (len(rules) - 1) / 2)
-            style = {"color": COLOURS[index], "label": rule, "markersize": 5}
-            axes.plot([cosines[name] for name in names], height, "osD^"[index], **style)
+            height = positions + 0.8 / max(len(rules), 4) * (index - (len(rules) - 1) / 2)
+            colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+            style = {"color": colour, "label": rule, "markersize": 5}
+            axes.plot([cosines[name] for name in names], height, marker, **style)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.set(title=f"against {reference}", xlabel="cosine", xlim=(lowest - 0.05, 1.05))
         axes.set_yticks(positions, names)

@@ -132,8 +132,12 @@ class SpikingClassifier(nn.Module):
             x = self.get_submodule(name)(x)
         return x
 
+    def _mode(self) -> str:
+        """Return the layers' step mode: "s", one time step a call, or "m", all of them."""
+        return str(self.get_submodule(self.first_conv).step_mode)
+
     def _check_input(self, x: Tensor) -> None:
-        mode = self.get_submodule(self.first_conv).step_mode
+        mode = self._mode()
         if x.dim() != (4 if mode == "s" else 5) or x.shape[-3] != self.in_chans:
             raise InputError(
                 f'input of shape {list(x.shape)}: the model is in step_mode="{mode}"; it takes '
@@ -155,7 +159,7 @@ class SpikingClassifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step, [N, C, H, W] → [N, classes]; in step mode "m", all of them."""
-        at_once = self.feedback is not None and x.dim() == 5
+        at_once = self.feedback is not None and self._mode() == "m"
         # In online training the neurons refuse all steps in one call, and say why.
         if at_once and (not self.training or rule_of(self).through_time):
             return self._one_by_one(x)

@@ -214,7 +214,7 @@ class LTCCNN(SpikingClassifier):
 
     def forward(self, x: Tensor) -> Tensor:
         """Do one time step (step mode "s") or all of them, one by one ("m")."""
-        return self._one_by_one(x) if x.dim() == 5 else super().forward(x)
+        return self._one_by_one(x) if self._mode() == "m" else super().forward(x)
 
 
 _RNN = {

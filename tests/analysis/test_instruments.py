@@ -329,6 +329,12 @@ def test_pictures_take_what_the_instruments_return():
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
+def test_the_picture_of_alignment_has_room_for_more_rules_than_there_are():
+    row = {"against": "bptt", "parameter": "all", "cosine": 0.5}
+    picture = plots.alignment([{**row, "rule": f"rule {i}"} for i in range(20)])
+    assert picture.startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
