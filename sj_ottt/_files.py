@@ -16,7 +16,7 @@ ABANDONED_AFTER_S = 3600
 
 
 def cache_root(cache_dir: str | os.PathLike | None = None) -> Path:
-    """Return the folder of everything that can be made again (it may not exist yet).
+    """Return the folder of all files that can be made again (it may not exist yet).
 
     Args:
         cache_dir: A folder chosen by the caller; else the environment variable ``SJ_OTTT_CACHE``
@@ -87,8 +87,8 @@ def atomic_write(
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a hidden folder to fill, which appears at ``path`` complete, or not at all.
 
-    Filling takes long: change something at the folder's top now and then (``os.utime``), or after
-    an hour another process takes it for one that a killed process has left, and removes it.
+    Where filling it takes long, touch the folder now and then (``os.utime``): after an hour
+    (`ABANDONED_AFTER_S`) another process takes it for a killed process's, and removes it.
 
     Raises:
         OSError: The folder cannot be made, or ``path`` is a file or a folder that is not empty.

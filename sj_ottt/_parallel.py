@@ -1,4 +1,4 @@
-"""Work on many files: in order, in several processes where that pays, behind a progress bar."""
+"""Work on many items: in order, in several processes where that pays, behind a progress bar."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 # Below this many items, starting processes takes longer than the work, and nobody needs a bar.
 _MANY = 200
-# Results that wait for their turn, per process: enough to keep all busy, few enough for memory.
+# Items handed out before their turn, per process: enough to keep all busy, few enough for memory.
 _AHEAD = 4
 
 
@@ -36,7 +36,7 @@ def ordered_map(
     themselves.
 
     Args:
-        function: Can be pickled, where there are several processes.
+        function: What to do with an item; several processes need it to be picklable.
         items: What to work on.
         what: The name of the work beside its progress bar, which a terminal shows for many items.
         workers: Processes; 0 or 1 works in this one. None takes a process per core for many items.
@@ -48,8 +48,8 @@ def ordered_map(
     if workers is None:
         workers = _cores() if len(items) > _MANY else 0
     # Workers of a DataLoader must not have children of their own.
-    alone = min(workers, len(items)) < 2 or multiprocessing.current_process().daemon
-    results = map(function, items) if alone else _in_processes(function, items, workers)
+    in_this_process = min(workers, len(items)) < 2 or multiprocessing.current_process().daemon
+    results = map(function, items) if in_this_process else _in_processes(function, items, workers)
     # disable=None shows the bar on a terminal only.
     disable = None if len(items) > _MANY else True
     yield from tqdm(results, desc=what, total=len(items), leave=False, disable=disable)
@@ -58,7 +58,7 @@ def ordered_map(
 def _in_processes(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
 ) -> Generator[Result, None, None]:
-    executor = ProcessPoolExecutor(workers, initializer=_begin)
+    executor = ProcessPoolExecutor(workers, initializer=_set_up_worker)
     waiting: deque[Future[Result]] = deque()
     try:
         for item in items:
@@ -83,7 +83,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _begin() -> None:
+def _set_up_worker() -> None:
     """Set up a worker: Ctrl-C is the parent's to answer, and no worker outlives the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -1,4 +1,7 @@
-"""Pictures of a run, of its data and of the analysis of its model: PNG, GIF."""
+"""Pictures of a run, of its data and of the analysis of its model.
+
+Every public function returns the bytes of a file: `animation` of a GIF, all others of a PNG.
+"""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -17,7 +20,7 @@ COLOURS = (BLUE, ORANGE, "#2a9d8f", "#e9a23b", "#7b4fa3", "#8c6d46", "#d977b4", 
 MARKERS = "osD^vP*X"
 ON_COLOUR = np.array([0.82, 0.20, 0.18])
 OFF_COLOUR = np.array([0.12, 0.37, 0.66])
-FRAME_MS = 80  # of an animation
+FRAME_MS = 80  # how long an animation shows each frame
 
 
 def _png(figure: Figure) -> bytes:
@@ -29,7 +32,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def curves(history: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> bytes:
-    """Draw loss and accuracies against the epoch.
+    """Draw the loss and the accuracies of each epoch.
 
     Args:
         history: One row per epoch: ``epoch``, ``loss``, ``train_accuracy``, and ``val_accuracy``
@@ -84,7 +87,7 @@ def frames(samples: Sequence[np.ndarray], names: Sequence[str], max_steps: int =
     Args:
         samples: Event counts, each [T, 2, H, W]; channel 0 OFF, channel 1 ON.
         names: The label of each row.
-        max_steps: Columns at most; later steps are left out, which the title then says.
+        max_steps: Columns at most; later steps are left out, which the legend then says.
     """
     total, _, height, width = samples[0].shape
     shown = min(total, max_steps)
@@ -100,6 +103,24 @@ def frames(samples: Sequence[np.ndarray], names: Sequence[str], max_steps: int =
     for step, axes in enumerate(grid[0], start=1):
         axes.set_title(f"t = {step}", fontsize=9, color=GREY)
     _polarity_legend(figure, f"first {shown} of {total} steps" if shown < total else None)
+    return _png(figure)
+
+
+def images(samples: Sequence[np.ndarray], names: Sequence[str]) -> bytes:
+    """Draw still images side by side, each under its label.
+
+    Args:
+        samples: Images in [0, 1], each [1, H, W] or [3, H, W].
+        names: The label of each.
+    """
+    figure = Figure(figsize=(1.1 * len(samples), 1.5), layout="constrained")
+    for axes, image, name in zip(
+        figure.subplots(1, len(samples), squeeze=False)[0], samples, names, strict=True
+    ):
+        axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(name, fontsize=8, color=GREY)
+        axes.spines[:].set_visible(False)
     return _png(figure)
 
 
@@ -135,9 +156,10 @@ def animation(counts: np.ndarray, step_ms: float, title: str, shortest_side: int
 
     Args:
         counts: Event counts [T, 2, H, W]; channel 0 OFF, channel 1 ON.
-        step_ms: What a frame covers, in ms.
-        title: Stands before the time.
-        shortest_side: The picture's height and width are at least so many pixels.
+        step_ms: The duration of a frame in the recording, in ms.
+        title: Text before the time.
+        shortest_side: The picture's height and width, without the time, are at least so many
+            pixels.
     """
     height, width = counts.shape[2:]
     scale = max(1, -(-shortest_side // min(height, width)))
@@ -193,27 +215,6 @@ def _polarity_legend(figure: Figure, title: str | None = None) -> None:
     )
 
 
-def images(samples: Sequence[np.ndarray], names: Sequence[str]) -> bytes:
-    """Draw still images side by side, each under its label.
-
-    Args:
-        samples: Images in [0, 1], each [1, H, W] or [3, H, W].
-        names: The label of each.
-    """
-    figure = Figure(figsize=(1.1 * len(samples), 1.5), layout="constrained")
-    for axes, image, name in zip(
-        figure.subplots(1, len(samples), squeeze=False)[0], samples, names, strict=True
-    ):
-        axes.imshow(image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axes.set(xticks=[], yticks=[])
-        axes.set_title(name, fontsize=8, color=GREY)
-        axes.spines[:].set_visible(False)
-    return _png(figure)
-
-
-Rows = Sequence[Mapping[str, Any]]
-
-
 def rates(found: Mapping[str, float]) -> bytes:
     """Draw what `analysis.firing_rates` returns."""
     return _bars(found, "spikes per neuron and time step", "{:.3f}")
@@ -226,7 +227,7 @@ def synops(found: Mapping[str, float]) -> bytes:
 
 
 def _bars(found: Mapping[str, float], label: str, text: str) -> bytes:
-    """One horizontal bar a name, the last one (the sum or the mean) set off by its colour."""
+    """Draw one horizontal bar a name, the last (the sum or the mean) in another colour."""
     names, values = list(found), list(found.values())
     figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(names)), layout="constrained")
     axes = figure.subplots()
@@ -264,10 +265,10 @@ def latency(curve: Sequence[float]) -> bytes:
     return _png(figure)
 
 
-def alignment(rows: Rows) -> bytes:
-    """Draw the rows of `analysis.gradient_alignment`: one panel a reference, one line a rule.
+def alignment(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Draw the rows of `analysis.gradient_alignment`: one panel for each reference.
 
-    A cosine of None has no point.
+    Each rule has one marker for each parameter; a cosine of None has none.
     """
     references = list(dict.fromkeys(row["against"] for row in rows))
     rules = list(dict.fromkeys(row["rule"] for row in rows))

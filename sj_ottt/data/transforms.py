@@ -1,8 +1,9 @@
 """Transforms of event frames [T, 2, H, W] and of images [C, H, W], and one of batches.
 
-Each draws its strength once per sample, the same for all T steps, and only from torch's global
-generator, so that a run resumed with that generator's state repeats the same draws. `DropEvents`
-and `JitterTime` deal with single events: they take whole counts, and go first.
+A random transform draws once per sample, the same for all T steps, and `cutmix` once per batch.
+`DropEvents` and `JitterTime` draw for each event as well; they take whole counts, and go first. All
+draws are from torch's global generator, so that a run resumed with that generator's state repeats
+them. Arguments out of range raise `InputError`.
 """
 
 import torch
@@ -28,7 +29,7 @@ __all__ = [
 
 
 class DropEvents:
-    """Drop a share of a recording's events, each on its own: binomial thinning of its counts.
+    """Drop a random share of a recording's events, each independently: binomial thinning of counts.
 
     Args:
         max_share: The share is drawn uniformly from 0 to this, below 1.
@@ -52,7 +53,7 @@ class DropEvents:
 
 
 class JitterTime:
-    """Move each event in time, so that some change to the frame before or after theirs.
+    """Move each event in time, so that some change to the frame before or after their own.
 
     An event moves by a uniform draw from -jitter to jitter frames. Frames do not say when in them
     an event was, so all times in a frame count as equally likely; it then changes to either
@@ -66,7 +67,7 @@ class JitterTime:
         self.jitter = _share("jitter", jitter)
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Return counts [T, ...] with as many events in each pixel.
+        """Return counts [T, ...] with as many events in each pixel, over all T steps together.
 
         Raises:
             InputError: The values are not counts.
@@ -86,7 +87,7 @@ class RandomFlip:
     """Flip a whole recording, or an image, from left to right.
 
     Args:
-        probability: Of doing so, from 0 to 1.
+        probability: Of a flip, from 0 to 1.
     """
 
     def __init__(self, probability: float = 0.5) -> None:
@@ -101,12 +102,13 @@ class RandomFlip:
 
 
 class RandomRotation:
-    """Turn a whole recording about its middle, filling with zeros.
+    """Rotate a whole recording about its middle, filling with zeros.
 
     Values between pixels are interpolated linearly, so that counts are whole no longer.
 
     Args:
-        degrees: Largest angle; the angle is drawn uniformly from ``-degrees .. degrees``.
+        degrees: Largest angle, from 0 to 180; the angle is drawn uniformly from
+            ``-degrees .. degrees``.
     """
 
     def __init__(self, degrees: float) -> None:
@@ -115,7 +117,7 @@ class RandomRotation:
         self.degrees = degrees
 
     def __call__(self, frames: Tensor) -> Tensor:
-        """Return ``frames`` [..., C, H, W] turned, as a new tensor of the same shape."""
+        """Return ``frames`` [..., C, H, W] rotated, as a new tensor of the same shape."""
         angle = self.degrees * (2 * float(torch.rand(())) - 1)
         flat = frames.flatten(0, -3)
         return rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
@@ -154,7 +156,7 @@ class RandomShift:
 
 
 class Cutout:
-    """Blank a square at random; what reaches over the edge is lost.
+    """Blank a square at a random position, cut off where it reaches over the edge.
 
     Args:
         side: Length of the square's sides in pixels; 16 in the paper's recipe for CIFAR.
@@ -165,7 +167,7 @@ class Cutout:
             raise InputError(f"side={side!r}: give a whole number of pixels, 0 or more")
         self.side = side
 
-    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+    def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., H, W] with zeros in the square, as a new tensor."""
         height, width = frames.shape[-2:]
         top = int(torch.randint(height, ())) - self.side // 2
@@ -218,12 +220,12 @@ def cutmix(x_seq: Tensor, target: Tensor, num_classes: int) -> tuple[Tensor, Ten
     recording's own label has the share of its own values in the sum of all, over all T steps.
 
     Args:
-        x_seq: [T, N, C, H, W], or a batch of images [N, C, H, W], from 0 on.
+        x_seq: [T, N, C, H, W], or a batch of images [N, C, H, W]; no value below 0.
         target: Class indices [N].
         num_classes: How many classes there are.
 
     Returns:
-        The mixed sequence, as a new tensor, and the probabilities of the classes [N, classes].
+        The mixed sequence, as a new tensor, and the probabilities of the classes [N, num_classes].
     """
     if x_seq.dim() == 4:
         mixed, labels = cutmix(x_seq[None], target, num_classes)
@@ -255,7 +257,11 @@ def _share(name: str, value: float, below_one: bool = False) -> float:
 
 
 def _cells(frames: Tensor) -> Tensor:
-    """Return the index of each of the counted events in the flat frames [n]."""
+    """Return, for each of n counted events, the index of its cell in the flat frames [n].
+
+    Raises:
+        InputError: The values are not counts.
+    """
     counts = frames.flatten()
     if counts.min() < 0 or not torch.equal(counts, counts.floor()):
         raise InputError(

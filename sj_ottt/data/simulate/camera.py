@@ -1,4 +1,4 @@
-"""A simulated event camera, before a video or before a still image that moves through saccades.
+"""A simulated event camera, which records a video, or a still image moved along saccades.
 
 The model, pixel by pixel, with L = log(I + eps) for an intensity I in [0, 1]:
 
@@ -13,8 +13,8 @@ The model, pixel by pixel, with L = log(I + eps) for an intensity I in [0, 1]:
 - *Shot noise.* Events of random polarity at random times (a Poisson process) that leave the
   reference alone, ``noise_hz`` a second in a dark pixel, falling linearly with I (of the image
   before) to a quarter of that in a white one.
-- *Refractory time.* For ``refractory_us`` after an event a pixel is deaf: its events in that time,
-  of whatever origin, are lost, while its reference moves on.
+- *Refractory time.* For ``refractory_us`` after an event a pixel emits nothing: its events in that
+  time, of whatever origin, are lost, while its reference moves on.
 
 Leak, noise and refractory time are off unless asked for.
 """
@@ -134,7 +134,7 @@ def video_events(
     video = _check_video(video)
     times = _check_times(times, fps, len(video))
     _check_within(0, math.inf, mismatch=mismatch, refractory_us=refractory_us)
-    # Beyond what any pixel does, a slip of the hand would fill the memory with events.
+    # No pixel exceeds this, and a slip of the hand would fill the memory with events.
     _check_within(0, 10_000, leak_hz=leak_hz, noise_hz=noise_hz)
     _check_within(0.01, math.inf, threshold=threshold)
     _check_within(1e-6, math.inf, eps=eps)
@@ -230,7 +230,16 @@ def _contrast_events(
     leak: np.ndarray,
     eps: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return time, pixel and polarity of the events by contrast and leak, pixels [S, P]."""
+    """Return time (µs), pixel and polarity of the events by contrast and leak, each [n].
+
+    Args:
+        video: Intensity [S, P] of P pixels.
+        times: Time of each image in µs [S].
+        thresholds: Contrast threshold of each pixel [P].
+        start: Where in its leak's cycle each pixel begins, from 0 to 1 [P].
+        leak: How far a reference has sunk at each image [S], in units of log intensity.
+        eps: See `video_events`.
+    """
     # 16-bit intensities: the last bit of a matrix product differs between machines, and must not
     # decide on which side of a threshold a pixel falls.
     brightness = np.log(np.arange(65536) / 65535 + eps)
@@ -263,7 +272,10 @@ def _in_16_bits(video: np.ndarray) -> np.ndarray:
 def _shot_noise(
     video: np.ndarray, times: np.ndarray, noise_hz: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return time, pixel and polarity of the noise: drawn as if all were dark, then thinned."""
+    """Return time (µs), pixel and polarity of the noise, each [n].
+
+    Events are drawn as if all pixels were dark, then thinned.
+    """
     n_pixels, duration = video.shape[1], int(times[-1] - times[0])
     n = rng.poisson(noise_hz * 1e-6 * duration * n_pixels)
     t = times[0] + 1 + rng.integers(max(1, duration), size=n)
@@ -276,11 +288,11 @@ def _shot_noise(
 
 
 def _outside_refractory(t: np.ndarray, pixel: np.ndarray, refractory_us: int) -> np.ndarray:
-    """Mark the events, given in order of time, that come when their pixel is not deaf."""
+    """Mark which events [n], given in order of time, fall outside their pixel's refractory time."""
     kept = np.zeros(len(t), bool)
     if not len(t):
         return kept
-    # One time axis with all pixels one after the other, too far apart to deafen each other.
+    # One time axis with all pixels one after the other, too far apart to affect each other.
     axis = pixel * (int(t[-1] - t[0]) + int(refractory_us) + 1) + t
     order = np.argsort(axis, kind="stable")
     axis = axis[order]
@@ -316,7 +328,7 @@ def _sampling(offsets: np.ndarray, n_out: int, n_in: int, scale: float) -> np.nd
 
 
 def _references(level: np.ndarray) -> np.ndarray:
-    """Follow the levels [S + 1, P] by whole numbers that stay less than one away from them."""
+    """Follow the levels [S, P] by whole numbers that stay less than one away from them."""
     low, high = np.floor(level), np.ceil(level)
     reference = np.zeros_like(level)
     for i in range(1, len(level)):

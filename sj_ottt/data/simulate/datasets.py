@@ -1,4 +1,4 @@
-"""Images into a data set of recordings, by the simulated sensor: arrays, or a folder of files."""
+"""Turn images, as arrays or a folder of files, into a data set recorded by the simulated camera."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ from sj_ottt.data.recordings.folders import PARTS, Classes, choose_tests, scan
 from sj_ottt.data.simulate.camera import saccade_events
 from sj_ottt.errors import InputError
 
-# Photographs are reduced to this many times the sensor's sides first: it sees no more of them.
+# Photographs are first reduced to this many times the sensor's sides: it resolves no more.
 _DETAIL = 4
 
 
@@ -136,10 +136,10 @@ def record_images(
             simulate_file = partial(
                 _simulate_file, images, folder, sensor_size=sensor_size, seed=seed, **camera
             )
-            made = ordered_map(simulate_file, jobs, what="recording", workers=workers)
-            with contextlib.closing(made):
-                for _ in made:
-                    os.utime(folder)  # still at work
+            recordings = ordered_map(simulate_file, jobs, what="recording", workers=workers)
+            with contextlib.closing(recordings):
+                for _ in recordings:
+                    os.utime(folder)  # so that no other process takes it for abandoned
     except OSError as error:
         raise InputError(
             f"{out}: cannot be made ({error.strerror or error}); free some space, or choose "
@@ -149,6 +149,7 @@ def record_images(
 
 
 def _describe(root: Path, sensor_size: tuple[int, int]) -> None:
+    """Write dataset.json, which states the sensor's size."""
     description = {"sensor_size": list(sensor_size), "sensor": "simulated"}
     with atomic_write(root / "dataset.json") as file:
         file.write(json.dumps(description).encode())
@@ -163,9 +164,9 @@ def _parts(root: Path, test_fraction: float, seed: int) -> dict[str, Classes]:
         return found
     if not test_fraction:
         return {"train": found[""]}
-    if alone := [name for name, files in found[""].items() if len(files) < 2]:
+    if single := [name for name, files in found[""].items() if len(files) < 2]:
         raise InputError(
-            f"{root}: class {alone[0]!r} has a single image, so it cannot be in both train and "
+            f"{root}: class {single[0]!r} has a single image, so it cannot be in both train and "
             "test; add images of it, remove the class, or use test_fraction=0"
         )
     tests = choose_tests(root, found[""], test_fraction, seed)

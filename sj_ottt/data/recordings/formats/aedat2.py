@@ -1,10 +1,10 @@
 """jAER's AEDAT 2.0: lines that begin with ``#``, then big-endian pairs of u32: address and µs.
 
-The header's ``AEChip`` line names the camera. A DVS128's address (also taken where no line names
-one) holds the polarity in bit 0, x in bits 1-7 and y in bits 8-14; bit 15 marks a signal that is
-no pixel. A DAVIS's holds the polarity in bit 11, x in bits 12-21 and y in bits 22-30; bits 10 and
-31 mark image and motion samples. Those marks are left out. Addresses and polarity are taken as
-stored: jAER shows the rows from the bottom, and a DVS128's columns mirrored and a set polarity
+The header's ``AEChip`` line names the camera; without it, a DVS128 is assumed. A DVS128's address
+holds the polarity in bit 0, x in bits 1-7 and y in bits 8-14; bit 15 marks a signal that is no
+pixel. A DAVIS's holds the polarity in bit 11, x in bits 12-21 and y in bits 22-30; bits 10 and 31
+mark image and motion samples. What bears such a mark is left out. Addresses and polarity are taken
+as stored: jAER shows the rows from the bottom, and a DVS128's columns mirrored and a set polarity
 bit as OFF. The 32-bit clock is unwrapped.
 """
 
@@ -21,7 +21,7 @@ _DAVIS_SIZES = {"240": (180, 240), "346": (260, 346), "640": (480, 640)}
 
 
 def sniff(head: bytes) -> bool:
-    """Tell an AEDAT file that is not AEDAT 4."""
+    """Recognize an AEDAT file that is not AEDAT 4."""
     return head.startswith(b"#!AER-DAT") and not head.startswith(b"#!AER-DAT4")
 
 

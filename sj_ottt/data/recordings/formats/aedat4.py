@@ -3,8 +3,8 @@
 The file is the line ``#!AER-DAT4.0``, a size-prefixed flatbuffer IOHeader (compression, position of
 the index behind the data, XML that describes the streams), then packets: stream and length, i32
 each, and a flatbuffer of that many bytes, compressed or not. ``aedat`` trusts the header and the
-lengths, and ends the process where they lie, so both are checked here first. Frames, motion samples
-and triggers are left out.
+lengths, and ends the process where they are wrong, so both are checked here first. Frames, motion
+samples and triggers are left out.
 """
 
 import struct
@@ -22,7 +22,7 @@ _SHORTEST_PACKET = 16  # a size prefix, an offset, an identifier and the table's
 
 
 def sniff(head: bytes) -> bool:
-    """Tell an AEDAT 4 file."""
+    """Recognize an AEDAT 4 file."""
     return head.startswith(b"#!AER-DAT4")
 
 
@@ -84,7 +84,10 @@ def _check_container(path: Path) -> None:
 
 
 def _check_header(header: bytes) -> tuple[int, int]:
-    """Follow the flatbuffer's offsets; return its compression and the end of the packets or -1."""
+    """Return the compression and the byte where the packets end (-1: with the file).
+
+    Raises `ValueError` or `struct.error` where an offset of the flatbuffer points outside it.
+    """
     (table,) = struct.unpack_from("<I", header)
     (back,) = struct.unpack_from("<i", header, table)
     vtable = table - back

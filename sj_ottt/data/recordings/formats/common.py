@@ -1,4 +1,4 @@
-"""What several formats share: text headers, clocks that go round, sizes, optional packages."""
+"""What several formats share: text headers, clocks that wrap around, sizes, optional packages."""
 
 import importlib
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from sj_ottt.errors import InputError
 
-# Deflate packs at most this many bytes into one; no recording comes near it.
+# Deflate packs at most this many bytes into one; no recording is packed nearly so well.
 _DENSEST = 1032
 _LONGEST_LINE = 1 << 16
 
@@ -35,8 +35,20 @@ def text_header(path: Path, mark: bytes, end: bytes) -> tuple[list[str], int]:
 
 
 def fixed_records(path: Path, offset: int, dtype: np.dtype, what: str) -> np.ndarray:
-    """Read a file from ``offset`` to its end as records of one type; `InputError` at a torn one."""
-    dtype = np.dtype(dtype)
+    """Read a file from ``offset`` to its end as records of one type.
+
+    Args:
+        path: The file.
+        offset: Where the records begin, in bytes.
+        dtype: A record's type.
+        what: What messages call a record.
+
+    Returns:
+        The records [n] of ``dtype``.
+
+    Raises:
+        InputError: The file ends within a record.
+    """
     if (torn := (path.stat().st_size - offset) % dtype.itemsize) != 0:
         raise InputError(
             f"{path}: truncated: {torn} bytes are left behind the last {what} of "
@@ -46,21 +58,32 @@ def fixed_records(path: Path, offset: int, dtype: np.dtype, what: str) -> np.nda
 
 
 def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
-    """Count on where a clock of so many bits goes round: int64, from unsigned integers [n].
+    """Undo the overflows of a clock that counts in ``bits`` bits.
 
-    A step by more than half the clock's range counts as a turn, forwards or (a late event from
-    before the turn) backwards; a smaller one stays as it is.
+    A step by more than half the clock's range counts as an overflow, forwards or (a late event from
+    before the overflow) backwards; a smaller one stays as it is.
+
+    Args:
+        clock: Unsigned integers [n].
+        bits: The clock starts again at 0 after ``2**bits - 1``.
+
+    Returns:
+        The times, int64 [n], in the clock's unit.
     """
     clock = clock.astype(np.int64)
     step, half = np.diff(clock), 1 << (bits - 1)
-    turned = (step < -half).astype(np.int8) - (step > half)
-    if turned.any():  # np.unwrap would sum up millions of zeros
-        clock[1:] += np.cumsum(turned, dtype=np.int64) << bits
+    overflows = (step < -half).astype(np.int8) - (step > half)
+    if overflows.any():  # np.unwrap would sum up millions of zeros
+        clock[1:] += np.cumsum(overflows, dtype=np.int64) << bits
     return clock
 
 
-def check_claim(path: Path, n_bytes: int) -> None:
-    """Refuse to allocate what no file of this size can hold, whatever its header says."""
+def check_stated_bytes(path: Path, n_bytes: int) -> None:
+    """Check the bytes of events that a header states, before memory is allocated for them.
+
+    Raises:
+        InputError: No file of this size can hold so many.
+    """
     size = path.stat().st_size
     if n_bytes > _DENSEST * size:
         raise InputError(
@@ -70,7 +93,11 @@ def check_claim(path: Path, n_bytes: int) -> None:
 
 
 def optional(package: str, path: Path) -> ModuleType:
-    """Import a package of the ``events`` extra; `InputError` with the command that installs it."""
+    """Import a package of the ``events`` extra, which reading ``path`` needs.
+
+    Raises:
+        InputError: It is missing; the message holds the command that installs it.
+    """
     try:
         return importlib.import_module(package)
     except ImportError as error:

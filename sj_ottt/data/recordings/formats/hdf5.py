@@ -1,6 +1,7 @@
 """Events in HDF5: as DSEC keeps them, and as Prophesee's Metavision does.
 
-- DSEC: the arrays t, x, y and p in the group ``events``; ``t_offset`` (µs) is added to t.
+- DSEC: the arrays t, x, y and p in the group ``events``; the root's ``t_offset`` (µs) is added
+  to t.
 - Prophesee: records with the fields t, x, y and p in ``CD/events``, the sensor's size in the root
   attribute ``geometry``. Metavision writes them with its own ECF compression, for which HDF5 needs
   Prophesee's plugin.
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
-from sj_ottt.data.recordings.formats.common import check_claim, optional, reason
+from sj_ottt.data.recordings.formats.common import check_stated_bytes, optional, reason
 from sj_ottt.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _ECF = 0x8ECF
 
 
 def sniff(head: bytes) -> bool:
-    """Tell an HDF5 file."""
+    """Recognize an HDF5 file."""
     return head.startswith(b"\x89HDF\r\n\x1a\n")
 
 
@@ -66,8 +67,8 @@ def _read(file: "h5py.File", path: Path) -> Recording:
 
 
 def _load(datasets: "Mapping[str, h5py.Dataset]", path: Path) -> dict[str, np.ndarray]:
-    """Load whole datasets, after a look at what they need."""
-    check_claim(path, sum(data.size * data.dtype.itemsize for data in datasets.values()))
+    """Load whole datasets, after checks of their size, compression and type."""
+    check_stated_bytes(path, sum(data.size * data.dtype.itemsize for data in datasets.values()))
     for data in datasets.values():
         _check_filters(data, path)
         if data.dtype.hasobject:
@@ -106,8 +107,8 @@ def _check_heaps(path: Path) -> None:
     """Raise `ValueError` at a damaged heap of texts, in which the HDF5 library would loop forever.
 
     A heap is ``GCOL``, version 1, three zeros and its length; then objects: number, references,
-    four zeros and length, and behind it the object, in steps of 8 bytes. The object of number 0 is
-    what is free, with its head.
+    four zeros and length, and behind them the bytes, padded to a multiple of 8. Number 0 is the
+    free space, whose length includes these 16 bytes.
     """
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         start = -1

@@ -1,6 +1,7 @@
 """N-MNIST's ``.bin``: an ATIS stream of 5 bytes an event, from a sensor of 34 x 34 pixels.
 
-x, y, then one bit of polarity and 23 bits of µs, big-endian. The format has no mark of its own.
+A byte each for x and y, then one bit of polarity and 23 bits of µs, big-endian. Nothing in a file
+tells the format, so there is no ``sniff``.
 """
 
 from pathlib import Path
@@ -12,7 +13,7 @@ from sj_ottt.errors import InputError
 
 SENSOR_SIZE = (34, 34)
 
-# In this stream, this row marks an overflow of the camera's clock, not a pixel.
+# An event in this row is no pixel: it marks an overflow of the camera's clock.
 _OVERFLOW_ROW = 240
 _OVERFLOW_US = 1 << 13
 
@@ -31,6 +32,6 @@ def read(path: Path) -> Recording:
     t += (raw[:, 2].astype(np.int64) & 0x7F) << 16
     t += raw[:, 3].astype(np.int64) << 8
     t += raw[:, 4]
-    every: dict[str, np.ndarray] = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
-    columns = {name: column[~overflow] for name, column in every.items()}
+    fields: dict[str, np.ndarray] = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
+    columns = {name: column[~overflow] for name, column in fields.items()}
     return Recording(pack_events(columns, path), SENSOR_SIZE)

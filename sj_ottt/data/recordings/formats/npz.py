@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
-from sj_ottt.data.recordings.formats.common import check_claim, reason
+from sj_ottt.data.recordings.formats.common import check_stated_bytes, reason
 from sj_ottt.errors import InputError
 
 _HEADERS = {
@@ -18,7 +18,7 @@ _HEADERS = {
 
 
 def sniff(head: bytes) -> bool:
-    """Tell an npz, which is a zip archive."""
+    """Recognize an npz, which is a zip archive."""
     return head.startswith(b"PK")
 
 
@@ -27,7 +27,7 @@ def read(path: Path) -> Recording:
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = [name for name in FIELDS if name in archive]
-            check_claim(path, sum(_stated_bytes(archive, name) for name in names))
+            check_stated_bytes(path, sum(_stated_bytes(archive, name) for name in names))
             columns = {name: archive[name] for name in names}
             found = ", ".join(archive.files) or "nothing"
     except (
@@ -52,7 +52,7 @@ def read(path: Path) -> Recording:
 
 
 def _stated_bytes(archive: np.lib.npyio.NpzFile, name: str) -> int:
-    """Return the size of a member, checked against the shape that its header states."""
+    """Return a member's size in bytes; `ValueError` where its header's shape needs more."""
     if archive.zip is None:
         raise ValueError("the archive is closed")
     with archive.zip.open(f"{name}.npy") as member:

@@ -33,12 +33,12 @@ _ENCODING = re.compile(rb"^% (?:evt |format )", re.MULTILINE)
 
 
 def sniff_raw(head: bytes) -> bool:
-    """Tell a RAW file, whose header names the encoding."""
+    """Recognize a RAW file, whose header names the encoding."""
     return head.startswith(b"% ") and _ENCODING.search(head) is not None
 
 
 def sniff_dat(head: bytes) -> bool:
-    """Tell a file with Prophesee's header; ask `sniff_raw` first."""
+    """Recognize a file with Prophesee's header; RAW files too, so ask `sniff_raw` first."""
     return head.startswith(b"% ")
 
 
@@ -58,7 +58,7 @@ def read_raw(path: Path) -> Recording:
 
 
 def read_dat(path: Path) -> Recording:
-    """Read a DAT file of events of contrast (CD)."""
+    """Read a DAT file of contrast (CD) events."""
     fields, offset = _header(path)
     with open(path, "rb") as file:
         file.seek(offset)
@@ -110,14 +110,14 @@ def _read_evt3(path: Path, offset: int) -> np.ndarray:
 
 
 def _header(path: Path) -> tuple[dict[str, str], int]:
-    """Return the header's values under their keywords in lower case, and where the data begins."""
+    """Return the header's values by keyword in lower case, and the data's offset in bytes."""
     lines, offset = text_header(path, b"% ", b"% end")
     pairs = (line.partition(" ") for line in lines)
     return {keyword.lower(): value.strip() for keyword, _, value in pairs}, offset
 
 
 def _sensor_size(fields: Mapping[str, str]) -> tuple[int, int] | None:
-    """Find (height, width) in a header, as ``geometry``, in ``format``, or as two lines."""
+    """Return (height, width) as a header states it: ``geometry``, in ``format``, or in lines."""
     width, _, height = fields.get("geometry", "").partition("x")
     options = dict(part.partition("=")[::2] for part in fields.get("format", "").split(";"))
     stated = [(height, width)]

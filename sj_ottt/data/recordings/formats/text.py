@@ -1,11 +1,11 @@
-"""Events as text, one line an event: CSV or TXT.
+"""Events as text, one event a line: CSV or TXT.
 
-Numbers are parted by commas, semicolons, tabs or spaces; lines that begin with ``#`` are passed
-over. A line of names (t, x, y, p in any order; also time, timestamp, ts, pol, polarity) says what
-the columns are. Without one they are t x y p, or, where the last column holds no polarity and the
-third does, x y p t as Metavision writes CSV. Whole times are µs; times with a decimal point or an
-exponent are seconds. A line of two whole numbers before the events states the sensor's width and
-height.
+Numbers are separated by commas, semicolons, tabs or spaces; lines that begin with ``#`` are
+skipped. A line of names (t, x, y, p in any order; also time, timestamp, ts, pol, polarity) says
+what the columns are. Without one they are t x y p, or, where the last column holds no polarity and
+the third does, x y p t as Metavision writes CSV. Times in whole numbers are µs; times with a
+decimal point or an exponent are seconds. A line of two whole numbers before the events states the
+sensor's width and height.
 """
 
 import re
@@ -48,7 +48,7 @@ class _Head(NamedTuple):
 
 
 def sniff(head: bytes) -> bool:
-    """Tell text whose first line is numbers or names of columns."""
+    """Recognize text whose first line is numbers or names of columns."""
     try:
         lines = head.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
@@ -69,7 +69,7 @@ def read(path: Path) -> Recording:
             table = _table(file, head, skip=head.n_lines)
     except ValueError as error:
         raise _no_events(path, error) from error
-    return Recording(_events(table, _layout(head, table), path), head.sensor_size)
+    return Recording(_events(table, _find_format(head, table), path), head.sensor_size)
 
 
 def stated_size(path: Path) -> tuple[int, int] | None:
@@ -79,12 +79,13 @@ def stated_size(path: Path) -> tuple[int, int] | None:
 
 
 class TextStream:
-    """Reads events from text that comes in pieces; what the columns are is settled by the first.
+    """Reads events from text that comes in pieces; its first events decide what the columns are.
 
     Args:
         name: What messages call the stream.
 
     Attributes:
+        name: As given.
         sensor_size: (height, width), where a line before the events states it.
     """
 
@@ -93,7 +94,7 @@ class TextStream:
         self.sensor_size: tuple[int, int] | None = None
         self._rest = b""
         self._head: _Head | None = None
-        self._stream_layout: _Layout | None = None
+        self._table_format: _TableFormat | None = None
 
     def feed(self, piece: bytes, *, last: bool = False) -> np.ndarray:
         """Take a piece of text of any length, and return the events of the lines it completes.
@@ -101,6 +102,9 @@ class TextStream:
         Args:
             piece: The bytes.
             last: Whether nothing follows, so that a line needs no line break to be complete.
+
+        Returns:
+            Events [n] of `EVENT_DTYPE`.
 
         Raises:
             InputError: A line that holds no event.
@@ -113,7 +117,7 @@ class TextStream:
             if self._head is None:
                 head = _read_head(lines)
                 if not head.first:
-                    self._rest = whole + line_break + self._rest  # a head so far
+                    self._rest = whole + line_break + self._rest  # no event yet: read the head anew
                     return np.empty(0, EVENT_DTYPE)
                 self._head, self.sensor_size = head, head.sensor_size
                 lines = lines[head.n_lines :]
@@ -122,12 +126,12 @@ class TextStream:
             table = _table(lines, self._head)
         except ValueError as error:
             raise _no_events(self.name, error) from error
-        if self._stream_layout is None:
-            self._stream_layout = _layout(self._head, table)
-        return _events(table, self._stream_layout, self.name)
+        if self._table_format is None:
+            self._table_format = _find_format(self._head, table)
+        return _events(table, self._table_format, self.name)
 
 
-class _Layout(NamedTuple):
+class _TableFormat(NamedTuple):
     """The names of a table's columns in their order, and whether times are seconds."""
 
     names: tuple[str, ...]
@@ -142,7 +146,7 @@ def _no_events(source: str | Path, error: Exception) -> InputError:
 
 
 def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
-    """Return the numbers of the events' lines [n, 4]; `ValueError` where they are no such."""
+    """Return the numbers of the events' lines [n, 4]; `ValueError` where a line holds others."""
     table = np.loadtxt(
         lines,
         delimiter=next((c for c in ",;\t" if c in head.line), None),
@@ -157,7 +161,7 @@ def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
     return table
 
 
-def _layout(head: _Head, table: np.ndarray) -> _Layout:
+def _find_format(head: _Head, table: np.ndarray) -> _TableFormat:
     if head.columns:
         names = tuple(head.columns)
     else:
@@ -165,12 +169,12 @@ def _layout(head: _Head, table: np.ndarray) -> _Layout:
         names = tuple("xypt" if third_only else "txyp")
     cell = head.first[head.columns["t"] if head.columns else names.index("t")]
     seconds = not _WHOLE.fullmatch(cell) or _has_fractions(table[:, names.index("t")])
-    return _Layout(names, seconds)
+    return _TableFormat(names, seconds)
 
 
-def _events(table: np.ndarray, layout: _Layout, source: str | Path) -> np.ndarray:
-    columns = dict(zip(layout.names, table.T, strict=True))
-    if layout.seconds:
+def _events(table: np.ndarray, table_format: _TableFormat, source: str | Path) -> np.ndarray:
+    columns = dict(zip(table_format.names, table.T, strict=True))
+    if table_format.seconds:
         columns["t"] = np.rint(columns["t"] * 1e6)  # to the µs that the camera counted
     for name in "txyp":
         if _has_fractions(columns[name]):
@@ -193,7 +197,7 @@ def _read_head(lines: Iterable[str]) -> _Head:
 
 
 def _cells(line: str) -> list[str]:
-    """Part a line; a comment has no cells."""
+    """Split a line into cells; a comment has none."""
     line = line.strip()
     return [] if line.startswith("#") else [c for c in re.split(r"[,;\s]+", line) if c]
 
