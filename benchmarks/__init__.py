@@ -1,1 +1,1 @@
-"""Side-by-side measurements; `python -m benchmarks --help`."""
+"""Side-by-side measurements: see `python -m benchmarks --help`."""

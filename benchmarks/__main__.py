@@ -1,7 +1,7 @@
 """Side-by-side measurements against SpikingJelly: `python -m benchmarks step memory`.
 
-Every figure comes from one process, the runs interleaved, because machines are noisy. A figure is
-refused when a side does not compute what its reference computes.
+Times that are compared come from one process, the runs interleaved, because machines are noisy.
+Where a side does not compute what its reference computes, no figure is given.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def main() -> None:
         "--batch", type=int, nargs="+", help="of the VGG (default: 1 16 on a CPU, 128 on a GPU)"
     )
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34, too")
-    parser.add_argument("--compile", action="store_true", help="step: torch.compile, too")
+    parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34 as well")
+    parser.add_argument("--compile", action="store_true", help="step: torch.compile as well")
     parser.add_argument("--recipe", help="rules, folds: a file of examples/recipes")
     parser.add_argument("--data", help="rules, folds: the data set")
     parser.add_argument("--epochs", type=int, help="rules, folds (default: the recipe's)")

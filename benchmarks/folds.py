@@ -15,18 +15,18 @@ from sj_ottt.run.config import TrainConfig
 def folds(args: argparse.Namespace) -> list[dict]:
     """Accuracy of each fold of a folder of recordings, and of all recordings together.
 
-    Train and test parts are thrown together; the folds have the same share of each class. Runs that
-    are finished are not run again, and one that was stopped goes on: the folder --runs keeps them.
+    The folder's own train and test parts are merged; the folds have the same share of each class.
+    Finished runs are not run again, and one that was stopped goes on: the folder --runs keeps them.
     """
     data = EventFolder(args.data, 1, split=None)
     fold = stratified(data.targets, args.folds, seed=0)
-    table, right = [], 0
+    table, n_correct = [], 0
     for k in range(args.folds):
         result = _run(data, fold == k, k, args)
-        right += round(result["test_accuracy"] * result["n_test"])
+        n_correct += round(result["test_accuracy"] * result["n_test"])
         table.append(_row(k + 1, result["n_test"], result["test_accuracy"]))
     spread = statistics.stdev(float(row["accuracy"]) for row in table)
-    table.append(_row(f"all (sd {spread:.1f})", len(data), right / len(data)))
+    table.append(_row(f"all (sd {spread:.1f})", len(data), n_correct / len(data)))
     return table
 
 
@@ -35,21 +35,28 @@ def _row(name: object, n: int, accuracy: float) -> dict:
 
 
 def stratified(targets: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each sample [n], each class dealt out evenly."""
+    """Return the fold of each sample, int64 [n], with every class spread evenly over the folds.
+
+    Args:
+        targets: Class indices [n].
+        n_folds: How many folds there are.
+        seed: Of the order in which a class's samples are dealt out.
+    """
     order = np.lexsort((np.random.default_rng(seed).permutation(len(targets)), targets))
     fold = np.empty(len(targets), np.int64)
     fold[order] = np.arange(len(targets)) % n_folds
     return fold
 
 
-def _run(data: EventFolder, tests: np.ndarray, k: int, args: argparse.Namespace) -> dict:
+def _run(data: EventFolder, is_test: np.ndarray, k: int, args: argparse.Namespace) -> dict:
+    """Train on all recordings but those that ``is_test`` marks [n], and return the result."""
     out = Path(args.runs) / f"fold-{k}"
     with tempfile.TemporaryDirectory() as folder:
-        for file, label, test in zip(data.files, data.targets, tests, strict=True):
+        for file, label, test in zip(data.files, data.targets, is_test, strict=True):
             class_folder = Path(folder) / ("test" if test else "train") / data.classes[label]
             class_folder.mkdir(parents=True, exist_ok=True)
             source = (data.root / file).resolve()
-            (class_folder / f"{file.replace('/', '-')}").symlink_to(source)
+            (class_folder / file.replace("/", "-")).symlink_to(source)
         overrides = {"data": folder, "out": str(out), "seed": k}
         if args.epochs:
             overrides["epochs"] = args.epochs

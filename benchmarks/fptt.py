@@ -1,4 +1,4 @@
-"""FPTT beside SpikingJelly's and BPTT, on the network of the add task, an update each time step."""
+"""FPTT beside SpikingJelly's and BPTT, on the network of the add task, an update each step."""
 
 import argparse
 from collections import Counter
@@ -16,6 +16,7 @@ from sj_ottt.neuron import LTCRecurrent
 ALPHA = 0.5
 STEPS = 100
 TIMES = (50, 100, 200, 500, 1000)
+# From a model and its optimizer: what trains on one batch, x_seq [T, N, 2] and targets [N].
 Train = Callable[[nn.Module, torch.optim.Optimizer], Callable[[Tensor, Tensor], None]]
 
 
@@ -31,7 +32,7 @@ def loss_fn(output: Tensor, target: Tensor) -> Tensor:
 
 
 def ours(form: str) -> Train:
-    """Return a batch of ours; without weights and clipping, as SpikingJelly has neither."""
+    """Return our FPTT in one form; without weights and clipping, as SpikingJelly has neither."""
 
     def ready(
         model: nn.Module, optimizer: torch.optim.Optimizer
@@ -43,7 +44,7 @@ def ours(form: str) -> Train:
 
 
 def theirs(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
-    """Return a batch of SpikingJelly's `fptt_online_training`."""
+    """Return what trains on a batch by SpikingJelly's `fptt_online_training`."""
     w_ra = sj_learning.fptt_online_training_init_w_ra(optimizer)
 
     def train(x_seq: Tensor, y: Tensor) -> None:
@@ -55,7 +56,7 @@ def theirs(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tens
 
 
 def bptt(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
-    """Return a batch of BPTT, a loss at every step."""
+    """Return what trains on a batch by BPTT, with a loss at every step."""
     return lambda x, y: train_step(model, optimizer, x, y, loss_fn=loss_fn)
 
 
@@ -76,7 +77,11 @@ def ready(side: Train, steps: int, n: int) -> tuple[nn.Module, Callable[[], None
 
 
 def check(side: Train, name: str) -> None:
-    """Refuse a side whose first update is not that of plain Adam, which W̄ = W makes it."""
+    """Refuse a side whose first update is not plain Adam's: W̄ = W then, so nothing pulls.
+
+    Raises:
+        SystemExit: The parameters after the update differ.
+    """
     results = []
     for each in (side, bptt):
         model, run = ready(each, 1, 4)
@@ -88,12 +93,12 @@ def check(side: Train, name: str) -> None:
 
 
 def graph_bytes(run: Callable[[], object]) -> int:
-    """Return the most bytes that autograd kept at once for a backward pass, each storage once."""
+    """Return the most bytes that autograd keeps for a backward pass, a storage counted once."""
     uses: Counter[int] = Counter()
     live = peak = 0
 
     class Kept:
-        def __init__(self, tensor: Tensor):
+        def __init__(self, tensor: Tensor) -> None:
             nonlocal live, peak
             self.tensor, storage = tensor, tensor.untyped_storage()
             self.key, self.size = storage.data_ptr(), storage.nbytes()
@@ -101,7 +106,7 @@ def graph_bytes(run: Callable[[], object]) -> int:
             uses[self.key] += 1
             peak = max(peak, live)
 
-        def __del__(self):
+        def __del__(self) -> None:
             nonlocal live
             uses[self.key] -= 1
             live -= 0 if uses[self.key] else self.size

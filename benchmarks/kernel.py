@@ -54,7 +54,7 @@ def _row(name: str, dtype: torch.dtype, rate: float, copy: float) -> dict:
 
 
 def _seconds(run: Callable[[], object], repeats: int = 30) -> float:
-    """Median time by the GPU's own clock."""
+    """Return the median time of a run in seconds, by the GPU's own clock."""
     for _ in range(3):
         run()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
@@ -67,7 +67,7 @@ def _seconds(run: Callable[[], object], repeats: int = 30) -> float:
 
 
 def _check(x: Tensor, state: dict[str, Tensor]) -> None:
-    """Compare spikes with the plain step's in float64, at both ends of the tensors."""
+    """Refuse spikes that are not the plain step's in float64, at both ends of the tensors."""
     for part in (slice(1000), slice(-1001, None)):
         some = {k: v[part] for k, v in state.items()}
         ours = lif_cuda.fused_lif_step(x[part], dict(some), SOFT, SOFT.lam)

@@ -1,4 +1,4 @@
-"""How fast recordings are simulated, put into the cache, and come out of it."""
+"""How fast recordings are simulated, put into the cache and read from it."""
 
 import argparse
 import itertools
@@ -66,13 +66,14 @@ def simulating(args: argparse.Namespace) -> list[dict]:
 
 
 def loading(args: argparse.Namespace) -> list[dict]:
-    """Samples per second, T = 10, 48 x 48 pixels: batches of 32 from the cache, and into it.
+    """Samples per second, T = 10, 48 x 48 pixels: read from the cache in batches of 32, and built.
 
-    An epoch over recordings of random events, the start of the loader's processes included.
+    Each takes all of --samples recordings of random events; the start of the loader's processes
+    counts.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        _record(root / "data", args.samples)
+        _write_random(root / "data", args.samples)
         data = _open(root, "kept")
         runs = {}
         for (name, chain), workers in itertools.product(TRANSFORMS.items(), args.workers):
@@ -88,15 +89,14 @@ def loading(args: argparse.Namespace) -> list[dict]:
         ]
 
 
-def _record(root: Path, n: int) -> None:
+def _write_random(root: Path, n: int) -> None:
+    """Write n recordings of random events, in two classes."""
     rng = np.random.default_rng(0)
     events = np.empty(EVENTS, EVENT_DTYPE)
     for i in range(n):
         events["t"] = np.sort(rng.integers(0, 300_000, EVENTS))
-        events["y"], events["x"] = (
-            rng.integers(0, SIZE[0], EVENTS),
-            rng.integers(0, SIZE[1], EVENTS),
-        )
+        events["y"] = rng.integers(0, SIZE[0], EVENTS)
+        events["x"] = rng.integers(0, SIZE[1], EVENTS)
         events["p"] = rng.integers(0, 2, EVENTS)
         (root / str(i % 2)).mkdir(parents=True, exist_ok=True)
         write_events(root / str(i % 2) / f"{i}.npz", events)

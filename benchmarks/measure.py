@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_iter
 
 
 def interleaved_medians(
-    runs: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1
+    runs: Mapping[str, Callable[[], object]], repeats: int, warm_up: int = 1
 ) -> dict[str, float]:
     """Time several runs in turn, so that a busy machine slows all of them alike.
 
@@ -38,17 +38,17 @@ def interleaved_medians(
 class PeakBytes(TorchDispatchMode):
     """Counts the bytes of all tensors that operations inside the context made and that still live.
 
-    After every operation the storages that are gone are struck off; `peak` is the largest sum
-    seen. Memory that an operation uses and frees within itself is not counted.
+    Storages that are gone after an operation are no longer counted; `peak` is the largest sum seen.
+    Memory that an operation uses and frees within itself is not counted.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.peak = 0
         self._live: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run one operation and look at what it left."""
+        """Run one operation and count the storages that it made."""
         out = func(*args, **(kwargs or {}))
         # A view of a tensor from outside, or an update in place of one, makes no memory.
         given = {storage._cdata for storage in _storages((args, kwargs))}
@@ -65,12 +65,12 @@ def _storages(tree: object) -> list[torch.UntypedStorage]:
 
 
 def peak_bytes(run: Callable[[], object]) -> int:
-    """Return the largest number of bytes that live at once in tensors made by `run`."""
+    """Return the largest number of bytes that are alive at once in tensors made by `run`."""
     with PeakBytes() as mode:
         run()
     return mode.peak
 
 
-def slope(xs: list[float], ys: list[float]) -> float:
+def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
     """Return the least-squares slope of y over x."""
     return statistics.linear_regression(xs, ys).slope

@@ -14,14 +14,13 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from sj_ottt import layer, neuron
-from sj_ottt.neuron import OTTTLIFNode
 
 VGG = ((64, 128), (256, 256), (512, 512), (512, 512))
 TINY_VGG = ((8,), (8,))
 
 
 def vgg(make_neuron: Callable[[], nn.Module], layers: ModuleType, stages=VGG) -> nn.Sequential:
-    """The paper's VGG for CIFAR size, written with one library's classes."""
+    """Return the paper's VGG for images [N, 3, H, W] of CIFAR's size, of one library's classes."""
     torch.manual_seed(0)
     modules: list[nn.Module] = []
     channels = 3
@@ -37,18 +36,18 @@ def vgg(make_neuron: Callable[[], nn.Module], layers: ModuleType, stages=VGG) ->
 
 
 def our_vgg(tiny: bool = False, backend: str = "auto") -> nn.Sequential:
-    """Ours, the trace as the timm models keep it."""
+    """Return the VGG of our classes, the trace as the timm models keep it."""
     node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
     return vgg(node, layer, TINY_VGG if tiny else VGG)
 
 
 def spikingjelly_vgg(tiny: bool = False) -> nn.Sequential:
-    """SpikingJelly's."""
+    """Return the VGG of SpikingJelly's classes."""
     return vgg(sj_neuron.OTTTLIFNode, sj_layer, TINY_VGG if tiny else VGG)
 
 
 def bptt_vgg(tiny: bool = False) -> nn.Sequential:
-    """The same chain for BPTT: SpikingJelly's multi-step LIF nodes, the reset detached."""
+    """Return the VGG for BPTT: SpikingJelly's multi-step LIF nodes, the reset detached."""
     modules = [
         sj_neuron.LIFNode(2.0, False, 1.0, None, surrogate.Sigmoid(), True)
         if isinstance(module, sj_neuron.OTTTLIFNode)
@@ -61,10 +60,10 @@ def bptt_vgg(tiny: bool = False) -> nn.Sequential:
 
 
 def authors_vgg(tiny: bool = False) -> nn.Sequential:
-    """In the arithmetic of the paper's authors: spikes and traces as one batch of twice the size.
+    """Return the VGG in its authors' arithmetic: spikes and traces as one batch of twice the size.
 
-    Each synapse is applied to both halves, without a gradient to the one for the values and with
-    it to the other for the weight's gradient; autograd keeps what it likes.
+    Each synapse is applied twice: to the spikes without autograd, for the values, and to the traces
+    with it, for the weight's gradient.
     """
     layers = SimpleNamespace(
         WSConv2d=_AuthorsConv2d,
@@ -78,11 +77,11 @@ def authors_vgg(tiny: bool = False) -> nn.Sequential:
 
 
 class _InPlaceOf(torch.autograd.Function):
-    """Shows one tensor, sends the gradient to another."""
+    """Returns the values of one tensor and sends the gradient to another."""
 
     @staticmethod
-    def forward(ctx, receives: Tensor, shown: Tensor) -> Tensor:
-        return shown.view_as(shown)
+    def forward(ctx, receives: Tensor, values: Tensor) -> Tensor:
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
@@ -117,10 +116,10 @@ class _AuthorsLIF(sj_neuron.OTTTLIFNode):
 
 
 def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
-    """Ours through timm. Its branches and readout start at zero; here they take part."""
+    """Return ours from timm, with the branches and the readout, which start at 0, made to count."""
     torch.manual_seed(0)
     name = "test_ottt_nf_resnet" if tiny else "ottt_nf_resnet34"
-    node = partial(OTTTLIFNode, trace_dtype="packed", backend=backend)
+    node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
     model = timm.create_model(name, num_classes=10, neuron=node)
     for parameter in model.parameters():
         if parameter.dim() == 0:
@@ -130,7 +129,7 @@ def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
 
 
 def spikingjelly_nf_resnet(tiny: bool = False) -> nn.Module:
-    """The same network and weights, each layer and neuron SpikingJelly's."""
+    """Return the same network and weights, each layer and neuron SpikingJelly's."""
     model = our_nf_resnet(tiny)
     _on_spikingjelly(model)
     return model
@@ -139,43 +138,47 @@ def spikingjelly_nf_resnet(tiny: bool = False) -> nn.Module:
 def _on_spikingjelly(module: nn.Module) -> None:
     for name, child in module.named_children():
         _on_spikingjelly(child)
-        if isinstance(child, OTTTLIFNode):
+        if isinstance(child, neuron.OTTTLIFNode):
             setattr(module, name, sj_neuron.OTTTLIFNode())
         elif isinstance(child, layer.OTTTSequential):
             setattr(module, name, sj_layer.OTTTSequential(*child))
         elif type(child).__module__ == layer.__name__ and hasattr(sj_layer, type(child).__name__):
-            # Theirs knows a tensor; inside their container also what a neuron hands on.
+            # Theirs takes a tensor, and spike and trace only inside their container.
             child.__class__ = getattr(sj_layer, type(child).__name__)
             if name != "stem":
                 setattr(module, name, sj_layer.OTTTSequential(child))
 
 
 def count_neurons(model: nn.Module, x: Tensor) -> int:
-    """Return the neurons that one sample x [1, ...] meets."""
+    """Return the number of LIF neurons of a model, given one sample x [1, ...]."""
     with torch.no_grad():
         model(x)
-    return sum(m.v.numel() for m in model.modules() if isinstance(m, OTTTLIFNode))
+    return sum(m.v.numel() for m in model.modules() if isinstance(m, neuron.OTTTLIFNode))
 
 
 def bare_products(model: nn.Module, x: Tensor, steps: int) -> Callable[[], None]:
-    """The floor: the convolutions and linear products of a network and nothing else.
+    """Return the floor: the convolutions and linear products of a network and nothing else.
 
     One forward product, one gradient to the input (but not to the network's own) and one to the
-    weight each, per time step, on tensors that lie in memory as the convolutions like it best.
+    weight each, per time step, on tensors in the memory format that makes convolutions fastest.
     """
     products: list[Callable[[], object]] = []
-    layout = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
+    memory_format = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
 
-    def look(module: nn.Module, args: tuple, out: Tensor) -> None:
+    def add_product(module: nn.Module, args: tuple, out: Tensor) -> None:
         spike = args[0][0] if isinstance(args[0], list) else args[0]
         shape, first = spike.shape, not products
         if isinstance(module, nn.Linear):
             s, g = (torch.rand(t.shape, device=t.device) for t in (spike, out))
             products.append(lambda: (F.linear(s, module.weight), g @ module.weight, g.t() @ s))
             return
-        s = (torch.rand(shape, device=x.device) < 0.2).float().contiguous(memory_format=layout)
-        g = torch.randn(out.shape, device=x.device).contiguous(memory_format=layout)
-        w = module.weight.detach().contiguous(memory_format=layout)
+        s = (
+            (torch.rand(shape, device=x.device) < 0.2)
+            .float()
+            .contiguous(memory_format=memory_format)
+        )
+        g = torch.randn(out.shape, device=x.device).contiguous(memory_format=memory_format)
+        w = module.weight.detach().contiguous(memory_format=memory_format)
         geometry = (module.stride, module.padding, module.dilation)
 
         def product() -> None:
@@ -187,7 +190,7 @@ def bare_products(model: nn.Module, x: Tensor, steps: int) -> Callable[[], None]
         products.append(product)
 
     hooks = [
-        m.register_forward_hook(look)
+        m.register_forward_hook(add_product)
         for m in model.modules()
         if isinstance(m, (nn.Conv2d, nn.Linear))
     ]

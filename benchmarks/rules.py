@@ -4,6 +4,7 @@ import argparse
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -15,7 +16,7 @@ from sj_ottt.learning.rules import RULES
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     "OTTT-A": {"rule": "ottt"},
     "OTTT-O": {"rule": "ottt", "update": "online"},
     "OTTT-K, K = 2": {"rule": "ottt", "backward_steps": 2},
@@ -88,7 +89,7 @@ def _run(name: str, seed: int, args: argparse.Namespace) -> dict:
 
 
 def _training_step(cfg: TrainConfig, size: list[int]) -> Callable[[int], object]:
-    """Return what trains the recipe's network on a batch of n samples."""
+    """Return what trains the recipe's network on n random samples of ``size`` (height, width)."""
     learning_options = cfg.learning
     model = timm.create_model(
         cfg.network.model,
@@ -97,20 +98,23 @@ def _training_step(cfg: TrainConfig, size: list[int]) -> Callable[[int], object]
         rule_variant=learning_options.rule_variant,
     )
     optimizer = torch.optim.SGD(model.parameters(), 0.0)
-    kwargs = {
-        "update": learning_options.update,
-        "backward_steps": learning_options.backward_steps,
-    }
 
     def train(n: int) -> object:
         x_seq, target = torch.randn(cfg.frames.steps, n, 2, *size), torch.zeros(n).long()
-        return learning.train_step(model, optimizer, x_seq, target, **kwargs)
+        return learning.train_step(
+            model,
+            optimizer,
+            x_seq,
+            target,
+            update=learning_options.update,
+            backward_steps=learning_options.backward_steps,
+        )
 
     return train
 
 
 def _bytes_per_neuron(train: Callable[[int], object], cfg: TrainConfig, size: list[int]) -> float:
-    """Slope of the peak over the batch size, for the recipe's network."""
+    """Return the slope of the peak over the batch size, divided by the network's neurons."""
     neurons = count_neurons(
         timm.create_model(cfg.network.model, in_chans=2), torch.zeros(1, 2, *size)
     )

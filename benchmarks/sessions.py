@@ -1,4 +1,4 @@
-"""Across sessions: a model of one session before another one's camera, fine-tuned or not."""
+"""Across sessions: a model of one session on recordings of another, fine-tuned or not."""
 
 import argparse
 import statistics
@@ -11,7 +11,8 @@ from sj_ottt.data import write_event_dataset
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.config import TrainConfig
 
-# The same objects before two cameras: background rate, threshold mismatch, speed, position, size.
+# Two cameras record the same kinds of objects, with another background rate, threshold mismatch,
+# speed, position and size.
 SESSIONS = {
     "a": {},
     "b": {
@@ -27,7 +28,7 @@ FEW = (5, 20)  # recordings of session B of each class
 IN_SESSION_A = 1000
 BASE = {"model": "ottt_vgg5_ws", "steps": 6, "optimizer": "sgd", "shift": 2, "val_fraction": 0}
 FIRST = {**BASE, "epochs": 6, "batch_size": 32, "lr": 0.05}
-THEN = {**BASE, "epochs": 20, "batch_size": 10, "lr": 0.02}
+SECOND = {**BASE, "epochs": 20, "batch_size": 10, "lr": 0.02}
 
 
 def sessions(args: argparse.Namespace) -> list[dict]:
@@ -49,7 +50,7 @@ def sessions(args: argparse.Namespace) -> list[dict]:
         for few in FEW:
             for name, start in (("fine-tuned", str(root / "a")), ("from scratch", None)):
                 options = {
-                    **THEN,
+                    **SECOND,
                     "data": str(data["b"]),
                     "out": str(root / f"{name.replace(' ', '-')}-{few}"),
                     "seed": seed,
@@ -68,6 +69,7 @@ def _row(name: str, values: list[float]) -> dict:
 
 
 def _record(root: Path, name: str, seed: int) -> Path:
+    """Record the digits of session ``name`` where that is not done, and return their folder."""
     if (root / "dataset.json").exists():
         return root
     digits = load_digits()

@@ -16,14 +16,14 @@ from sj_ottt import learning
 def _online(
     train: Callable, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor
 ) -> Tensor:
-    """A batch through a library's `ottt_online_training`, the static input shown T times."""
+    """Train by a library's `ottt_online_training`; images x [N, C, H, W] are shown T times."""
     steps = y.shape[1]
     x_seq = x.unsqueeze(1).expand(-1, steps, *x.shape[1:])
     return train(model, optimizer, x_seq, y, lambda y, c: F.cross_entropy(y, c) / steps)[1]
 
 
 def _own_loop(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
-    """A user's own loop over the time steps; weights are standardized at every step."""
+    """Train by a user's own loop over the time steps, which standardizes weights at every step."""
     optimizer.zero_grad()
     outputs = []
     for target in y.t():
@@ -49,12 +49,14 @@ THEIRS_ONLINE = partial(_online, partial(sj_learning.ottt_online_training, onlin
 
 @dataclass(frozen=True)
 class Side:
-    """What is measured.
+    """What is measured, and what it is compared with.
 
     Attributes:
         build: Makes the network; `tiny=True` a small one for the equality test.
-        train: Does one batch; returns the outputs [N, T, classes].
-        reference: Does the same in SpikingJelly's way, on `reference_build`'s network.
+        train: Trains on one batch, x [N, 3, H, W] and targets [N, T]; returns the outputs
+            [N, T, classes].
+        reference: Does what `train` does in SpikingJelly's way.
+        reference_build: Makes the network for `reference`.
         same_update: Whether parameters must agree after the batch, not the outputs alone.
     """
 
@@ -81,7 +83,7 @@ class Side:
         """Refuse to measure what does not compute what the reference does, in float64.
 
         Raises:
-            SystemExit: If outputs, or parameters after an update, differ.
+            SystemExit: The outputs, or the parameters after an update, differ.
         """
         results = []
         for build, train in ((self.build, self.train), (self.reference_build, self.reference)):

@@ -2,7 +2,7 @@
 
 The image is covered by two grids of cells, of 4 and of 8 pixels. Every cell says whether it sees
 the middle of an object (objectness), where its box is, and of which class it is. There is one
-anchor for each grid, a square of three cells.
+anchor for each grid, a square with sides of three cells.
 """
 
 import torch
@@ -48,15 +48,15 @@ def decode(raw: Tensor, cells: Tensor) -> Tensor:
 
 
 def assign(boxes: Tensor, labels: Tensor, cells: Tensor) -> Tensor:
-    """Say what every cell is to see.
+    """Return the target of every cell.
 
     A box belongs to the grid whose anchor is nearest to it in size, the root of the area, and
     there to the cells whose middle is less than one cell away from its own in x and in y. Of
     several boxes, a cell sees the smallest.
 
     Args:
-        boxes: [n, 4].
-        labels: [n].
+        boxes: x1, y1, x2, y2 in pixels, [n, 4].
+        labels: Class indices [n].
         cells: As `make_cells`.
 
     Returns:
@@ -79,7 +79,7 @@ def detection_loss(output: Tensor, target: Tensor, cells: Tensor) -> Tensor:
     Each is a sum over the batch, divided by the number of cells that see an object.
 
     Args:
-        output: [N, cells, 5 + classes]: box, objectness, classes.
+        output: [N, cells, 5 + classes]: box as in `decode`, objectness and classes as logits.
         target: [N, cells, 5], as `assign`.
         cells: As `make_cells`.
     """
@@ -96,13 +96,14 @@ def detection_loss(output: Tensor, target: Tensor, cells: Tensor) -> Tensor:
 def detect(
     output: Tensor, cells: Tensor, least: float = 0.05, overlap: float = 0.45
 ) -> list[dict[str, Tensor]]:
-    """Return what a network sees in each image of a batch: boxes, scores and labels.
+    """Return what a network sees in each image of a batch: boxes [n, 4], scores [n], labels [n].
 
     Args:
         output: As in `detection_loss`.
         cells: As `make_cells`.
         least: Score, objectness times probability of the class, below which a box is left out.
-        overlap: Intersection over union with a better box of its class from which it is left out.
+        overlap: Intersection over union with a better box of its class, above which a box is left
+            out.
     """
     scores, labels = output[..., 5:].softmax(-1).max(-1)
     scores = scores * output[..., 4].sigmoid()
@@ -136,7 +137,7 @@ class Detector(nn.Module):
 
     prediction = "last"
 
-    def __init__(self, classes: int, width: int = 16):
+    def __init__(self, classes: int, width: int = 16) -> None:
         super().__init__()
         self.stem = nn.Sequential(_stage(1, width, pool=True), _stage(width, 2 * width, pool=True))
         self.deep = nn.Sequential(
@@ -152,7 +153,7 @@ class Detector(nn.Module):
             nn.init.constant_(head.bias[4:5], -4.0)  # few cells see something
 
     def forward(self, x: Tensor) -> Tensor:
-        """Do one time step."""
+        """Do one time step: [N, 1, H, W] → [N, cells, 5 + classes]."""
         fine = self.stem(x)
         coarse = self.deep(fine)
         fine = torch.cat((fine, self.up(coarse)), 1)

@@ -3,7 +3,7 @@
     python examples/fashion_events.py --out fashion_events [--images fashion_mnist.npz]
     sj-ottt train --config examples/recipes/fashion_events.yaml --data fashion_events
 
-Every image is moved along three saccades before a simulated sensor of 34 × 34 pixels. Without
+Every image is moved along three saccades in front of a simulated sensor of 34 × 34 pixels. Without
 --images, torchvision downloads Fashion-MNIST (MIT licence).
 """
 

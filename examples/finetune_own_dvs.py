@@ -32,7 +32,7 @@ def main() -> None:
     samples, run = args.out / "samples", args.out / "run"
     if not samples.exists():
         labelled = read_labels(args.labels, find_recordings([args.recordings]))
-        # Times are µs. Test samples come from recordings that none of the others come from.
+        # Times are in µs. Test samples are cut from recordings of their own.
         cut = SliceConfig(window=200_000, stride=100_000, min_events=500, hold_out="recording")
         parts = slice_recordings(labelled, samples, cut).parts
         print({name: len(windows) for name, windows in parts.items()}, "samples")
@@ -45,7 +45,7 @@ def main() -> None:
     print(f"test accuracy {result['test_accuracy']:.4f}")
 
     trained = load_trained(run)
-    window, _ = durations(trained, None, None)  # that of the samples
+    window, _ = durations(trained, None, None)  # as in training
     for prediction in label_windows(trained, open_source(args.new), window, window):
         print(f"{prediction.start / 1e6:.1f} s: {prediction.label} ({prediction.confidence:.0%})")
 

@@ -32,7 +32,7 @@ from sj_ottt.neuron import ASRRecurrent, LTCRecurrent
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 
 NEURONS = {"ltc": LTCRecurrent, "asr": ASRRecurrent}
-TEST_SEED = 2**40  # beyond those of the training batches
+TEST_SEED = 2**40  # above those of the training batches
 NOT_IN_RESULT = ("out", "resume", "beside")
 FREE_ON_RESUME = ("every", *NOT_IN_RESULT)
 
@@ -42,7 +42,7 @@ class AddNet(nn.Module):
 
     prediction = "last"
 
-    def __init__(self, neuron: str, hidden: int):
+    def __init__(self, neuron: str, hidden: int) -> None:
         super().__init__()
         self.layer = NEURONS[neuron](2, hidden, start="zero")
         self.readout = nn.Linear(hidden, 1)
@@ -52,7 +52,7 @@ class AddNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Do one time step."""
+        """Do one time step: [N, 2] → [N, 1]."""
         self.layer(x)
         return self.readout(self.layer.v)
 
@@ -73,7 +73,17 @@ def squared_error(output: Tensor, target: Tensor) -> Tensor:
 
 
 def bptt_step(model: nn.Module, optimizer: torch.optim.Optimizer, x_seq: Tensor, y: Tensor) -> None:
-    """Train on a batch with the gradient through all steps, from the last output."""
+    """Train on a batch with the gradient of the last output's loss through all steps.
+
+    Args:
+        model: The network.
+        optimizer: Of its parameters.
+        x_seq: [T, N, 2].
+        y: Targets [N].
+
+    Raises:
+        InputError: The loss is not finite.
+    """
     reset_state(model)
     optimizer.zero_grad()
     for x in x_seq:
@@ -106,13 +116,13 @@ def draw_curve(args: argparse.Namespace, history: list[dict]) -> None:
     """Write curve.png: the errors of the run, and of those of --beside."""
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.subplots()
-    at = [row["batch"] for row in history]
-    axes.plot(at, [row["mse"] for row in history], label=f"{args.neuron}, {args.rule}")
+    batches = [row["batch"] for row in history]
+    axes.plot(batches, [row["mse"] for row in history], label=f"{args.neuron}, {args.rule}")
     for folder in args.beside:
         other = json.loads((folder / "result.json").read_text())
-        at = [row["batch"] for row in other["history"]]
+        batches = [row["batch"] for row in other["history"]]
         mse = [row["mse"] for row in other["history"]]
-        axes.plot(at, mse, label=f"{other['neuron']}, {other['rule']}")
+        axes.plot(batches, mse, label=f"{other['neuron']}, {other['rule']}")
     axes.axhline(1 / 6, color="grey", linestyle="--", label="always answering 1")
     axes.set(xlabel="batches", ylabel="mean squared error", yscale="log")
     axes.set_title(f"add task, T = {args.steps}", fontsize="medium")
@@ -125,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
     """Train, test every --every batches, and write what came of it.
 
     Raises:
-        InputError: If --out holds another run, or none to resume.
+        InputError: --out holds another run, or none to resume.
     """
     torch.manual_seed(args.seed)
     model = AddNet(args.neuron, args.hidden)

@@ -14,11 +14,12 @@ import json
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from detector import Detector, assign, detect, detection_loss, make_cells
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from resuming import parse_args
@@ -36,7 +37,7 @@ from sj_ottt.run.evaluation import fixed_seed
 if TYPE_CHECKING:
     from torchmetrics.detection import MeanAveragePrecision
 
-TEST_SEED = 2**40  # beyond those of the training batches
+TEST_SEED = 2**40  # above those of the training batches
 FREE_ON_RESUME = ("every", "images", "out", "resume")
 CELLS = make_cells(SIZE, SIZE)
 SHOWN = 0.4  # least score of a box in the picture
@@ -48,7 +49,7 @@ def draw(items: Items, n: int, seed: int) -> list[Scene]:
 
 
 def stack(scenes: list[Scene]) -> tuple[Tensor, Tensor]:
-    """Return the images [n, 1, H, W] of scenes and what their cells are to see [n, cells, 5]."""
+    """Return the images [n, 1, H, W] of scenes and the targets of their cells [n, cells, 5]."""
     targets = [assign(scene.boxes, scene.labels, CELLS) for scene in scenes]
     return torch.stack([scene.image for scene in scenes]), torch.stack(targets)
 
@@ -115,7 +116,7 @@ def picture(
     return figure
 
 
-def _outline(axes: object, box: Tensor, colour: str, **style: str) -> None:
+def _outline(axes: Axes, box: Tensor, colour: str, **style: Any) -> None:
     x, y, right, bottom = box.tolist()
     corner = (x - 0.5, y - 0.5)  # pixel 0 is drawn around 0
     axes.add_patch(Rectangle(corner, right - x, bottom - y, fill=False, color=colour, **style))
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     """Train, test every --every batches, and write what came of it.
 
     Raises:
-        InputError: If --out holds another run, or none to resume; as `load_items` and
+        InputError: --out holds another run, or none to resume; or as in `load_items` and
             `make_metric`.
     """
     items, held_out = (load_items(part, args.images) for part in ("train", "test"))
@@ -186,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="npz file of grey images to find, too")
+    parser.add_argument("--images", type=Path, help="npz file of grey images to find as well")
     parser.add_argument("--batches", type=int, default=1600, help="of fresh scenes")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--steps", type=int, default=8, help="time steps that show a scene, T")

@@ -1,4 +1,4 @@
-"""The command line of a run that may be resumed: what is not given again is as it was."""
+"""The command line of a run that may be resumed: options not given again keep their values."""
 
 import argparse
 from collections.abc import Collection
@@ -16,7 +16,7 @@ def parse_args(parser: argparse.ArgumentParser, free: Collection[str]) -> argpar
             under ``options``.
 
     Raises:
-        InputError: If there is no run of this script to resume, or another option has changed.
+        InputError: There is no run of this script to resume, or another option has changed.
     """
     args = parser.parse_args()
     if not args.resume:

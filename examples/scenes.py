@@ -16,9 +16,9 @@ from sj_ottt.errors import InputError
 SIZE = 64
 """Height and width of a scene in pixels."""
 SIDES = (14, 30)
-"""Shortest and longest longer side of an object."""
+"""Least and greatest length of an object's longer side in pixels."""
 TRAIN_DIGITS = 1400  # of the 1797, in the set's own order; the rest is held out
-INK = 0.2  # what an image's empty border stays below
+INK = 0.2  # no pixel of an image's empty border is brighter
 
 
 class Items(NamedTuple):
@@ -79,7 +79,7 @@ def load_items(part: str, packed: Path | None = None) -> Items:
 
 
 def _cut(image: Tensor) -> Tensor:
-    """Cut off the empty border."""
+    """Return an image [H, W] without its empty border."""
     rows, columns = ((image > INK).any(dim).nonzero() for dim in (1, 0))
     if not len(rows):
         return image
@@ -132,7 +132,16 @@ def _paste(
     bright: float,
     at: tuple[int, int] | None = None,
 ) -> None:
-    """Lay an image over the scene, as opaque as it is bright."""
+    """Lay a shape over the scene in a random grey, as opaque as its image is bright.
+
+    Args:
+        scene: [SIZE, SIZE] in [0, 1]; is changed.
+        image: [H, W] in [0, 1].
+        rng: Draws the grey, and the position where ``at`` is None.
+        dim: The darkest grey.
+        bright: The brightest grey.
+        at: (y, x) of the image's upper left corner.
+    """
     y, x = at or (int(rng.integers(SIZE - n + 1)) for n in image.shape)
     target = scene[y : y + image.shape[0], x : x + image.shape[1]]
     target.lerp_(torch.full_like(image, rng.uniform(dim, bright)), image.clamp(0, 1))

@@ -17,7 +17,9 @@ parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--epochs", type=int, default=5)
 parser.add_argument("--steps", type=int, default=6, help="time steps T")
 parser.add_argument("--update", choices=("accumulate", "online"), default="accumulate")
-parser.add_argument("--limit", type=int, default=1400, help="train on the first n images")
+parser.add_argument(
+    "--limit", type=int, default=1400, help="train on the first n images, at most 1400"
+)
 args = parser.parse_args()
 
 torch.manual_seed(0)
@@ -25,8 +27,8 @@ digits = load_digits()
 images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 4 - 2
 images = F.interpolate(images, size=(16, 16), mode="bilinear")
 labels = torch.tensor(digits.target)
-x_train, y_train = images[: args.limit], labels[: args.limit]
-x_test, y_test = images[1400:], labels[1400:]
+x_train, y_train = images[:1400][: args.limit], labels[:1400][: args.limit]
+x_test, y_test = images[1400:], labels[1400:]  # images that were not trained on
 
 model = timm.create_model("ottt_vgg5_ws", num_classes=10, in_chans=1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

@@ -2,7 +2,8 @@
 
     python model_zoo/add.py RUN --tag TAG --commit HASH --about TEXT --recipe FILE
 
-Every figure on the card is read from the run's result.json.
+The card's results are read from the run's result.json. Its words on the neuron, the input and the
+origin of the recordings are fixed, and fit the recipe fashion_events: mend them for another.
 """
 
 import argparse
