@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from spikingjelly.activation_based import base
+from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
 
 import sj_ottt
@@ -381,3 +383,20 @@ def test_too_short_averages_of_fptt_are_refused_as_by_theirs():
         online_learning.fptt_online_training(
             model, optimizer, ones, ones[..., :1], nn.functional.mse_loss, 0.1, w_ra=[]
         )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        *(
+            (ours, theirs)
+            for name, theirs in vars(sj_layer).items()
+            if isinstance(theirs, type) and (ours := getattr(layer, name)) is not theirs
+        ),
+        (neuron.OTTTLIFNode, sj_neuron.OTTTLIFNode),
+        (neuron.SLTTLIFNode, sj_neuron.SLTTLIFNode),
+    ],
+)
+def test_what_stands_in_for_a_class_of_theirs_is_one_of_theirs(ours, theirs):
+    """Code of theirs, or of a user, that asks `isinstance` of their class finds ours too."""
+    assert issubclass(ours, theirs)

@@ -41,7 +41,7 @@ def _is_synapse(module: nn.Module) -> TypeGuard[nn.Linear | _ConvNd]:
     return type(module) in _SYNAPSES and not ignored
 
 
-class OTTTSequential(nn.Sequential):
+class OTTTSequential(sj_layer.OTTTSequential):
     """A chain of layers and neurons for one time step, as SpikingJelly's class of this name.
 
     Takes this module's layers, SpikingJelly's and plain torch modules. Where a neuron has handed

@@ -196,7 +196,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         return outputs, states
 
 
-class SLTTLIFNode(OTTTLIFNode):
+class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
     """Leaky integrate-and-fire neuron for spatial learning through time (SLTT).
 
     The weight gradient of a step takes the presynaptic spike itself, no trace: ∇W = g_u[t] s[t]ᵀ.
