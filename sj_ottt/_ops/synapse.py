@@ -107,7 +107,7 @@ class _TracedProduct(torch.autograd.Function):
     """A linear map of spikes whose weight gradient is taken with the trace.
 
     forward:  y = W s + b
-    backward: ∇W = g âᵀ,  ∇b = g,  ∇s = Wᵀ g
+    backward: ∇W = g âᵀ,  ∇b = c g,  ∇s = Wᵀ g    (c = `Trace.constant`, 1 but for integrators)
 
     With a sink, the first two go there.
     """
@@ -121,10 +121,12 @@ class _TracedProduct(torch.autograd.Function):
         bias: Tensor | None,
         product: Product,
         maps: tuple[LinearMap, ...],
+        constant: float,
         sink: GradientSink | None,
     ) -> Tensor:
         ctx.save_for_backward(stored, weight)
-        ctx.product, ctx.maps, ctx.sink, ctx.spike_shape = product, maps, sink, spike.shape
+        ctx.product, ctx.sink, ctx.spike_shape = product, sink, spike.shape
+        ctx.maps, ctx.constant = maps, constant
         return product(spike, weight, bias)
 
     @staticmethod
@@ -139,10 +141,12 @@ class _TracedProduct(torch.autograd.Function):
             trace = Trace(stored, ctx.maps).decode(grad.dtype)
         needs = (need_spike, need_weight, need_bias)
         grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
+        if grads[1] is not None and ctx.constant != 1:
+            grads[1] = ctx.constant * grads[1]
         if ctx.sink is not None:
             ctx.sink.add(*grads)
-            grads = (None, None)
-        return grad_spike, None, *grads, None, None, None
+            grads = [None, None]
+        return grad_spike, None, *grads, None, None, None, None
 
 
 def traced_product(
@@ -168,7 +172,9 @@ def traced_product(
         W s + b, [N, ...].
     """
     trace = Trace(spike) if trace is None else trace
-    out: Tensor = _TracedProduct.apply(spike, trace.stored, weight, bias, product, trace.maps, sink)
+    out: Tensor = _TracedProduct.apply(
+        spike, trace.stored, weight, bias, product, trace.maps, trace.constant, sink
+    )
     return out
 
 

@@ -14,7 +14,7 @@ divided by 128, is the trace.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,14 +46,17 @@ class Trace:
         stored: The neuron's own trace [N, ...], in the form it keeps; or values of any floating
             dtype.
         maps: Linear maps (pooling, scale, flattening), applied in this order.
+        constant: The trace of the constant 1 that a bias multiplies: 1 in a step's own gradient,
+            Σ λᵏ for what integrates its steps.
     """
 
     stored: Tensor
     maps: tuple[LinearMap, ...] = ()
+    constant: float = 1.0
 
     def through(self, linear_map: LinearMap) -> "Trace":
         """Return the trace behind one more map."""
-        return Trace(self.stored, (*self.maps, linear_map))
+        return replace(self, maps=(*self.maps, linear_map))
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         """Return the values as an ordinary tensor, shaped like the spikes beside it."""
