@@ -1,11 +1,18 @@
 """What a neuron hands on in training: its spike and its trace."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dis
+import operator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor
 
+from sj_ottt._ops import functions
+from sj_ottt._ops.calls import modules_being_called
+from sj_ottt._ops.synapse import traced_product
 from sj_ottt._ops.trace import LinearMap, Trace
 from sj_ottt.errors import InputError
 
@@ -21,24 +28,32 @@ class Pair(list[Tensor]):
     look for. It cannot be changed or compared, and the trace is made a tensor only when it is asked
     for as an item.
 
-    Residual connections may add pairs: the trace of a sum is the sum of the traces. Added to a
-    tensor, which is a current and no spikes, it counts as its spike. Linear functions of PyTorch
-    that have no weight (`torch.flatten`, `torch.cat`, average pooling …) are taken of both, as
-    functions or methods; a tensor that `torch.cat` joins to a pair is its own trace. Any other
-    function is refused.
+    To PyTorch it is a tensor of spikes, and a function that is called on it, by any of its names,
+    does one of five things:
+
+    - A linear map without weights (sums, factors, other shapes, parts, joins, padding, averages)
+      is taken of both. A real-valued tensor that is added or joined is its own trace.
+    - A product with a weight (linear, a convolution, transposed or not, `*`, `@` or `/` with a
+      parameter) gives a tensor, W s + b, whose weight gradient takes the trace: ∇W = g âᵀ.
+    - Maximum pooling is taken of each by its own maximum, as in SpikingJelly.
+    - Where the trace is the spike itself (SLTT), any other function takes the spike and gives a
+      tensor: that is exact.
+    - Anything else is refused.
 
     Args:
         spike: s[t], [N, ...], which carries the gradient.
         trace: â[t], which carries none.
+        spike_suffices: Whether the trace is the spike itself (`Rule.spike_suffices`).
 
     Raises:
         InputError: If something is done to it that would leave the trace behind.
     """
 
-    def __init__(self, spike: Tensor, trace: Trace):
+    def __init__(self, spike: Tensor, trace: Trace, spike_suffices: bool = False):
         super().__init__()  # the list itself stays empty: a trace need not be a tensor yet
         self.spike = spike
         self.trace = trace
+        self.spike_suffices = spike_suffices
 
     @classmethod
     def of(cls, items: Sequence[Tensor]) -> Self:
@@ -63,9 +78,24 @@ class Pair(list[Tensor]):
         """The trace as an ordinary tensor, in the spike's dtype."""
         return self.trace.decode(self.spike.dtype)
 
+    def refuse_cut(self, name: str) -> None:
+        """Refuse a function that would lose the gradient of what comes before.
+
+        Args:
+            name: The function's.
+
+        Raises:
+            InputError: If gradients are switched off and the spike carries one.
+        """
+        if self.spike.requires_grad and not torch.is_grad_enabled():
+            reason = "runs without gradients, so that what comes before would not learn"
+            remedy = "leave torch.no_grad() out, or say x.detach() before it"
+            raise _refusal(name, reason, remedy)
+
     def through(self, linear_map: LinearMap) -> Self:
         """Return the pair behind a linear map; the trace waits until it is needed."""
-        return type(self)(linear_map(self.spike), self.trace.through(linear_map))
+        spike, trace = linear_map(self.spike), self.trace.through(linear_map)
+        return type(self)(spike, trace, self.spike_suffices)
 
     def __len__(self) -> int:
         return 2
@@ -79,10 +109,19 @@ class Pair(list[Tensor]):
         yield self.spike
 
     def __getitem__(self, index: Any) -> Any:
-        return self.spike if index == 0 else [*self][index]
+        if isinstance(index, int):
+            return self.spike if index == 0 else [*self][index]
+        if not isinstance(index, slice):
+            return self.__torch_function__(Tensor.__getitem__, (), (self, index))
+        if index == slice(None):
+            return [*self]
+        raise InputError(
+            "x[a:b] of what a neuron hands on could mean the list [spike, trace] or the batch: "
+            "write x[a:b, ...] for a part of the batch"
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.spike, self.trace)
+        return type(self), (self.spike, self.trace, self.spike_suffices)
 
     def __repr__(self) -> str:
         return f"Pair({self.spike!r}, {self.values!r})"
@@ -90,59 +129,75 @@ class Pair(list[Tensor]):
     @classmethod
     def __torch_function__(
         cls,
-        func: Callable[..., Tensor],
+        func: Callable[..., Any],
         types: tuple[type, ...],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Tensor | Self:
-        """Apply a linear function to the spike and to the trace."""
+    ) -> Any:
+        """Do what the function is to spikes and their trace; see `sj_ottt._ops.functions`."""
         kwargs = kwargs or {}
         name = func.__name__
-        if name in ("add", "add_") and _has_current(name, args, kwargs):
-            return func(*_spikes(args), **_spikes(kwargs))
-        # view(dtype) reads the same bits as other numbers.
-        reinterprets = name == "view" and any(isinstance(arg, torch.dtype) for arg in args)
-        if name not in _LINEAR or reinterprets or "out" in kwargs:
-            raise InputError(
-                f"{name}() was called on what a neuron hands on, [spike, trace], and the trace "
-                f"would not follow it: {_REMEDY}"
-            )
-        spike = func(*_spikes(args), **_spikes(kwargs))
-        with torch.no_grad():
-            return cls(spike, Trace(func(*_traces(args), **_traces(kwargs))))
+        pairs = _pairs_in([*args, *kwargs.values()])
+        if name in functions.FACTS or name in functions.CONSTANTS:
+            with torch.no_grad():
+                return func(*_spikes(args), **_spikes(kwargs))
+        if name != "detach":
+            for pair in pairs:
+                pair.refuse_cut(name)
+        if name in functions.SYNAPSES:
+            return _synapse(name, args, kwargs)
+        reason = functions.not_linear(name, args, kwargs)
+        linear = name in functions.LINEAR or name in functions.MAX_POOLS
+        if linear and reason is None:
+            return _mapped(func, args, kwargs, pairs)
+        if name in functions.PRODUCTS and reason is None and len(pairs) == 1:
+            product = _product(func, args, kwargs, pairs)
+            if product is not None:
+                return product
+            reason = "multiplies by what the network computes from its input"
+        return _by_the_spike(func, args, kwargs, pairs, reason)
 
     def __getattr__(self, name: str) -> Any:
-        if name in _FACTS:
-            return getattr(self.spike, name)
-        if name.startswith("__") or name in ("spike", "trace"):  # a copy asks before they are set
-            raise AttributeError(name)
-        method = getattr(Tensor, name)
-        if not callable(method):  # such as grad_fn or T
+        if name in ("spike", "trace", "spike_suffices") or name.startswith("__"):
+            raise AttributeError(name)  # a copy asks before they are set
+        if name in functions.LINEAR_PROPERTIES:
+            return self.through(operator.attrgetter(name))
+        attribute = getattr(Tensor, name)
+        if not callable(attribute):  # such as grad_fn or is_cuda
+            if name in functions.FACTS:
+                return getattr(self.spike, name)
             raise InputError(f"[spike, trace], what a neuron hands on, has no {name}: {_REMEDY}")
-        return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
+        return lambda *args, **kwargs: self.__torch_function__(attribute, (), (self, *args), kwargs)
 
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, Tensor):
-            return self.spike + other
         if isinstance(other, int) and other == 0:  # where sum() starts
             return self
-        if not isinstance(other, list | tuple):
-            raise InputError(f"{other!r} cannot be added to [spike, trace]: {_REMEDY}")
-        other = Pair.of(other)
-        with torch.no_grad():
-            trace = Trace(self.values + other.values)
-        return Pair(self.spike + other.spike, trace)
+        return self.__torch_function__(Tensor.add, (), (self, _term(other)))
 
-    __radd__ = __iadd__ = __add__
+    def __sub__(self, other: Any) -> Any:
+        return self.__torch_function__(Tensor.sub, (), (self, _term(other)))
+
+    def __rsub__(self, other: Any) -> Any:
+        return self.__torch_function__(Tensor.sub, (), (_term(other), self))
 
     def __mul__(self, factor: Any) -> Any:
-        if not isinstance(factor, int | float):
-            return self.__torch_function__(Tensor.mul, (), (self, factor))  # refused there
-        with torch.no_grad():
-            trace = Trace(self.values * factor)
-        return Pair(self.spike * factor, trace)
+        return self.__torch_function__(Tensor.mul, (), (self, factor))
 
+    def __truediv__(self, divisor: Any) -> Any:
+        return self.__torch_function__(Tensor.div, (), (self, divisor))
+
+    def __matmul__(self, factor: Any) -> Any:
+        return self.__torch_function__(Tensor.matmul, (), (self, factor))
+
+    def __neg__(self) -> Any:
+        return self.__torch_function__(Tensor.neg, (), (self,))
+
+    def __pos__(self) -> Self:
+        return self
+
+    __radd__ = __iadd__ = __add__
     __rmul__ = __imul__ = __mul__
+    __isub__, __itruediv__ = __sub__, __truediv__
 
 
 _COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__", "__contains__")
@@ -165,62 +220,217 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
 for _name in (*_COMPARISONS, *_CHANGES, *_OTHERS):
     setattr(Pair, _name, _refuse(_name))
 
-_FACTS = ("shape", "dtype", "device", "size", "dim", "ndim", "numel", "is_cuda", "requires_grad")
-"""What a pair answers as its spike does."""
 
-_LINEAR = {
-    "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d",
-    "adaptive_avg_pool3d",
-    "add",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "cat",
-    "flatten",
-    "interpolate",
-    "mean",
-    "movedim",
-    "permute",
-    "reshape",
-    "squeeze",
-    "sum",
-    "transpose",
-    "unflatten",
-    "unsqueeze",
-    "view",
-}
+_OPERATORS = ("abs", "and", "floordiv", "invert", "mod", "or", "pow", "rfloordiv", "rmod", "rpow")
 
 
-def _has_current(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a sum is a current: one of its terms is a tensor, the one that is changed in place.
+def _as_tensor(name: str) -> Callable[..., Any]:
+    """Return an operator that does what the function of tensors of that name does to a pair."""
+
+    def operate(self: Pair, *args: object) -> Any:
+        return self.__torch_function__(getattr(Tensor, name), (), (self, *args))
+
+    return operate
+
+
+for _name in (*_OPERATORS, "rmatmul", "rtruediv", "xor"):
+    setattr(Pair, f"__{_name}__", _as_tensor(f"__{_name}__"))
+
+
+def _by_the_spike(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: Sequence[Pair],
+    reason: str | None,
+) -> Any:
+    """Do what no trace can follow: exact where the trace is the spike, and refused elsewhere.
 
     Raises:
-        InputError: If a number is added, which is neither a current nor spikes.
+        InputError: With the reason, where there is one.
     """
-    terms = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
-    for term in terms:
-        if not isinstance(term, Pair | Tensor):
-            raise InputError(f"{term!r} cannot be added to [spike, trace]: {_REMEDY}")
-    tensors = [isinstance(term, Tensor) for term in terms]
-    return tensors[0] if name == "add_" else any(tensors)
+    name = func.__name__
+    if name in ("add_", "sub_") and isinstance(args[0], Tensor) and _is_statement():
+        return _added_in_place(name, *args)
+    if name.endswith("_") and not name.endswith("__"):
+        raise _refusal(name, "changes a tensor in place", f"use {name[:-1]} and its result")
+    dropout = "dropout" in name
+    if dropout and not functions.drops(*args, **kwargs):
+        return pairs[0]
+    if all(pair.spike_suffices for pair in pairs) and "out" not in kwargs:
+        return func(*_spikes(args), **_spikes(kwargs))
+    if dropout:
+        reason = "draws one mask for the spikes and another for the trace"
+        raise _refusal(name, reason, "use sj_ottt.layer.Dropout")
+    raise _refusal(name, reason)
+
+
+def _refusal(name: str, reason: str | None, remedy: str = _REMEDY) -> InputError:
+    """Return the error for a function that the trace cannot follow."""
+    because = f" ({name} {reason})" if reason else ""
+    return InputError(
+        f"{name}() was called{_inside()} on what a neuron hands on, [spike, trace], and the trace "
+        f"would not follow it{because}: {remedy}"
+    )
+
+
+def _inside() -> str:
+    """Say in which module we are."""
+    name = next((type(module).__name__ for module in modules_being_called()), None)
+    return f" in {name}" if name else ""
+
+
+def _mapped(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: Sequence[Pair],
+) -> Any:
+    """Take a map of the spikes and of the traces."""
+    spikes = func(*_spikes(args), **_spikes(kwargs))
+    if isinstance(spikes, Tensor):
+        return _pair_of(spikes, func, args, kwargs, pairs, None)
+    return tuple(
+        _pair_of(spike, func, args, kwargs, pairs, number) for number, spike in enumerate(spikes)
+    )
+
+
+def _pair_of(
+    spike: Tensor,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: Sequence[Pair],
+    number: int | None,
+) -> Pair:
+    """Return the pair of a function's result, or of one of its results."""
+
+    def traced(part: Callable[[Pair], Tensor]) -> Tensor:
+        found = func(*_replace(args, Pair, part), **_replace(kwargs, Pair, part))
+        trace: Tensor = found if number is None else found[number]
+        return trace
+
+    suffices = all(pair.spike_suffices for pair in pairs)
+    if len(pairs) == 1 and not _tensors_in([*args, *kwargs.values()]):
+        return Pair(spike, pairs[0].trace.through(lambda v: traced(lambda pair: v)), suffices)
+    with torch.no_grad():
+        return Pair(spike, Trace(traced(lambda pair: pair.values)), suffices)
+
+
+def _product(
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pairs: Sequence[Pair],
+) -> Any:
+    """Multiply by constants, which gives a pair, or by weights, which gives a tensor.
+
+    Returns:
+        None where a factor that learns is no weight.
+    """
+    tensors = _tensors_in([*args, *kwargs.values()])
+    learning = [tensor for tensor in tensors if tensor.requires_grad]
+    if not learning:
+        return _mapped(func, args, kwargs, pairs)
+    if not all(map(functions.is_weight, learning)):
+        return None
+    # The value and the spike's gradient from the spike, the weight's gradient from the trace.
+    value = func(*_spikes(_without_gradients(args)), **_spikes(_without_gradients(kwargs)))
+    traced = func(*_traces(args), **_traces(kwargs))
+    return value + (traced - traced.detach())
+
+
+def _synapse(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Apply a linear or convolutional function of PyTorch: one traced product."""
+    x, weight, bias, product, pad = functions.synapse_call(name, args, kwargs)
+    if not isinstance(x, Pair) or isinstance(weight, Pair) or isinstance(bias, Pair):
+        raise _refusal(name, "takes it for a weight")
+    if weight.grad_fn is not None and functions.is_made_of_spikes(weight):
+        raise _refusal(name, "has a weight that the network computes from its spikes")
+    x = x if pad is None else x.through(pad)
+    batched = len(product.stride) + 2 if product.stride else 2
+    if x.spike.dim() >= batched:
+        return traced_product(product, x.spike, x.trace, weight, bias)
+    x = x.through(operator.methodcaller("unsqueeze", 0))
+    return traced_product(product, x.spike, x.trace, weight, bias).squeeze(0)
+
+
+def _added_in_place(name: str, current: Tensor, pair: Pair, *args: Any) -> Pair:
+    """Do ``current += x`` (or ``-=``): the tensor is its own trace."""
+    with torch.no_grad():
+        change = torch.add if name == "add_" else torch.sub
+        trace = Trace(change(current.detach(), pair.values))
+    change_in_place = current.add_ if name == "add_" else current.sub_
+    return Pair(change_in_place(pair.spike), trace)
+
+
+def _is_statement() -> bool:
+    """Whether a function stands for ``a += b``, which gives `a` the new value, or was called.
+
+    A call may leave its result unused, and then `a` would be a tensor without the trace.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    # Behind this function, the one that asks, and __torch_function__.
+    frame: FrameType | None = sys._getframe(3)
+    return frame is not None and (frame.f_code.co_code[frame.f_lasti] == dis.opmap["BINARY_OP"])
+
+
+def _term(other: Any) -> Any:
+    """Return what may be added to a pair: a tensor, a pair, or [spike, trace].
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    if isinstance(other, Tensor):
+        return other
+    if isinstance(other, list | tuple):
+        return Pair.of(other)
+    raise InputError(f"{other!r} cannot be added{_inside()} to [spike, trace]: {_REMEDY}")
+
+
+def _pairs_in(arg: Any) -> list[Pair]:
+    """Return the pairs in nested arguments."""
+    if isinstance(arg, Pair):
+        return [arg]
+    return [pair for item in _items(arg) for pair in _pairs_in(item)]
+
+
+def _tensors_in(arg: Any) -> list[Tensor]:
+    """Return the tensors in nested arguments that belong to no pair."""
+    if isinstance(arg, Tensor):
+        return [arg]
+    return [tensor for item in _items(arg) for tensor in _tensors_in(item)]
+
+
+def _items(arg: Any) -> Iterable[Any]:
+    """Return what is nested in an argument."""
+    if type(arg) is dict:
+        return arg.values()
+    return arg if type(arg) in (list, tuple) else ()
 
 
 def _spikes(args: Any) -> Any:
     """Return arguments with the spike in the place of each pair."""
-    return _replace_pairs(args, lambda pair: pair.spike)
+    return _replace(args, Pair, lambda pair: pair.spike)
 
 
 def _traces(args: Any) -> Any:
     """Return arguments with the values of the trace in the place of each pair."""
-    return _replace_pairs(args, lambda pair: pair.values)
+    return _replace(args, Pair, lambda pair: pair.values)
 
 
-def _replace_pairs(arg: Any, part_of: Callable[[Pair], Tensor]) -> Any:
-    if isinstance(arg, Pair):
-        return part_of(arg)
+def _without_gradients(args: Any) -> Any:
+    """Return arguments with all tensors that belong to no pair detached."""
+    return _replace(args, Tensor, lambda tensor: tensor.detach())
+
+
+def _replace(arg: Any, kind: type, new: Callable[[Any], Tensor]) -> Any:
+    """Return nested arguments with something else in the place of each pair, or tensor."""
+    if isinstance(arg, kind):
+        return new(arg)
     if type(arg) in (list, tuple):  # not a torch.Size
-        return [_replace_pairs(item, part_of) for item in arg]
+        return type(arg)(_replace(item, kind, new) for item in arg)
     if type(arg) is dict:
-        return {key: _replace_pairs(item, part_of) for key, item in arg.items()}
+        return {key: _replace(item, kind, new) for key, item in arg.items()}
     return arg

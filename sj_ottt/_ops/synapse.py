@@ -7,7 +7,7 @@ With g_u[t] the gradient of the step's own loss L[t] that reaches u[t] through s
 (equations (4) and (5) of the OTTT paper).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops.trace import LinearMap, Trace
 
-__all__ = ["GradientSink", "Product", "replay", "traced_conv", "traced_linear", "traced_product"]
+__all__ = ["GradientSink", "Product", "traced_conv", "traced_linear", "traced_product"]
 
 
 class GradientSink(Protocol):
@@ -29,6 +29,7 @@ class GradientSink(Protocol):
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,24 @@ class Product:
         padding: Zeros added on both sides.
         dilation: Spacing of the kernel's points.
         groups: Number of blocks of channels that do not mix.
+        output_padding: Of a transposed convolution, what is added to its output's size; None for
+            any other map.
     """
 
     stride: tuple[int, ...] = ()
     padding: tuple[int, ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    output_padding: tuple[int, ...] | None = None
 
     def __call__(self, spike: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W s + b."""
         if not self.stride:
             return F.linear(spike, weight, bias)
+        if self.output_padding is not None:
+            transposed = _TRANSPOSED[len(self.stride)]
+            rest = self.output_padding, self.groups, self.dilation
+            return transposed(spike, weight, bias, self.stride, self.padding, *rest)
         conv = _CONVOLUTIONS[len(self.stride)]
         return conv(spike, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
@@ -80,17 +88,19 @@ class Product:
             ∇s, ∇W and ∇b, shaped like `trace`, `weight` and the bias; None where not wanted.
         """
         if self.stride:
+            transposed = self.output_padding is not None
+            channels = weight.shape[1] * self.groups if transposed else weight.shape[0]
             grads: tuple[Tensor | None, Tensor | None, Tensor | None]
             grads = torch.ops.aten.convolution_backward(
                 grad,
                 trace,
                 weight,
-                [weight.shape[0]],
+                [channels],
                 self.stride,
                 self.padding,
                 self.dilation,
-                False,
-                [0] * len(self.stride),
+                transposed,
+                self.output_padding or [0] * len(self.stride),
                 self.groups,
                 [need_spike, need_weight, need_bias],
             )
@@ -220,35 +230,3 @@ def traced_conv(
     """
     product = Product(tuple(stride), tuple(padding), tuple(dilation), groups)
     return traced_product(product, spike, Trace(trace), weight, bias)
-
-
-def replay(module: Callable[[Tensor], Tensor], spike: Tensor, trace: Tensor) -> Tensor:
-    """Apply any map to spikes: its value at the spike, its gradient at the trace.
-
-    This is how SpikingJelly treats every synapse, and the plain reference of `traced_product`; it
-    takes a second forward pass.
-
-    Args:
-        module: The map, with parameters that learn.
-        spike: s[t], [N, ...].
-        trace: â[t], shaped like `spike`; receives no gradient.
-
-    Returns:
-        The map's output for the spike.
-    """
-    with torch.no_grad():
-        value = module(spike)
-    out: Tensor = _Replaced.apply(module(_Replaced.apply(spike, trace)), value)
-    return out
-
-
-class _Replaced(torch.autograd.Function):
-    """Forward: the second tensor. Backward: the gradient goes to both."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        return grad, grad

@@ -64,7 +64,7 @@ class Trace:
             values = decode(self.stored, dtype)
             for linear_map in self.maps:
                 values = linear_map(values)
-        return values
+        return values.to(dtype)  # a map may have gone to another dtype
 
 
 def check(trace_dtype: str, decay: float) -> None:

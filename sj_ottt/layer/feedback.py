@@ -108,7 +108,7 @@ class Feedback(base.MemoryModule):
                 "which needs no Feedback; give a later layer as source"
             )
         if isinstance(out, Pair):
-            self.last = Pair(out.spike.detach(), out.trace)
+            self.last = Pair(out.spike.detach(), out.trace, out.spike_suffices)
             return
         through_time = any(
             isinstance(part, LearningModule) and part.rule.through_time for part in source.modules()

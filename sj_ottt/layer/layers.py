@@ -28,7 +28,7 @@ def map_both(module: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
     """Send spike and trace through the same map at once; only the spike carries a gradient."""
     with torch.no_grad():
         trace = Trace(module(pair.values))
-    return Pair(module(pair.spike), trace)
+    return Pair(module(pair.spike), trace, pair.spike_suffices)
 
 
 class OnBoth(nn.Module):
@@ -132,7 +132,7 @@ class _OneMask(OnBoth):
         if self.training:
             # The mask itself, not this module: when the trace is needed, a reset may be past.
             trace = trace.through(partial(torch.mul, other=self.mask))
-        return Pair(cast(Tensor, spike), trace)
+        return Pair(cast(Tensor, spike), trace, pair.spike_suffices)
 
 
 class Dropout(_OneMask, sj_layer.Dropout):

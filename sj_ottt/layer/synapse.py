@@ -67,28 +67,25 @@ class Synapse(nn.Module):
         return out
 
 
-def apply_synapse(module: Synapse | nn.Linear | _ConvNd, x: Tensor | Pair) -> Tensor:
-    """Send an input through a linear or convolutional module: one product, traced.
+def apply_synapse(module: Synapse, x: Tensor | Pair) -> Tensor:
+    """Send an input through a synapse: one product, traced.
 
     Args:
-        module: A `Synapse`, or a module of PyTorch or SpikingJelly that is one linear map.
+        module: The synapse.
         x: A pair [N, ...], or a real-valued tensor [N, ...], which has no trace.
 
     Returns:
         W s + b, [N, ...].
     """
+    if isinstance(x, Pair):
+        x.refuse_cut(type(module).__name__)
     product = Product()
     if isinstance(module, _ConvNd):
         x, product = _convolution(module, x)
     spike, trace = (x.spike, x.trace) if isinstance(x, Pair) else (x, None)
-    if isinstance(module, Synapse):
-        if module.step_weight is not None:
-            return module.step_weight(product, spike, trace)
-        return traced_product(product, spike, trace, module.make_weight(), module.bias)
-    weight = module.weight
-    if isinstance(module, sj_layer.WSConv2d | sj_layer.WSLinear):
-        weight = module.get_weight()
-    return traced_product(product, spike, trace, weight, module.bias)
+    if module.step_weight is not None:
+        return module.step_weight(product, spike, trace)
+    return traced_product(product, spike, trace, module.make_weight(), module.bias)
 
 
 def _convolution(module: _ConvNd, x: Tensor | Pair) -> tuple[Tensor | Pair, Product]:

@@ -175,7 +175,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         trace = rule.trace(state["trace"])
         if trace is None or (self.spike_alone and rule.spike_suffices):
             return spike
-        return Pair(spike, trace)
+        return Pair(spike, trace, rule.spike_suffices)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""

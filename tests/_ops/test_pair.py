@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from sj_ottt import InputError, layer
+from sj_ottt import InputError, layer, set_rule
+from sj_ottt._ops.trace import Trace
 from sj_ottt.layer import Pair
 from sj_ottt.neuron import OTTTLIFNode
 
@@ -62,31 +63,120 @@ def test_a_scaled_sum_scales_the_trace_too(pair):
     assert is_sum(torch.add(pair, other, alpha=2), pair, 2 * other)
 
 
-def test_added_to_a_current_it_counts_as_its_spike(pair):
+JOINS = {
+    "pair + current": lambda x, c: x + c,
+    "current + pair": lambda x, c: c + x,
+    "torch.add": lambda x, c: torch.add(c, x),
+    "torch.add by name": lambda x, c: torch.add(x, other=c),
+    "current - pair": lambda x, c: c - x,
+    "pair - current": lambda x, c: x - c,
+    "stack": lambda x, c: torch.stack([x, c]),
+    "where": lambda x, c: torch.where(torch.arange(4) > 1, x, c),
+}
+
+
+@pytest.mark.parametrize("name", JOINS)
+def test_a_current_that_is_added_or_joined_is_its_own_trace(pair, name):
+    current, join = torch.randn(2, 3, 4, 4), JOINS[name]
+    found = join(pair, current)
+    assert isinstance(found, Pair) and not found.values.requires_grad
+    assert torch.equal(found.spike, join(pair.spike, current))
+    assert torch.equal(found.values, join(pair.values, current))
+
+
+def test_a_statement_adds_a_pair_to_a_current(pair):
     current = torch.randn(2, 3, 4, 4)
-    expected = current + pair.spike
-    in_place = current.clone()
-    in_place += pair
-    for found in (
-        pair + current,
-        current + pair,
-        torch.add(current, pair),
-        torch.add(pair, other=current),
-        in_place,
-    ):
-        assert type(found) is torch.Tensor and torch.equal(found, expected)
+    for statement in ("c += x", "c -= x"):
+        names = {"c": current.clone(), "x": pair}
+        exec(statement, names)
+        plain = {"c": current.clone(), "x": pair.spike}
+        exec(statement, plain)
+        traced = {"c": current.clone(), "x": pair.values}
+        exec(statement, traced)
+        assert isinstance(names["c"], Pair)
+        assert torch.equal(names["c"].spike, plain["c"])
+        assert torch.equal(names["c"].values, traced["c"])
+    with pytest.raises(InputError, match=r"add_\(\) .* changes a tensor in place\): use add and"):
+        current.add_(pair)  # whose result need not be used
 
 
-def test_a_factor_scales_spike_and_trace(pair):
-    for found in (2.5 * pair, pair * 2.5):
-        assert torch.equal(found.spike, 2.5 * pair.spike)
-        assert torch.equal(found.values, 2.5 * pair.values)
-    for multiply in (
-        lambda: nn.Parameter(torch.ones(3, 4, 4)) * pair,
-        lambda: pair * torch.ones(()),
-    ):
-        with pytest.raises(InputError, match=r"mul\(\) was called on what a neuron hands on"):
-            multiply()
+FACTORS = {
+    "2.5 * x": lambda x: 2.5 * x,
+    "x * 2.5": lambda x: x * 2.5,
+    "x / 2": lambda x: x / 2,
+    "x.div(2)": lambda x: x.div(2),
+    "-x": lambda x: -x,
+    "a constant": lambda x: x * torch.arange(4.0),
+    "by a constant": lambda x: torch.arange(1.0, 5.0) * x / torch.arange(1.0, 5.0),
+    "a constant matrix": lambda x: x @ torch.arange(8.0).view(4, 2),
+    "einsum": lambda x: torch.einsum("nchw,wk->nchk", x, torch.arange(8.0).view(4, 2)),
+}
+
+
+@pytest.mark.parametrize("name", FACTORS)
+def test_a_constant_factor_scales_spike_and_trace(pair, name):
+    found = FACTORS[name](pair)
+    assert isinstance(found, Pair)
+    torch.testing.assert_close(found.spike, FACTORS[name](pair.spike))
+    torch.testing.assert_close(found.values, FACTORS[name](pair.values))
+
+
+WEIGHTS = {
+    "w * x": lambda x, w: w * x,
+    "x * (0.2 * w)": lambda x, w: x * (0.2 * w),
+    "x / w": lambda x, w: x / w,
+    "x @ w": lambda x, w: x @ w,
+    "x @ w.t()": lambda x, w: x @ w.t(),
+    "torch.matmul": torch.matmul,
+    "einsum": lambda x, w: torch.einsum("nchw,wk->nchk", x, w),
+    "F.linear": F.linear,
+    "F.conv2d": lambda x, w: F.conv2d(x, w.view(1, 1, 4, 4).expand(2, 3, 4, 4), padding="same"),
+    "F.conv2d in groups": lambda x, w: F.conv2d(x, w.view(1, 1, 4, 4).repeat(3, 1, 1, 1), groups=3),
+    "F.conv_transpose2d": lambda x, w: F.conv_transpose2d(
+        x, w.view(1, 1, 4, 4).repeat(3, 2, 1, 1), stride=2, output_padding=1
+    ),
+    "one image without a batch": lambda x, w: F.conv2d(
+        x.select(0, 1), w.view(1, 1, 4, 4).expand(2, 3, 4, 4)
+    ),
+    "F.conv1d": lambda x, w: F.conv1d(x.flatten(2), w.view(1, 4, 4).repeat(1, 1, 1)[:, :3]),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_product_with_a_weight_takes_the_trace(name):
+    torch.manual_seed(0)
+    pair = handed_on(2, 3, 4, 4)
+    pair = Pair(pair.spike.detach().double().requires_grad_(), Trace(pair.values.double()))
+    w = torch.rand(4, 4).double().requires_grad_()
+    found = WEIGHTS[name](pair, w)
+    assert type(found) is torch.Tensor
+    torch.testing.assert_close(found, WEIGHTS[name](pair.spike, w))
+    grad = torch.randn_like(found)
+    ours = torch.autograd.grad(found, (pair.spike, w), grad)
+    (spike,) = torch.autograd.grad(WEIGHTS[name](pair.spike, w), pair.spike, grad)
+    (weight,) = torch.autograd.grad(WEIGHTS[name](pair.values, w), w, grad)
+    (other,) = torch.autograd.grad(WEIGHTS[name](pair.spike, w), w, grad)
+    torch.testing.assert_close(ours, (spike, weight), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(other, weight)
+
+
+def test_a_factor_that_the_network_computes_is_refused(pair):
+    x, w = torch.rand(2, 4), nn.Parameter(torch.rand(4, 4))
+    gates = {
+        "of the input": F.linear(x, w).sigmoid().view(2, 1, 1, 4),
+        "of spikes": F.linear(pair, w).sigmoid(),
+        "of the input, by elements": (x * w[0]).view(2, 1, 1, 4),
+    }
+    for gate in gates.values():
+        for multiply in (operator.mul, operator.truediv):
+            with pytest.raises(InputError, match="what the network computes from its input"):
+                multiply(pair, gate)
+    with pytest.raises(InputError, match="divides by it"):
+        1 / pair
+    with pytest.raises(InputError, match=r"mul\(\) was called"):
+        pair * pair
+    with pytest.raises(InputError, match="a weight that the network computes from its spikes"):
+        F.linear(pair, gates["of spikes"].mean((0, 1)))
 
 
 LINEAR = {
@@ -99,6 +189,39 @@ LINEAR = {
     "cat": lambda x: torch.cat([x, x], 1),
     "cat by name": lambda x: torch.cat(tensors=(x, x), dim=1),
     "interpolate": lambda x: F.interpolate(x, size=(7, 7)),
+    "adaptive_avg_pool": lambda x: nn.AdaptiveAvgPool2d(2)(x),
+    "x[:, 1:]": lambda x: x[:, 1:],
+    "x[..., 0]": lambda x: x[..., 0],
+    "x[mask]": lambda x: x[torch.arange(2) > 0],
+    "narrow": lambda x: x.narrow(1, 0, 2),
+    "select": lambda x: x.select(1, 0),
+    "index_select": lambda x: torch.index_select(x, 1, torch.tensor([2, 0])),
+    "gather": lambda x: x.gather(1, torch.tensor([[[[2]]]])),
+    "masked_fill": lambda x: x.masked_fill(torch.arange(4) > 2, 0.0),
+    "where": lambda x: torch.where(torch.arange(4) > 2, x, 0.0),
+    "stack": lambda x: torch.stack((x, x), 1),
+    "hstack": lambda x: torch.hstack((x, x)),
+    "pad": lambda x: F.pad(x, (1, 1)),
+    "pad by copies": lambda x: nn.ReflectionPad2d(1)(x),
+    "nn.ZeroPad2d": lambda x: nn.ZeroPad2d(1)(x),
+    "pixel_shuffle": lambda x: nn.PixelShuffle(2)(x.repeat(1, 4, 1, 1)),
+    "pixel_unshuffle": lambda x: F.pixel_unshuffle(x, 2),
+    "clone": lambda x: x.clone(),
+    "to": lambda x: x.to(torch.double).to("cpu"),
+    "half": lambda x: x.half(),
+    "contiguous": lambda x: x.permute(0, 2, 3, 1).contiguous(),
+    "repeat": lambda x: x.repeat(2, 1, 1, 1),
+    "expand": lambda x: x.unsqueeze(0).expand(3, -1, -1, -1, -1),
+    "flip": lambda x: x.flip(3),
+    "roll": lambda x: torch.roll(x, 1, 2),
+    "unfold": lambda x: F.unfold(x, 2),
+    "nn.Upsample": lambda x: nn.Upsample(scale_factor=2, mode="bilinear")(x),
+    "nn.Unflatten": lambda x: nn.Unflatten(3, (2, 2))(x),
+    "cumsum": lambda x: x.cumsum(1),
+    "mT": lambda x: x.mT,
+    "dropout in evaluation": lambda x: F.dropout(x, 0.5, training=False),
+    "max_pool2d": lambda x: F.max_pool2d(x, 2),
+    "nn.AdaptiveMaxPool2d": lambda x: nn.AdaptiveMaxPool2d(2)(x),
     "a chain": lambda x: x.transpose(1, 2).reshape(2, -1).unsqueeze(0),
 }
 
@@ -111,11 +234,87 @@ def test_linear_functions_take_spike_and_trace(pair, name):
     assert torch.equal(found[0], function(pair[0])) and torch.equal(found[1], function(pair.values))
 
 
-def test_a_tensor_joined_to_a_pair_is_its_own_trace(pair):
-    current = torch.randn(2, 1, 4, 4)
-    found = torch.cat([current, pair], 1)
-    assert torch.equal(found.spike, torch.cat([current, pair.spike], 1))
-    assert torch.equal(found.values, torch.cat([current, pair.values], 1))
+SEVERAL = {
+    "chunk": lambda x: x.chunk(2, 3),
+    "split": lambda x: torch.split(x, [1, 2], 1),
+    "tensor_split": lambda x: torch.tensor_split(x, 2, 2),
+    "unbind": lambda x: x.unbind(1),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_linear_functions_with_several_results_give_several_pairs(pair, name):
+    function = SEVERAL[name]
+    found, spikes, traces = function(pair), function(pair.spike), function(pair.values)
+    assert len(found) == len(spikes) > 1
+    for part, spike, trace in zip(found, spikes, traces, strict=True):
+        assert isinstance(part, Pair)
+        assert torch.equal(part.spike, spike) and torch.equal(part.values, trace)
+
+
+def test_a_map_keeps_the_trace_in_one_byte(pair):
+    found = pair[:, 1:].flip(2) * 2
+    assert found.trace.stored is pair.trace.stored
+    assert torch.equal(found.values, pair.values[:, 1:].flip(2) * 2)
+
+
+def test_its_shape_makes_constants(pair):
+    for make in (torch.zeros_like, torch.ones_like, lambda x: x.new_zeros(2, 3, 4, 4)):
+        assert torch.equal(make(pair), make(pair.spike)) and not make(pair).requires_grad
+
+
+def test_where_the_trace_is_the_spike_any_function_takes_the_spike():
+    node = OTTTLIFNode()
+    set_rule(node, "sltt")
+    pair = node((2 * torch.rand(4, 3)).requires_grad_())
+    assert pair.spike_suffices and (pair + pair)[:, 1:].spike_suffices
+    for function in (torch.relu, nn.BatchNorm1d(3), lambda x: x * x, lambda x: x @ x.mT):
+        found = function(pair)
+        assert type(found) is torch.Tensor and found.requires_grad
+        torch.testing.assert_close(found, function(pair.spike))
+    with pytest.raises(InputError, match="changes a tensor in place"):
+        pair.relu_()
+    torch.manual_seed(0)
+    traced = OTTTLIFNode()(2 * torch.rand(4, 3))
+    with pytest.raises(InputError, match="trace would not follow it"):
+        torch.maximum(pair, traced)
+
+
+def test_functions_without_gradients_are_refused_where_what_comes_before_learns(pair):
+    with torch.no_grad():
+        for function in (
+            torch.flatten,
+            lambda x: x.mean(),
+            lambda x: F.linear(x, torch.ones(2, 4)),
+        ):
+            with pytest.raises(InputError, match="what comes before would not learn"):
+                function(pair)
+        assert torch.equal(pair.detach().flatten().spike, pair.spike.flatten())
+        assert pair.shape == (2, 3, 4, 4) and torch.zeros_like(pair).sum() == 0
+    assert isinstance(pair.detach(), Pair) and not pair.detach().requires_grad
+
+
+def test_a_function_of_autograd_of_ones_own_cannot_cut_the_gradient(pair):
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 2
+
+    with pytest.raises(InputError, match="runs without gradients"):
+        Double.apply(pair)
+
+
+def test_the_module_in_which_it_happened_is_named(pair):
+    class Block(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    with pytest.raises(InputError, match=r"abs\(\) was called in Block on what a neuron hands on"):
+        Block()(pair)
 
 
 def test_it_answers_for_shape_and_device_as_its_spike_does(pair):
@@ -129,16 +328,32 @@ def test_it_answers_for_shape_and_device_as_its_spike_does(pair):
 
 NOT_LINEAR = {
     "torch.relu": lambda x: torch.relu(x),
-    "max_pool2d": lambda x: F.max_pool2d(x, 2),
     "abs": lambda x: x.abs(),
+    "softmax": lambda x: F.softmax(x, 1),
     "dropout": lambda x: F.dropout(x, 0.5),
-    "torch.sub": lambda x: torch.ones(2, 3, 4, 4) - x,
-    "a layer with a weight": lambda x: nn.Linear(4, 2)(x),
+    "nn.Dropout2d": lambda x: nn.Dropout2d(0.5)(x),
+    "batch norm": lambda x: nn.BatchNorm2d(3)(x),
+    "layer norm": lambda x: nn.LayerNorm(4)(x),
+    "group norm": lambda x: nn.GroupNorm(1, 3)(x),
+    "prelu": lambda x: nn.PReLU()(x),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "q @ k": lambda x: x @ x.transpose(2, 3),
+    "gru": lambda x: nn.GRU(4, 2)(x.flatten(0, 1)),
+    "maximum": lambda x: torch.maximum(x, x),
+    "x ** 2": lambda x: x**2,
+    "abs(x)": abs,
+    "x % 2": lambda x: x % 2,
+    "x // 2": lambda x: x // 2,
+    "a number added": lambda x: x.add(1),
+    "a number subtracted": lambda x: torch.sub(x, 0.5),
+    "padded with ones": lambda x: F.pad(x, (1, 1), value=1.0),
+    "filled with ones": lambda x: x.masked_fill(torch.arange(4) > 2, 1.0),
+    "whole numbers": lambda x: x.to(torch.int32),
+    "max_pool2d with indices": lambda x: F.max_pool2d(x, 2, return_indices=True),
     "bits read as other numbers": lambda x: x.view(torch.int32),
     "a result with a place of its own": lambda x: torch.mean(x, 1, out=torch.empty(0)),
     "a change in place": lambda x: x.add_(torch.ones(2, 3, 4, 4)),
-    "detach": lambda x: x.detach(),
-    "to": lambda x: x.to(torch.double),
+    "item": lambda x: x.sum().item(),
 }
 
 
@@ -150,7 +365,7 @@ def test_any_other_function_is_refused(pair, name):
     assert all(map(torch.equal, pair, before))
 
 
-@pytest.mark.parametrize("name", ["grad_fn", "data", "T", "grad"])
+@pytest.mark.parametrize("name", ["grad_fn", "data", "grad"])
 def test_what_only_one_tensor_has_is_refused(pair, name):
     with pytest.raises(InputError, match=f"has no {name}: use a layer"):
         getattr(pair, name)
@@ -158,7 +373,7 @@ def test_what_only_one_tensor_has_is_refused(pair, name):
 
 @pytest.mark.parametrize("term", [1, 0.5, None, "x"])
 def test_what_is_neither_current_nor_spikes_is_not_added(pair, term):
-    for add in (lambda: pair + term, lambda: term + pair, lambda: pair.add(term)):
+    for add in (lambda: pair + term, lambda: term + pair, lambda: pair - term):
         with pytest.raises(InputError, match="cannot be added"):
             add()
 

@@ -3,9 +3,11 @@
 import copy
 import pickle
 
+import pytest
 import torch
 
-from sj_ottt import layer, learning
+from sj_ottt import InputError, layer, learning
+from sj_ottt.neuron import OTTTLIFNode
 from tests.every_layer import network, train
 from tests.networks import largest_error
 
@@ -36,3 +38,11 @@ def test_evaluation_under_inference_mode_does_not_spoil_training():
     learning.predict(net, x_seq)
     expected = train(network("packed"))
     assert largest_error(train(net), expected) < 1e-12
+
+
+def test_a_synapse_without_gradients_is_refused_where_what_comes_before_learns():
+    pair = OTTTLIFNode()((2 * torch.rand(2, 3)).requires_grad_())
+    with torch.no_grad(), pytest.raises(InputError, match="what comes before would not learn"):
+        layer.Linear(3, 4)(pair)
+    with torch.no_grad():
+        assert layer.Linear(3, 4)(pair.detach()).shape == (2, 4)
