@@ -1,6 +1,7 @@
 """Where derived files live, and how they are written so that no half-written one is ever seen."""
 
 import contextlib
+import glob
 import os
 import secrets
 import shutil
@@ -34,7 +35,7 @@ def temporary_sibling(path: Path) -> Path:
 def abandoned_siblings(path: Path) -> list[Path]:
     """List the temporary siblings of ``path`` that killed processes have left."""
     found = []
-    for sibling in path.parent.glob(f".{path.name}.*.tmp"):
+    for sibling in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - sibling.stat().st_mtime > ABANDONED_AFTER_S:
                 found.append(sibling)
@@ -99,13 +100,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        with contextlib.suppress(OSError):  # not empty, or not there
+            path.rmdir()  # Windows renames onto no folder, not even onto an empty one
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    """Wait until the names in a folder are on the disk, where the system can tell."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # Windows opens no folder, and keeps its names safe by itself
     try:
         os.fsync(handle)
     finally:

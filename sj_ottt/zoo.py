@@ -30,7 +30,7 @@ def _zoo_dir() -> Path:
 
 def _manifest() -> dict[str, dict[str, Any]]:
     file = _zoo_dir() / "manifest.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def pretrained_cfgs(names: list[str]) -> dict[str, dict[str, Any]]:

@@ -296,4 +296,5 @@ def _kernel(name: str, scalar: str, trace: str) -> Any:
     import cupy
 
     options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}")
-    return cupy.RawModule(code=SOURCE.read_text(), options=options).get_function(name)
+    code = SOURCE.read_text(encoding="utf-8")
+    return cupy.RawModule(code=code, options=options).get_function(name)

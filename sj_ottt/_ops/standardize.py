@@ -1,5 +1,6 @@
 """Scaled weight standardization, with its gradient in closed form."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: floa
 
     It is that of the OTTT paper's section 4.4. The variance is unbiased and eps stands beside
     var · fan_in, as in the authors' code. timm's `ScaledStdConv2d` differs in both, so its weights
-    do not carry over.
+    do not carry over. Under autocast it still runs in the parameters' dtype, forward and backward.
 
     Args:
         weight: [C_out, ...].
@@ -24,7 +25,8 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: floa
     Returns:
         The standardized weight, shaped like `weight`.
     """
-    made: Tensor = _Standardize.apply(weight, gain, eps)
+    with _without_autocast(weight):
+        made: Tensor = _Standardize.apply(weight, gain, eps)
     return made
 
 
@@ -58,6 +60,11 @@ class _Standardize(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        with _without_autocast(grad):
+            return _Standardize._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         unit, std, gain = ctx.saved_tensors
         rows = _rows(grad, ctx.order)
         along = torch.linalg.vecdot(rows, unit).unsqueeze(1)
@@ -71,6 +78,13 @@ class _Standardize(torch.autograd.Function):
             grad_weight.addcmul_(unit, along * fan_in / (1 - fan_in)).mul_(scale)
             grad_weight = _from_rows(grad_weight, grad, ctx.order)
         return grad_weight, grad_gain, None
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a block in which autocast, where a tensor's device knows it, is off."""
+    device = tensor.device.type
+    known = torch.amp.is_autocast_available(device)
+    return torch.autocast(device, enabled=False) if known else nullcontext()
 
 
 def _memory_order(weight: Tensor) -> list[int]:

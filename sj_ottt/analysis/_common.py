@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
+from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sj_ottt.errors import InputError
 from sj_ottt.learning import reset_state
-from sj_ottt.learning.rules import set_rule
+from sj_ottt.learning.rules import LearningModule, set_rule
 from sj_ottt.neuron import OTTTLIFNode
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -54,41 +55,16 @@ def copy_for_rule(model: nn.Module, rule: str) -> nn.Module:
     return set_rule(clone, rule)
 
 
-def layers_fed_by_spikes(model: nn.Module, x_seq: Tensor) -> dict[str, Any]:
-    """Return the synapses whose input is spikes, at most pooled, scaled or summed, by their names.
+def is_neuron(module: nn.Module) -> bool:
+    """Whether a module is a neuron: ours, SpikingJelly's, or one that holds a surrogate of its."""
+    kinds = sj_neuron.BaseNode, LearningModule
+    surrogates = (isinstance(part, SurrogateFunctionBase) for part in module.children())
+    return isinstance(module, kinds) or any(surrogates)
 
-    They are found in a copy in which the outputs of neurons require a gradient and those of
-    synapses do not: an input that requires one has come from neurons through no synapse.
 
-    Raises:
-        InputError: If there is none.
-    """
-    # BPTT, under which nothing but synapses is detached.
-    clone = copy_for_rule(model, "bptt").eval().requires_grad_(False)
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    synapses: dict[nn.Module, str] = {
-        module: name for name, module in clone.named_modules() if isinstance(module, kinds)
-    }
-    found = set()
-
-    def synapse(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        if args[0].requires_grad:
-            found.add(synapses[module])
-        return out.detach()
-
-    def neuron(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return out.detach().requires_grad_().clone()  # no leaf: it may be added to in place
-
-    for module in synapses:
-        module.register_forward_hook(synapse)
-    for node in neurons_of(clone, OTTTLIFNode).values():
-        node.register_forward_hook(neuron, prepend=True)  # before a feedback takes its output
-    with torch.enable_grad():
-        for x in x_seq[:2]:  # a feedback takes part in the second step
-            clone(x)
-    if not found:
-        raise InputError(f"{type(model).__name__} has no layer that sees spikes of a neuron")
-    return {name: module for name, module in model.named_modules() if name in found}
+def sends_spikes(out: object) -> bool:
+    """Whether what a neuron hands on is spikes, all of it 0 or 1."""
+    return isinstance(out, Tensor) and bool(((out == 0) | (out == 1)).all())
 
 
 @contextmanager

@@ -3,80 +3,129 @@
 Plain functions that return numbers. A model is left as it was. Batches are sequences [T, N, ...].
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sj_ottt.analysis._common import layers_fed_by_spikes, neurons_of, watching
+from sj_ottt.analysis._common import is_neuron, sends_spikes, watching
+from sj_ottt.analysis.operations import ProductCounter
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.learning.predict import predicts_last
-from sj_ottt.neuron import OTTTLIFNode
-from sj_ottt.neuron.liquid import LiquidNode
 
-__all__ = ["firing_rates", "latency_curve", "refuse_silence", "synaptic_operations"]
+__all__ = [
+    "SynapticOperations",
+    "firing_rates",
+    "latency_curve",
+    "refuse_silence",
+    "synaptic_operations",
+]
 
 
 def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     """Measure spikes per neuron and time step, in evaluation.
 
+    Neurons are those of this package and of SpikingJelly, and modules that hold one of
+    SpikingJelly's surrogates. One that hands on anything but 0 and 1, such as a readout, has no
+    rate and is left out.
+
     Args:
-        model: Holds neurons of `sj_ottt.neuron`.
+        model: Holds neurons; called once per time step.
         x_seq: [T, N, ...].
 
     Returns:
         Name of each neuron layer → its rate; "mean" → the rate of all neurons together.
 
     Raises:
-        InputError: If the model has no such neuron.
+        InputError: If the model has no neuron that spikes.
     """
-    nodes = neurons_of(model, OTTTLIFNode, LiquidNode)
-    spikes, outputs = dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 0)
+    nodes = {
+        name or type(module).__name__: module
+        for name, module in model.named_modules()
+        if is_neuron(module)
+    }
+    spikes, outputs = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
+    others = set()
 
-    def count(name: str, args: tuple[Any, ...], out: Tensor) -> None:
-        spikes[name] += out.sum().item()
+    def count(name: str, args: tuple[Any, ...], out: Any) -> None:
+        if not sends_spikes(out):
+            others.add(name)
+            return
+        spikes[name] += int((out != 0).sum().item())
         outputs[name] += out.numel()
 
-    with watching(nodes, count):
-        predict(model, x_seq)
-    rates = {name: spikes[name] / outputs[name] for name in nodes}
-    return {**rates, "mean": sum(spikes.values()) / sum(outputs.values())}
+    if nodes:
+        with watching(nodes, count):
+            predict(model, x_seq)
+    rates = {name: spikes[name] / outputs[name] for name in outputs if outputs[name]}
+    rates = {name: rate for name, rate in rates.items() if name not in others}
+    if not rates:
+        raise InputError(
+            f"{type(model).__name__} has no neuron that spikes: give a model with neurons of "
+            "sj_ottt.neuron or SpikingJelly"
+        )
+    return {**rates, "mean": sum(spikes[k] for k in rates) / sum(outputs[k] for k in rates)}
 
 
-def synaptic_operations(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
+class SynapticOperations(dict[str, float]):
+    """What `synaptic_operations` returns: name → additions per sample, and "total" → their sum.
+
+    Attributes:
+        multiplications: Name of each module that multiplies real values → how many such products
+            of two numbers per sample.
+        not_counted: Name of each module that sends spikes into a product of a kind that is not
+            counted → the name of PyTorch's function for it.
+    """
+
+    multiplications: dict[str, float]
+    not_counted: dict[str, str]
+
+
+def synaptic_operations(model: nn.Module, x_seq: Tensor) -> SynapticOperations:
     """Count the additions that spikes cause, per sample over all time steps, in evaluation.
 
-    One number that is not zero at the input of a synapse is one addition for every weight that it
-    meets. Layers with a real-valued input (the first convolution) multiply instead and are left
-    out; constant factors on the spikes fold into the weights.
+    Every product that PyTorch computes is seen, of a layer or of a function that a module calls,
+    and stands under the name of the innermost module that computes it:
+
+    - spikes times weights: one addition for every number that is not zero and every weight that it
+      meets. Constant factors on the spikes fold into the weights;
+    - spikes times spikes, as in attention: one addition for every pair of numbers that meet and
+      are both not zero;
+    - real values only, such as an image in the first convolution: `multiplications`.
+
+    Numbers are spikes where they come from spiking neurons (as in `firing_rates`) through no
+    product, and through no sum with anything else. Products that are written as an elementwise
+    multiplication and a sum are not seen.
 
     Args:
-        model: Holds neurons of `sj_ottt.neuron`.
+        model: Holds neurons; called once per time step.
         x_seq: [T, N, ...].
 
     Returns:
-        Name of each layer that sees spikes → its additions; "total" → their sum.
+        Name of each module that sees spikes → its additions; "total" → their sum.
 
     Raises:
-        InputError: If the model has no such neuron, or no layer behind one.
+        InputError: If no product of the model sees spikes.
+
+    Warns:
+        UserWarning: If spikes enter a product of a kind that is not counted (`not_counted`).
     """
-    layers = layers_fed_by_spikes(model, x_seq)
-    found = dict.fromkeys(layers, 0.0)
-
-    def count(name: str, args: tuple[Any, ...], out: Tensor) -> None:
-        active = (args[0] != 0).to(out.dtype)
-        module = layers[name]
-        if isinstance(module, nn.Linear):
-            found[name] += active.sum().item() * module.out_features
-        else:
-            ones = torch.ones_like(module.weight)
-            found[name] += module._conv_forward(active, ones, None).sum(dtype=torch.double).item()
-
-    with watching(layers, count):
+    counter = ProductCounter(model)
+    with counter.watching():
         predict(model, x_seq)
-    per_sample = {name: total / x_seq.shape[1] for name, total in found.items()}
-    return {**per_sample, "total": sum(per_sample.values())}
+    if counter.not_counted:
+        named = ", ".join(f"{k} ({v})" for k, v in counter.not_counted.items())
+        warnings.warn(f"not counted, though spikes enter it: {named}", stacklevel=2)
+    elif not counter.additions:
+        raise InputError(f"{type(model).__name__} has no layer that sees spikes of a neuron")
+    samples = x_seq.shape[1]
+    found = SynapticOperations({k: n / samples for k, n in counter.additions.items()})
+    found["total"] = sum(counter.additions.values()) / samples
+    found.multiplications = {k: n / samples for k, n in counter.multiplications.items()}
+    found.not_counted = counter.not_counted
+    return found
 
 
 def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float]:
@@ -99,7 +148,7 @@ def latency_curve(model: nn.Module, x_seq: Tensor, target: Tensor) -> list[float
         hook.remove()
     logits = torch.stack(outputs)
     logits = logits if predicts_last(model) else logits.cumsum(0)
-    return (logits.argmax(2) == target).double().mean(1).tolist()
+    return (logits.argmax(2) == target).float().mean(1).tolist()
 
 
 def refuse_silence(model: nn.Module, x_seq: Tensor) -> None:

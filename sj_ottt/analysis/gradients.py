@@ -72,7 +72,7 @@ def gradient_alignment(
                 ours, theirs = (
                     torch.cat(
                         [g.flatten() for k, g in {**zero, **part}.items() if name in (k, "all")]
-                    ).double()
+                    )
                     for part in (grads, reference)
                 )
                 row: dict[str, object] = {"rule": rule, "against": against, "parameter": name}
@@ -80,7 +80,7 @@ def gradient_alignment(
                 if ours.any() and theirs.any():
                     row["cosine"] = F.cosine_similarity(ours, theirs, 0).item()
                     same = ours.sign() == theirs.sign()
-                    row["sign_agreement"] = same.double().mean().item()
+                    row["sign_agreement"] = same.float().mean().item()
                     if against == "bptt":
                         row["relative_error"] = ((ours - theirs).norm() / theirs.norm()).item()
                 rows.append(row)

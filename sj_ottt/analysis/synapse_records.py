@@ -10,8 +10,8 @@ from sj_ottt._ops.lif import LIF
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.synapse import Product, traced_product
 from sj_ottt._ops.trace import Trace
-from sj_ottt.analysis._common import Loss, copy_for_rule, layers_fed_by_spikes
-from sj_ottt.analysis.activity import refuse_silence
+from sj_ottt.analysis._common import Loss, copy_for_rule
+from sj_ottt.analysis.activity import refuse_silence, synaptic_operations
 from sj_ottt.errors import InputError
 from sj_ottt.layer.step_weights import step_weights
 from sj_ottt.layer.synapse import Synapse
@@ -87,8 +87,10 @@ def record_synapses(
             `sj_ottt.layer`, or no gradient takes a trace.
     """
     refuse_silence(model, x_seq)
-    fed = layers_fed_by_spikes(model, x_seq)
-    foreign = [name for name, module in fed.items() if not isinstance(module, Synapse)]
+    modules = dict(model.named_modules())
+    # A feedback takes part in the second step.
+    fed = [name for name in synaptic_operations(model, x_seq[:2]) if name != "total"]
+    foreign = [name for name in fed if not isinstance(modules.get(name), Synapse)]
     if foreign:
         raise InputError(
             f"{', '.join(foreign)}: sees spikes, but only layers of sj_ottt.layer write down what "

@@ -7,7 +7,7 @@ once, adds the gradients of the time steps up, and sends the sum through the sta
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -130,13 +130,73 @@ def online_weights(model: nn.Module) -> Iterator[None]:
     """Add the weight gradients of all synapses of a model up until the end of the block.
 
     Inside, each time step's backward pass comes before the next step's forward pass, and the
-    parameters' `grad` is incomplete until the block ends.
+    parameters' `grad` is incomplete until the block ends. Hooks on the gradients of parameters
+    run then, once, on what the steps have added up to.
 
     Args:
         model: Its `Synapse` layers take part.
     """
-    with step_weights(model, OnlineWeight):
+    with _hooks_once(model), step_weights(model, OnlineWeight):
         yield
+
+
+@contextmanager
+def _hooks_once(model: nn.Module) -> Iterator[None]:
+    """Let hooks on gradients run once, at the end of a block, on the sum of its backward passes.
+
+    These are `Tensor.register_hook`, which may return another gradient, and
+    `Tensor.register_post_accumulate_grad_hook`, on the model's parameters.
+    """
+    held = [_HeldGradient(p) for p in model.parameters() if _hooks(p)]
+    try:
+        yield
+    finally:
+        for parameter in held:
+            parameter.give_back_hooks()
+    for parameter in held:
+        parameter.run_hooks()
+
+
+def _hooks(parameter: Tensor) -> list[dict[int, Any]]:
+    """Return PyTorch's tables of a parameter's hooks on its gradient, those that hold any."""
+    tables = parameter._backward_hooks, parameter._post_accumulate_grad_hooks
+    return [table for table in tables if table]
+
+
+class _HeldGradient:
+    """A parameter whose hooks are held back, and whose gradient is put together apart.
+
+    Args:
+        parameter: It has hooks on its gradient.
+    """
+
+    def __init__(self, parameter: Tensor):
+        self._parameter = parameter
+        self._held = [(table, dict(table)) for table in _hooks(parameter)]
+        for table, _ in self._held:
+            table.clear()
+        self._began = False
+        self._before: Tensor | None = None
+        self._handle = parameter.register_hook(self._begin)
+
+    def _begin(self, grad: Tensor | None) -> None:
+        """Set what was there before apart when the first gradient comes."""
+        if not self._began:
+            self._before, self._parameter.grad = self._parameter.grad, None
+            self._began = True
+
+    def give_back_hooks(self) -> None:
+        """Let the hooks run again."""
+        self._handle.remove()
+        for table, hooks in self._held:
+            table.update(hooks)
+
+    def run_hooks(self) -> None:
+        """Send the sum through the hooks and add it to what was there before."""
+        if self._began:
+            total, self._parameter.grad = self._parameter.grad, self._before
+            if total is not None:
+                torch.autograd.backward(self._parameter, total)
 
 
 @contextmanager

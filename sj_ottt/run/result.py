@@ -65,4 +65,4 @@ def write_result(
 def read_result(out: Path) -> dict[str, Any] | None:
     """Return the result that a finished run left in its folder; None where there is none."""
     file = out / "result.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None

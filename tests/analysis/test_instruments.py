@@ -372,5 +372,5 @@ def test_instruments_see_ltc_neurons_or_say_so():
     spikes = torch.stack([model[0](x) for x in x_seq])
     rates = analysis.firing_rates(model, x_seq)
     assert 0 < rates["mean"] == rates["0"] == pytest.approx(spikes.mean().item())
-    with pytest.raises(InputError, match="no neuron to look at, which is OTTTLIFNode"):
+    with pytest.raises(InputError, match="no layer that sees spikes of a neuron"):
         analysis.synaptic_operations(model, x_seq)

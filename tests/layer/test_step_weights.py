@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based import layer as sj_layer
 from torch import nn
 
-from sj_ottt import layer, learning
+from sj_ottt import layer, learning, set_rule
 from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
 from tests.every_layer import network, step_by_step, train
@@ -105,3 +106,136 @@ def test_an_error_in_a_step_leaves_no_step_weight_behind():
         learning.train_step(net, optimizer, x_seq, torch.tensor([0, 1]))
     assert all(m.step_weight is None for m in net.modules() if isinstance(m, synapse.Synapse))
     assert all(g.norm() > 0 for g in train(net).values())
+
+
+@pytest.mark.parametrize("rule", ["ottt", "bptt"])
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_under_autocast_only_the_product_is_narrow(rule, half):
+    """As with SpikingJelly's layers, whose standardization autocast does not reach either."""
+    torch.manual_seed(0)
+    x_seq, target = 2 * torch.randn(4, 8, 2, 8, 8), torch.randint(0, 4, (8,))
+
+    def run(library) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        torch.manual_seed(0)
+        net = layer.OTTTSequential(
+            library.WSConv2d(2, 8, 3, padding=1),
+            OTTTLIFNode(),
+            library.WSConv2d(8, 16, 3, padding=1),
+            OTTTLIFNode(),
+            layer.AvgPool2d(4),
+            layer.Flatten(),
+            library.WSLinear(16 * 4, 4),
+        )
+        set_rule(net, rule)
+        optimizer = torch.optim.SGD(net.parameters(), 0.0)
+        scaler = torch.amp.GradScaler("cpu", enabled=half == torch.float16)
+        with torch.autocast("cpu", half):
+            for _ in range(4):
+                learning.train_step(net, optimizer, x_seq, target, scaler=scaler)
+            logits = learning.predict(net, x_seq)  # with the weight kept
+            assert logits.dtype == half
+        assert not scaler.is_enabled() or scaler.get_scale() == 65536
+        return {k: p.grad for k, p in net.named_parameters()}, logits
+
+    (ours, logits), (theirs, expected) = run(layer), run(sj_layer)
+    assert largest_error(ours, theirs) < 2e-3 and all(g.norm() > 0 for g in ours.values())
+    torch.testing.assert_close(logits, expected)
+
+
+def test_half_precision_gradients_add_up_in_the_parameters_dtype():
+    synapse_ = layer.Linear(3, 2)
+    weight = step_weights.OnlineWeight(synapse_)
+    weight._refresh()
+    one = torch.ones(2, 3, dtype=torch.float16)
+    weight.add(one, one[:, 0])
+    for _ in range(100):
+        weight.add(one / 4096, one[:, 0] / 4096)  # lost in float16
+    weight.finish()
+    assert torch.equal(synapse_.weight.grad, torch.full((2, 3), 1 + 100 / 4096))
+    assert torch.equal(synapse_.bias.grad, torch.full((2,), 1 + 100 / 4096))
+
+
+def with_foreign_layers() -> nn.Module:
+    """A standardized, a plain and a tied synapse of ours, batch norm, and PyTorch's own layer."""
+    torch.manual_seed(0)
+    tied = layer.Linear(64, 64)
+    net = layer.OTTTSequential(
+        layer.WSConv2d(2, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        OTTTLIFNode(v_threshold=0.1),
+        layer.Conv2d(4, 4, 3, padding=1),
+        OTTTLIFNode(v_threshold=0.1),
+        layer.Flatten(),
+        tied,
+        OTTTLIFNode(v_threshold=0.1),
+        layer.Linear(64, 64),
+        OTTTLIFNode(v_threshold=0.1),
+        nn.Linear(64, 4),
+    ).double()
+    net[8].weight = tied.weight
+    return net
+
+
+def gradients(net: nn.Module, update: str, lr: float = 0.1) -> dict[str, torch.Tensor | None]:
+    torch.manual_seed(1)
+    x_seq, target = 3 * torch.randn(3, 2, 2, 4, 4).double(), torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(net.parameters(), lr)
+    learning.train_step(net, optimizer, x_seq, target, update=update)
+    return {k: p.grad for k, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("rule", "update", "times"), [("ottt", "accumulate", 1), ("ottt", "online", 3), ("bptt", "", 1)]
+)
+def test_hooks_on_gradients_run_once_per_update(rule, update, times):
+    """Each sees the gradient of the update, and may change it."""
+    update = update or "accumulate"
+    plain, net = (set_rule(with_foreign_layers(), rule) for _ in range(2))
+    expected = gradients(plain, update)
+    before, after = ({k: [] for k, _ in net.named_parameters()} for _ in range(2))
+    for k, p in net.named_parameters():
+        p.register_hook(lambda g, k=k: before[k].append(g.clone()))
+        p.register_post_accumulate_grad_hook(lambda p, k=k: after[k].append(p.grad.clone()))
+    found = gradients(net, update)
+    assert largest_error(found, expected) < 1e-12 and min(g.norm() for g in found.values()) > 0
+    for seen in (before, after):
+        assert {k: len(v) for k, v in seen.items()} == dict.fromkeys(expected, times)
+        assert largest_error({k: v[-1] for k, v in seen.items()}, expected) < 1e-12
+    plain, doubled = with_foreign_layers(), with_foreign_layers()
+    handles = [p.register_hook(lambda g: 2 * g) for p in set_rule(doubled, rule).parameters()]
+    single = gradients(set_rule(plain, rule), update, lr=0.0)
+    twice = gradients(doubled, update, lr=0.0)
+    assert largest_error(twice, {k: 2 * g for k, g in single.items()}) < 1e-12
+    for handle in handles:
+        handle.remove()
+    assert largest_error(gradients(doubled, update, lr=0.0), single) < 1e-12
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_an_optimizer_inside_the_backward_pass_steps_once_per_update(update):
+    plain, net = with_foreign_layers(), with_foreign_layers()
+    gradients(plain, update)
+    for p in net.parameters():
+        own = torch.optim.SGD([p], 0.1)
+
+        def step(p: torch.Tensor, own: torch.optim.Optimizer = own) -> None:
+            own.step()
+            own.zero_grad()
+
+        p.register_post_accumulate_grad_hook(step)
+    grads = gradients(net, update)
+    assert all(g is None for g in grads.values())
+    assert largest_error(dict(net.named_parameters()), dict(plain.named_parameters())) < 1e-12
+
+
+def test_a_hook_leaves_what_was_in_grad_before():
+    net, x = with_foreign_layers(), 3 * torch.randn(2, 2, 4, 4).double()
+    seen = []
+    for p in net.parameters():
+        p.grad = torch.ones_like(p)
+    net[10].weight.register_hook(seen.append)
+    with step_weights.online_weights(net):
+        for _ in range(3):
+            net(x).sum().backward()
+    assert len(seen) == 1 and seen[0].norm() > 0
+    assert torch.equal(net[10].weight.grad, 1 + seen[0])

@@ -235,7 +235,7 @@ def _save_split(
 
 def _load_tests(path: Path, test_fraction: float, seed: int) -> set[str]:
     try:
-        split = json.loads(path.read_text())
+        split = json.loads(path.read_text(encoding="utf-8"))
         tests, made_with = split["test"], (split["seed"], split["test_fraction"])
         if split["version"] != _SPLIT_VERSION or not all(isinstance(f, str) for f in tests):
             raise ValueError("unknown version or entries")

@@ -76,7 +76,10 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     # A pipe can be read only once, and is text whatever it begins with.
-    head = os.pread(file.fileno(), SNIFFED_BYTES, 0) if Path(path).is_file() else b""
+    head = b""
+    if Path(path).is_file():
+        head = file.read(SNIFFED_BYTES)
+        file.seek(0)
     binary = (r for r in READERS if r.name != "text" and r.sniff and r.sniff(head))
     if reader := next(binary, None):
         file.close()

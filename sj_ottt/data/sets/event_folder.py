@@ -281,7 +281,7 @@ def _description(root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description, dict):
             raise TypeError
     except (OSError, ValueError, TypeError) as error:
@@ -306,7 +306,7 @@ def _infer_sensor_size(
     key = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files))
     memo = cache / "frames" / f"{key}-{_fingerprint(root, files)}.json"
     try:
-        height, width = json.loads(memo.read_text())
+        height, width = json.loads(memo.read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         height, width = _extent(root, files, workers)
         with atomic_write(memo) as file:

@@ -1,0 +1,85 @@
+"""Files appear complete or not at all, on systems that open no folders too."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sj_ottt import InputError
+from sj_ottt._files import abandoned_siblings, atomic_folder, atomic_write
+from sj_ottt.data.recordings import streams
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """A system that opens no folder, and renames nothing that is open or onto a folder."""
+    is_open, rename, replace = os.open, os.rename, os.replace
+    opened = []
+
+    def open_file(path, flags, *args, **kwargs):
+        if "dir_fd" not in kwargs and Path(path).is_dir():  # rmtree, which gives it, has other ways
+            opened.append(path)
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_open(path, flags, *args, **kwargs)
+
+    def closed(path) -> None:
+        held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+        if os.path.realpath(path) in held:
+            raise PermissionError(13, "The process cannot access the file", str(path))
+
+    def rename_new(source, target):
+        if Path(target).exists():
+            raise FileExistsError(17, "File exists", str(target))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "open", open_file)
+    monkeypatch.setattr(os, "rename", rename_new)
+    monkeypatch.setattr(os, "replace", lambda a, b: closed(a) or replace(a, b))
+    monkeypatch.delattr(os, "pread")
+    return opened
+
+
+def test_writes_where_folders_cannot_be_opened(windows, tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    for text in (b"one", b"two"):
+        with atomic_write(path) as file:
+            file.write(text)
+        assert path.read_bytes() == text and os.listdir(path.parent) == ["file.bin"]
+    assert windows  # a folder was asked for
+
+
+def test_a_folder_appears_where_an_empty_one_is(windows, tmp_path):
+    for name, ready in (("new", False), ("empty", True)):
+        path = tmp_path / name
+        if ready:
+            path.mkdir()
+        with atomic_folder(path) as folder:
+            (folder / "a").write_bytes(b"1")
+        assert os.listdir(path) == ["a"]
+    with pytest.raises(OSError), atomic_folder(path) as folder:
+        (folder / "b").write_bytes(b"2")
+    assert os.listdir(path) == ["a"] and sorted(os.listdir(tmp_path)) == ["empty", "new"]
+
+
+def test_a_folder_that_syncs_badly_is_an_error(monkeypatch, tmp_path):
+    def fail(handle):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(InputError, match="Input/output error"), atomic_write(tmp_path / "a"):
+        pass
+
+
+def test_leftovers_of_a_name_with_brackets_are_found(tmp_path):
+    path = tmp_path / "run[1].npz"
+    left = tmp_path / ".run[1].npz.1-ab.tmp"
+    left.touch()
+    os.utime(left, (0, 0))
+    assert abandoned_siblings(path) == [left]
+
+
+def test_a_growing_text_is_read_from_its_start(windows, tmp_path):
+    path = tmp_path / "events.txt"
+    path.write_text("0 1 2 1\n5 3 4 0\n", encoding="utf-8")
+    pieces = [piece for piece in streams.follow(path, idle=0).chunks if len(piece)]
+    assert pieces[0]["x"].tolist() == [1, 3]
