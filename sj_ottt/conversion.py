@@ -1,6 +1,7 @@
 """SpikingJelly networks with our nodes and layers in the place of theirs."""
 
 import copy
+import math
 from typing import Any
 
 from spikingjelly.activation_based import base
@@ -11,12 +12,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_ottt import layer
 from sj_ottt.errors import InputError
-from sj_ottt.learning.rules import find_rule, set_rule
-from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.learning.rules import LearningModule, find_rule, set_rule
+from sj_ottt.neuron import OTTTLIFNode, OTTTParametricLIFNode
 
 __all__ = ["convert"]
 
-_NEURONS = (sj_neuron.LIFNode, sj_neuron.OTTTLIFNode, sj_neuron.SLTTLIFNode)
+_LIF = (sj_neuron.LIFNode, sj_neuron.OTTTLIFNode, sj_neuron.SLTTLIFNode)
+_NEURONS = (*_LIF, sj_neuron.IFNode, sj_neuron.ParametricLIFNode)
+_NOT_SPIKING = (sj_neuron.NonSpikingBaseNode, sj_neuron.NoisyNonSpikingBaseNode)
+_RECURRENT = (sj_layer.ElementWiseRecurrentContainer, sj_layer.LinearRecurrentContainer)
 _IN_PYTORCH_TOO = ("Linear", "Conv2d", "AvgPool2d", "MaxPool2d", "AdaptiveAvgPool2d", "Flatten")
 _IN_SPIKINGJELLY = ("WSConv2d", "WSLinear", "OTTTSequential", "Dropout", "Dropout2d")
 # Class of theirs → class of ours, which adds behaviour and no state.
@@ -35,12 +39,17 @@ _DROPOUTS = {nn.Dropout: layer.Dropout, nn.Dropout2d: layer.Dropout2d}
 def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Module:
     """Return a SpikingJelly model with our nodes and layers, which learns by a rule.
 
-    LIF nodes (and SpikingJelly's OTTT and SLTT nodes), convolutions, linear layers, pools, sWS
-    layers, dropout, and `OTTTSequential` or `nn.Sequential` around them become ours; so do
-    PyTorch's own layers. Batch norm that sees one step at a time stays. A module with a forward of
-    its own, such as a residual block, keeps it, and may add what neurons hand on (`layer.Pair`).
-    Every neuron detaches its reset, and with tau = 2 packs its trace (`trace_dtype`). The result
-    runs in step mode "s".
+    LIF, IF and ParametricLIF nodes (and SpikingJelly's OTTT and SLTT nodes), convolutions, linear
+    layers, pools, sWS layers, dropout, and `OTTTSequential` or `nn.Sequential` around them become
+    ours; so do PyTorch's own layers. Its layers without a counterpart, such as transposed
+    convolutions, and batch norm that sees one step at a time stay. A module with a forward of its
+    own, such as a residual block, keeps it, and may do with what neurons hand on what `layer.Pair`
+    can. Every neuron detaches its reset, and a LIF node with tau = 2 packs its trace
+    (`trace_dtype`).
+
+    An IF node becomes `neuron.OTTTLIFNode(tau=inf)`, whose trace sums up all spikes. A
+    ParametricLIF node becomes `neuron.OTTTParametricLIFNode`, whose trace decays by the current
+    time constant, and which learns it online. The result runs in step mode "s".
 
     Args:
         model: The model; it is not changed.
@@ -77,24 +86,50 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
 
 def _obstacle(module: nn.Module) -> str | None:
     """Return why a module cannot be converted; None where it can."""
-    kind = type(module)
-    if kind in _NEURONS or isinstance(module, OTTTLIFNode):
+    kind, name = type(module), type(module).__name__
+    if kind in _NEURONS or isinstance(module, LearningModule):
         return None
-    if isinstance(module, base.MultiStepModule):
-        return f"{kind.__name__} needs all time steps at once"
+    if isinstance(module, _NOT_SPIKING):
+        return (
+            f"{name} does not spike: put neuron.MembraneReadout(synapse, tau) in its place and in "
+            "that of the layer before it"
+        )
+    if isinstance(module, _RECURRENT):
+        return f"{name} feeds back within a layer: lay a layer.Feedback in the converted model"
+    if isinstance(module, layer.Feedback):
+        return "a Feedback is bound to neurons that are replaced: connect it after the conversion"
     if isinstance(module, _BatchNorm):
-        single_step = isinstance(module, base.StepModule) and module.step_mode == "s"
-        if kind.__module__.startswith("torch.") or single_step:
-            return None
-        return f'{kind.__name__} in step mode "m" normalises over time: train it in "s"'
+        return _batch_norm_obstacle(module)
+    if isinstance(module, base.MultiStepModule):
+        return f"{name} needs all time steps at once"
     if kind is sj_layer.WSConv2d and module.padding_mode != "zeros":
         return f'padding_mode="{module.padding_mode}", which SpikingJelly\'s WSConv2d ignores'
     if isinstance(module, sj_neuron.BaseNode):
-        return f"{kind.__name__} has other dynamics than LIFNode"
+        return (
+            f"{name} has dynamics of its own, for which no trace is defined: use LIFNode, IFNode "
+            "or ParametricLIFNode"
+        )
     has_counterpart = kind in _LAYERS or kind in _LAYERS.values()
     if isinstance(module, base.MemoryModule) and not has_counterpart:
-        return f"{kind.__name__} keeps a state that is not a LIF neuron's"
+        return f"{name} keeps a state that is not a LIF neuron's, and no trace is defined for it"
     return None
+
+
+def _batch_norm_obstacle(module: _BatchNorm) -> str | None:
+    """Return why a batch norm cannot stay; None where it sees one time step as PyTorch's do."""
+    kind = type(module)
+    if kind.__module__.startswith("torch."):
+        return None
+    if not isinstance(module, base.StepModule):
+        return (
+            f"{kind.__name__} is a batch norm of {kind.__module__}, which may do more than "
+            "PyTorch's: use that of PyTorch or SpikingJelly, and layers of their own for the rest"
+        )
+    if isinstance(module, base.MultiStepModule):
+        return f'{kind.__name__} normalises over time: use layer.BatchNorm2d in step mode "s"'
+    if module.step_mode == "s":
+        return None
+    return f'{kind.__name__} in step mode "m" normalises over time: train it in "s"'
 
 
 def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -113,19 +148,28 @@ def _ours(module: Any) -> nn.Module:
     """Return our counterpart of a module, or the module itself."""
     kind = type(module)
     if kind in _NEURONS:
-        node: nn.Module = OTTTLIFNode(
-            module.tau,
-            module.decay_input,
-            module.v_threshold,
-            module.v_reset,
-            module.surrogate_function,
-            store_v_seq=module.store_v_seq,
-            trace_dtype="packed" if module.tau == 2.0 else "float32",
-        )
-        return node.train(module.training)
+        return _neuron(module).train(module.training)
     if kind in _DROPOUTS:
         dropout: nn.Module = _DROPOUTS[kind](module.p)
         return dropout.train(module.training)
     module.__class__ = _LAYERS.get(kind, kind)
     converted: nn.Module = module
     return converted
+
+
+def _neuron(module: Any) -> nn.Module:
+    """Return our neuron of the same dynamics."""
+    constants = {
+        "v_threshold": module.v_threshold,
+        "v_reset": module.v_reset,
+        "surrogate_function": module.surrogate_function,
+        "store_v_seq": module.store_v_seq,
+    }
+    if isinstance(module, sj_neuron.IFNode):
+        return OTTTLIFNode(math.inf, **constants)
+    if isinstance(module, sj_neuron.ParametricLIFNode):
+        node = OTTTParametricLIFNode(decay_input=module.decay_input, **constants)
+        node.w = module.w
+        return node
+    trace_dtype = "packed" if module.tau == 2.0 else "float32"
+    return OTTTLIFNode(module.tau, module.decay_input, trace_dtype=trace_dtype, **constants)

@@ -178,29 +178,109 @@ def test_a_module_in_two_places_stays_one():
     assert net[1] is net[3] and type(net[1]) is OTTTLIFNode and net[0] is not net[2]
 
 
+def other_neurons(decay_input: bool, v_reset: float | None) -> nn.Module:
+    torch.manual_seed(0)
+    rest = (1.0, v_reset, surrogate.Sigmoid(), True)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        sj_neuron.IFNode(*rest),
+        nn.ConvTranspose2d(6, 4, 2, stride=2, bias=False),
+        nn.BatchNorm2d(4),
+        sj_neuron.ParametricLIFNode(1.6, decay_input, *rest),
+        nn.Flatten(),
+        nn.Linear(4 * 16 * 16, 4),
+    ).double()
+    nn.init.normal_(net[0].weight, std=0.2)
+    return net
+
+
+@pytest.mark.parametrize(("decay_input", "v_reset"), [(True, 0.0), (False, None)])
+def test_other_neurons(decay_input, v_reset):
+    """IF and parametric LIF nodes: the same spikes and BPTT gradient, and w learns online."""
+    model = other_neurons(decay_input, v_reset)
+    net = convert(model, "bptt", share=False)
+    assert list(net.state_dict()) == list(model.state_dict())
+    found, exact = gradients(net), through_time(copy.deepcopy(model))
+    assert max(relative_error(found[k], exact[k]) for k in exact) < 1e-10
+    for rule in ("ottt", "ndot", "sltt"):
+        net = convert(model, rule)
+        assert net[4].w is model[4].w and net[1].tau == float("inf")
+        found = gradients(net)
+    found = gradients(convert(model))
+    # Of the last neuron and of what lies behind it OTTT's gradient lacks nothing in space.
+    assert relative_error(found["4.w"], exact["4.w"]) < 1e-12
+    x_seq, _ = batch()
+    net = convert(model.eval())
+    with torch.no_grad():
+        assert relative_error(learning.predict(net, x_seq), sum(model(x) for x in x_seq)) < 1e-12
+
+
+def test_layers_of_pytorch_without_a_counterpart_stay_and_are_exact():
+    """A transposed convolution behind an IF node takes the sum of all spikes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        sj_neuron.IFNode(1.0, None, surrogate.Sigmoid(), True), nn.ConvTranspose2d(2, 3, 2)
+    ).double()
+    net = convert(model)
+    assert type(net[1]) is nn.ConvTranspose2d
+    x_seq, _ = batch()
+    total, expected = torch.zeros_like(x_seq[0]), 0.0
+    node = copy.deepcopy(model[0])
+    for x in x_seq:
+        spike = node(x)
+        total = total + spike
+        weight = model[1].weight
+        value = F.conv_transpose2d(spike, weight, model[1].bias).detach()
+        traced = F.conv_transpose2d(total, weight)
+        (grad,) = torch.autograd.grad((2 * value * traced).sum(), weight)
+        expected = expected + grad
+        net(x).square().sum().backward()
+    assert spike.mean() > 0.1 and relative_error(net[1].weight.grad, expected) < 1e-12
+
+
+class OtherBatchNorm(nn.BatchNorm2d):
+    """A batch norm of a user's."""
+
+
 def test_names_all_that_stands_in_the_way():
     model = nn.Sequential(
         sj_layer.Conv2d(2, 4, 3),
         sj_layer.BatchNorm2d(4, step_mode="m"),
-        sj_neuron.IFNode(),
+        sj_neuron.QIFNode(),
         sj_layer.WSConv2d(4, 4, 3, padding=1, padding_mode="circular"),
-        sj_neuron.ParametricLIFNode(),
+        sj_neuron.KLIFNode(),
         nn.Sequential(sj_layer.SeqToANNContainer(nn.Linear(4, 4)), sj_layer.SynapseFilter()),
         lif(),
+        sj_neuron.NonSpikingLIFNode(),
+        sj_layer.LinearRecurrentContainer(lif(), 4, 4),
+        OtherBatchNorm(4),
+        sj_layer.ThresholdDependentBatchNorm2d(1.0, 1.0, 4),
+        sj_neuron.IzhikevichNode(),
+        sj_neuron.EIFNode(),
+        layer.Feedback(nn.Linear(4, 4)),
+        sj_neuron.IFNode(),
+        sj_neuron.ParametricLIFNode(),
     )
     with pytest.raises(InputError) as caught:
         convert(model)
     message = str(caught.value)
     for words in (
         '1 (BatchNorm2d in step mode "m"',
-        "2 (IFNode has other dynamics",
+        "2 (QIFNode has dynamics of its own",
         '3 (padding_mode="circular"',
-        "4 (ParametricLIFNode has other dynamics",
+        "4 (KLIFNode has dynamics of its own",
         "5.0 (SeqToANNContainer needs all time steps",
         "5.1 (SynapseFilter keeps a state",
+        "7 (NonSpikingLIFNode does not spike: put neuron.MembraneReadout",
+        "8 (LinearRecurrentContainer feeds back within a layer: lay a layer.Feedback",
+        f"9 (OtherBatchNorm is a batch norm of {__name__}",
+        "10 (ThresholdDependentBatchNorm2d normalises over time",
+        "11 (IzhikevichNode has dynamics of its own",
+        "12 (EIFNode has dynamics of its own",
+        "13 (a Feedback is bound",
     ):
         assert words in message
-    assert "Linear" not in message and "; 0 " not in message
+    assert "Linear (" not in message and all(f"; {n} " not in message for n in (0, 6, 14, 15))
     with pytest.raises(InputError, match="did you mean sltt"):
         convert(nn.Sequential(lif()), "slt")
     with pytest.raises(InputError, match="has no neuron"):

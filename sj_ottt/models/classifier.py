@@ -12,11 +12,12 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from sj_ottt import layer, zoo
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, suggest
 from sj_ottt.layer import Pair
 from sj_ottt.layer.sequential import one_by_one
 from sj_ottt.learning.rules import rule_of, set_rule
 from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.neuron.readout import LeakyIntegrator
 
 NeuronFactory = Callable[[], nn.Module]
 """Makes one neuron, for example `partial(OTTTLIFNode, tau=1.5)`."""
@@ -25,6 +26,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
 """The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
+
+
+READOUTS = ("traced", "exact", "membrane")
 
 
 class SpikingClassifier(nn.Module):
@@ -43,10 +47,15 @@ class SpikingClassifier(nn.Module):
         drop_rate: Dropout before the classifier, one mask per sequence.
         readout: "traced", the authors' choice: the classifier's weight gradient takes the trace of
             its input; "exact": it takes the spike, the exact gradient of a classifier that has no
-            membrane. The same where its input is real-valued.
+            membrane. The same where its input is real-valued. "membrane": a leaky integrator
+            (tau = 2) sums up the classifier's outputs, with the exact gradient for it, and the
+            prediction is its value at the last step; see `neuron.MembraneReadout`.
         init_fc: Initialises the classifier in place.
 
     Attributes:
+        prediction: "last" with a membrane readout, otherwise "sum": what of the outputs of all
+            steps is the prediction.
+        integrator: The membrane of the readout; None without one.
         feedback: A connection from a later stage to an earlier one; None, unless a subclass lays
             one. With it, step mode "m" runs the time steps one by one.
 
@@ -57,6 +66,8 @@ class SpikingClassifier(nn.Module):
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
+    prediction: str = "sum"
+    integrator: nn.Module | None
     feedback: layer.Feedback | None
 
     def __init__(
@@ -73,9 +84,14 @@ class SpikingClassifier(nn.Module):
         init_fc: Callable[[nn.Linear], None],
     ):
         super().__init__()
-        if readout not in ("traced", "exact"):
-            raise InputError(f'readout="{readout}" is unknown: use "traced" or "exact"')
+        if readout not in READOUTS:
+            raise InputError(
+                f'readout="{readout}" is unknown: use one of {", ".join(READOUTS)}'
+                f"{suggest(readout, READOUTS)}"
+            )
         self.readout = readout
+        if readout == "membrane":
+            self.prediction = "last"
         self.in_chans = in_chans
         self.first_conv = first_conv
         self.feature_info = feature_info
@@ -110,8 +126,12 @@ class SpikingClassifier(nn.Module):
         self.num_classes = num_classes
         self.global_pool = layer.AdaptiveAvgPool2d(1) if global_pool else nn.Identity()
         self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
-        self.fc = nn.Identity()
+        self.fc, self.integrator = nn.Identity(), None
         if num_classes > 0:
+            if self.readout == "membrane":
+                rule = rule_of(self)
+                self.integrator = LeakyIntegrator(step_mode=self._mode())
+                self.integrator.rule, self.integrator.variant = rule, rule.variant
             fc = layer.Linear(self.num_features, num_classes)
             self._init_fc(fc)
             # A head that replaces another one later joins the body where and as it is.
@@ -150,20 +170,29 @@ class SpikingClassifier(nn.Module):
 
         Args:
             x: What `forward_features` returns.
-            pre_logits: Stop before the classifier, at the pooled features [N, num_features].
+            pre_logits: Stop before the classifier, at the pooled features [N, num_features]; in
+                training they are [spike, trace] where they are spikes.
         """
         x = self.head_drop(self.flatten(self.global_pool(x)))
         if pre_logits:
             return x
-        return self.fc(_value(x) if self.readout == "exact" else x)
+        if self.integrator is not None:
+            return self.integrator(x, self.fc)
+        if self.readout == "exact" and isinstance(x, Pair) and self.num_classes > 0:
+            x = x.spike
+        return self.fc(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Do one time step, [N, C, H, W] → [N, classes]; in step mode "m", all of them."""
+    def forward(self, x: Tensor) -> Tensor | Pair:
+        """Do one time step, [N, C, H, W] → [N, classes]; in step mode "m", all of them.
+
+        Without a classifier, it returns the features; in training they are [spike, trace], as those
+        of `forward_features`, so that what is built on them learns by the model's rule.
+        """
         at_once = self.feedback is not None and self._mode() == "m"
         # In online training the neurons refuse all steps in one call, and say why.
         if at_once and (not self.training or rule_of(self).through_time):
             return self._one_by_one(x)
-        return _value(self.forward_head(self.forward_features(x)))
+        return self.forward_head(self.forward_features(x))
 
     def _one_by_one(self, x_seq: Tensor) -> Tensor:
         """Run step mode "m" as time steps, each of which needs the one before."""
@@ -178,7 +207,7 @@ class SpikingClassifier(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor | Pair, list[Tensor]]:
+    ) -> list[Tensor | Pair] | tuple[Tensor | Pair, list[Tensor | Pair]]:
         """Return the feature maps of one time step, as timm's method of this name.
 
         Args:
@@ -190,7 +219,8 @@ class SpikingClassifier(nn.Module):
             intermediates_only: Return the maps alone.
 
         Returns:
-            The maps (spikes or membrane inputs, [N, C', H', W']), or (last output, maps).
+            The maps, or (last output, maps). A map [N, C', H', W'] is a current or spikes; in
+            training, spikes come as [spike, trace], so that a decoder learns by the model's rule.
 
         Raises:
             InputError: If `output_fmt` is another one, or the input's shape does not fit.
@@ -200,11 +230,11 @@ class SpikingClassifier(nn.Module):
         self._check_input(x)
         wanted, _ = feature_take_indices(len(self.feature_info), indices)
         modules = {self.feature_info[i]["module"] for i in wanted}
-        maps = []
+        maps: list[Tensor | Pair] = []
         for name in self._stage_names:
             x = self.get_submodule(name)(x)
             if name in modules:
-                maps.append(_value(x))
+                maps.append(x)
                 if stop_early and len(maps) == len(modules):
                     break
         return maps if intermediates_only else (x, maps)
@@ -250,11 +280,6 @@ class SpikingClassifier(nn.Module):
         """
         if enable:
             raise InputError("gradient checkpointing is not available for online training")
-
-
-def _value(x: Tensor | Pair) -> Tensor:
-    """Return the spikes of a pair, and a tensor as it is."""
-    return x.spike if isinstance(x, Pair) else x
 
 
 def init_linear(fc: nn.Linear, std: float) -> None:

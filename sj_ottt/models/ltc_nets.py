@@ -40,7 +40,11 @@ class LTCRNN(nn.Module):
         num_classes: Size of the output; 0 leaves the classifier out.
         in_chans: F, numbers per time step.
         drop_rate: Dropout before the classifier, one mask per sequence.
-        readout: For the interface of the other models; without traces "exact" and "traced" agree.
+        readout: For the interface of the other models; without traces "exact" and "traced" agree,
+            and "membrane" is refused, since the model has a leaky readout of its own.
+
+    Raises:
+        InputError: If `readout` is "membrane" or unknown.
     """
 
     prediction = "last"
@@ -56,6 +60,7 @@ class LTCRNN(nn.Module):
         readout: str = "traced",
     ):
         super().__init__()
+        _check_readout(readout)
         self.in_chans = in_chans
         self.num_features = self.head_hidden_size = cfg.widths[-1]
         sizes = zip((in_chans, *cfg.widths[:-1]), cfg.widths, strict=True)
@@ -143,7 +148,11 @@ class LTCCNN(SpikingClassifier):
         global_pool: "avg", for the dense layers behind pooling to the variant's grid, or "" for the
             unpooled feature map.
         drop_rate: Dropout before the classifier, one mask per sequence.
-        readout: For the interface of the other models; without traces "exact" and "traced" agree.
+        readout: For the interface of the other models; without traces "exact" and "traced" agree,
+            and "membrane" is refused, since the model has a leaky readout of its own.
+
+    Raises:
+        InputError: If `readout` is "membrane" or unknown.
     """
 
     prediction = "last"
@@ -159,6 +168,7 @@ class LTCCNN(SpikingClassifier):
         drop_rate: float = 0.0,
         readout: str = "traced",
     ):
+        _check_readout(readout)
         stages: dict[str, nn.Module] = {}
         info, channels, reduction = [], in_chans, 1
         for i, (width, kernel, pooled) in enumerate(cfg.convs, start=1):
@@ -212,9 +222,22 @@ class LTCCNN(SpikingClassifier):
         x = self.head_drop(self.dense(self.flatten(self.global_pool(x))))
         return x if pre_logits else self.integrator(self.fc(x))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor | Pair:
         """Do one time step (step mode "s") or all of them, one by one ("m")."""
         return self._one_by_one(x) if self._mode() == "m" else super().forward(x)
+
+
+def _check_readout(readout: str) -> None:
+    """Refuse a second integrator behind the model's own.
+
+    Raises:
+        InputError: If the readout is none of those that the model has.
+    """
+    if readout not in ("traced", "exact"):
+        raise InputError(
+            f'readout="{readout}": a network of liquid neurons has a leaky readout of its own: '
+            'leave readout out, or use "traced"'
+        )
 
 
 _RNN = {

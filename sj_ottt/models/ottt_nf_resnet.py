@@ -127,7 +127,7 @@ class NFResNet(SpikingClassifier):
         global_pool: "avg", or "" for the unpooled feature map.
         drop_rate: Dropout before the classifier, one mask per sequence.
         neuron: Makes one neuron; by default with tau=2 and a packed trace.
-        readout: Without effect here, see `SpikingClassifier`.
+        readout: "membrane", or "traced" and "exact", which agree here; see `SpikingClassifier`.
     """
 
     def __init__(

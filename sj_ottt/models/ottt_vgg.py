@@ -58,7 +58,7 @@ class VGG(SpikingClassifier):
         spike_drop_rate: Dropout behind every neuron, one mask per sequence (0.1 in the paper's
             recipe for DVS-CIFAR10).
         neuron: Makes one neuron; by default with tau=2 and a packed trace.
-        readout: "traced" or "exact", see `SpikingClassifier`.
+        readout: "traced", "exact" or "membrane", see `SpikingClassifier`.
     """
 
     def __init__(

@@ -10,6 +10,8 @@ from sj_ottt.neuron.liquid import (
     LTCNode,
     LTCRecurrent,
 )
+from sj_ottt.neuron.parametric import OTTTParametricLIFNode
+from sj_ottt.neuron.readout import MembraneReadout
 
 __all__ = [
     "ASRNode",
@@ -18,8 +20,10 @@ __all__ = [
     "LTCNode",
     "LTCRecurrent",
     "LeakyReadout",
+    "MembraneReadout",
     "NDOTLIFNode",
     "OTTTLIFNode",
+    "OTTTParametricLIFNode",
     "SLTTLIFNode",
 ]
 

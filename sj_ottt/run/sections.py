@@ -182,8 +182,9 @@ class LearningOptions(Section):
     )
     readout: str = option(
         "traced",
-        choice("traced", "exact"),
-        "gradient of the classifier: by traces (traced) or by spikes (exact)",
+        choice("traced", "exact", "membrane"),
+        "of the classifier: gradient by traces (traced) or by spikes (exact); or a leaky "
+        "integrator whose last value is the prediction (membrane)",
     )
     update: str = option(
         "accumulate",
