@@ -1,14 +1,16 @@
-"""Who is calling: the modules whose forward pass is going on."""
+"""Who is calling: the modules whose forward pass is going on, and whether it is a checkpoint."""
 
 import sys
 from collections.abc import Iterator
 from types import FrameType
 
+import torch.utils.checkpoint
 from torch import nn
 
-__all__ = ["modules_being_called"]
+__all__ = ["in_checkpoint", "modules_being_called"]
 
 _CALL = nn.Module._call_impl.__code__
+_CHECKPOINT = torch.utils.checkpoint.__file__
 
 
 def modules_being_called() -> Iterator[nn.Module]:
@@ -22,3 +24,13 @@ def modules_being_called() -> Iterator[nn.Module]:
         if frame.f_code is _CALL:
             yield frame.f_locals["self"]
         frame = frame.f_back
+
+
+def in_checkpoint() -> bool:
+    """Whether torch.utils.checkpoint runs or repeats what is being called."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == _CHECKPOINT:
+            return True
+        frame = frame.f_back
+    return False

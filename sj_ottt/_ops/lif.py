@@ -10,6 +10,7 @@ Notation: u membrane before reset, v after reset, s spike, â trace, λ = 1 − 
 gives the same numbers and keeps less for the backward pass.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops import trace as traces
+from sj_ottt.errors import InputError
 
 __all__ = [
     "LIF",
@@ -58,6 +60,9 @@ class LIF:
         v_threshold: Firing threshold V_th.
         v_reset: Membrane after a spike (hard reset); None subtracts V_th instead (soft reset).
         surrogate_function: Θ with a surrogate derivative, applied to u − V_th.
+
+    Raises:
+        InputError: If `tau` is not above 1, or `v_threshold` or `v_reset` is not finite.
     """
 
     tau: float
@@ -65,6 +70,21 @@ class LIF:
     v_threshold: float
     v_reset: float | None
     surrogate_function: sj_surrogate.SurrogateFunctionBase
+
+    def __post_init__(self) -> None:
+        if not self.tau > 1.0:
+            raise InputError(
+                f"tau={self.tau}: the membrane time constant must be above 1 time step"
+            )
+        if not math.isfinite(self.v_threshold):
+            raise InputError(
+                f"v_threshold={self.v_threshold}: give a finite number; for a neuron that never "
+                "fires, whose membrane is the output, use sj_ottt.layer.MembraneReadout"
+            )
+        if self.v_reset is not None and not math.isfinite(self.v_reset):
+            raise InputError(
+                f"v_reset={self.v_reset}: give a finite number, or None to subtract v_threshold"
+            )
 
     @property
     def lam(self) -> float:

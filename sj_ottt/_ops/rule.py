@@ -4,12 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from spikingjelly.activation_based import base
 from torch import Tensor
 
 from sj_ottt._ops import trace
+from sj_ottt._ops.calls import in_checkpoint, modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.trace import Trace
+from sj_ottt.errors import InputError
 
 __all__ = ["LearningModule", "Rule"]
 
@@ -89,6 +92,61 @@ class LearningModule(base.MemoryModule):
 
     rule: Rule
     variant: str | None = None
+
+    def learns(self) -> bool:
+        """Whether a call of the module takes part in training.
+
+        It does in training mode. In evaluation mode it does where gradients are kept and a module
+        around it trains, as where a part of a network has frozen statistics.
+
+        Raises:
+            InputError: In evaluation mode, if gradients are kept in a compiled network, which
+                cannot be asked what is around it.
+        """
+        if self.training or not torch.is_grad_enabled():
+            return bool(self.training)
+        if torch.compiler.is_dynamo_compiling():
+            raise InputError(
+                f"{type(self).__name__} is in evaluation mode in a compiled network that keeps "
+                "gradients: evaluate within torch.no_grad(), as sj_ottt.predict does, or call "
+                "train() on all of the network"
+            )
+        return any(module.training for module in modules_being_called())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one time step, or all of them in step mode "m".
+
+        Raises:
+            InputError: If the call would lose a gradient or advance the state twice.
+        """
+        if not torch.compiler.is_compiling():
+            self._check_call(args[0])
+        return super().forward(*args, **kwargs)
+
+    def _check_call(self, x: Any) -> None:
+        """Refuse a call that a gradient does not survive."""
+        repeated = torch._C._current_graph_task_id() != -1  # within a backward pass
+        cut = not torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        trains = self.training
+        if (repeated and trains) or ((repeated or (cut and trains)) and in_checkpoint()):
+            raise InputError(
+                f"{self._where()} was run by torch.utils.checkpoint, or again in a backward pass, "
+                "and would advance its state twice: leave the checkpoint out; online training "
+                "keeps one time step only"
+            )
+        x = x[0] if isinstance(x, list | tuple) else x
+        if not (cut and isinstance(x, Tensor) and x.requires_grad):
+            return
+        if trains or any(module.training for module in modules_being_called()):
+            raise InputError(
+                f"{self._where()} runs without gradients, so that what comes before it would not "
+                "learn: take torch.no_grad() away, or give it a detach()ed input"
+            )
+
+    def _where(self) -> str:
+        """Name the module and those that call it, for errors."""
+        names = [type(module).__name__ for module in modules_being_called() if module is not self]
+        return f"{type(self).__name__}{' in ' if names else ''}{' in '.join(names)}"
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the module cannot take part in.

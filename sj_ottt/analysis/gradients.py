@@ -248,7 +248,7 @@ def _representation_gradients(
         return forward
 
     for name, node in nodes.items():
-        node.forward = representation(name)
+        node.forward = representation(name)  # type: ignore[method-assign]
     lam = 1 - 1 / next(iter(nodes.values())).tau
     weights = torch.tensor([lam ** (len(x_seq) - 1 - t) for t in range(len(x_seq))]).to(x_seq)
     mean = torch.tensordot(weights / weights.sum(), x_seq, 1)

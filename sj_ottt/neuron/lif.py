@@ -31,7 +31,9 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     In training, one call is one time step: it takes the input current [N, ...] and hands on the
     list [spike, trace] (`layer.Pair`), both shaped like the input, with â[t] = λ â[t−1] + s[t] and
-    λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace.
+    λ = 1 − 1/tau (equation (4)). In evaluation it gives the spikes alone and keeps no trace; the
+    gradient of the step passes through them where gradients are kept. Called by a module that
+    trains, it takes part as in training, whatever its own mode.
 
     It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
     `layer.OTTTSequential` recognises a trace-carrying neuron by that class. Unlike SpikingJelly's,
@@ -58,9 +60,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
 
     Raises:
-        InputError: If `tau` is not above 1, `backend` is unknown or cannot run here, or
-            `trace_dtype` is unknown or does not fit `tau`; in the forward pass, if step mode "m"
-            meets training mode or the backend does not fit the input.
+        InputError: If `tau` is not above 1, `v_threshold` or `v_reset` is not finite, `backend` is
+            unknown or cannot run here, or `trace_dtype` is unknown or does not fit `tau`; in the
+            forward pass, if step mode "m" meets training, the backend does not fit the input, or
+            as `LearningModule.forward`.
     """
 
     rule = RULES["ottt"]
@@ -82,8 +85,6 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         backend: str = "torch",
         trace_dtype: str = "float32",
     ):
-        if not tau > 1.0:
-            raise InputError(f"tau={tau}: the membrane time constant must be above 1 time step")
         if backend not in BACKENDS:
             raise InputError(
                 f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
@@ -91,13 +92,16 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             )
         if backend == "cupy":
             lif_cuda.check_available()
+        # SpikingJelly's default is one module that all nodes of the process share.
+        function = surrogate.Sigmoid() if surrogate_function is None else surrogate_function
+        v_reset = None if v_reset is None else float(v_reset)
+        lif = LIF(float(tau), decay_input, float(v_threshold), v_reset, function)
         super().__init__(
-            float(tau),
+            lif.tau,
             decay_input,
-            float(v_threshold),
-            None if v_reset is None else float(v_reset),
-            # SpikingJelly's default is one module that all nodes of the process share.
-            surrogate.Sigmoid() if surrogate_function is None else surrogate_function,
+            lif.v_threshold,
+            v_reset,
+            function,
             detach_reset,
             "s",  # its assertion would refuse "m", which is sound in evaluation
             store_v_seq,
@@ -126,16 +130,17 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[Tensor, Any]:
         """Fit membrane and trace to the input's shape, device and dtype; drop an unused trace."""
-        if self.training and step_mode == "m" and not self.rule.through_time:
+        learns = self.learns()
+        if learns and step_mode == "m" and not self.rule.through_time:
             raise InputError(
                 'step_mode="m" cannot train online, because it sees all time steps at once: call '
                 'the network once per time step with step_mode="s", or model.eval() to evaluate'
             )
         v, kept = sj_neuron.LIFNode.materialize_states(self, inputs, states, step_mode)
-        return v, self.rule.fit(kept, v, self.trace_dtype) if self.training else None
+        return v, self.rule.fit(kept, v, self.trace_dtype) if learns else None
 
     def single_step_forward(self, x: Tensor | Pair) -> Tensor | Pair:
-        """Run one time step: in training x → [spike, trace], in evaluation x → spike."""
+        """Run one time step: x → [spike, trace] where it learns, x → spike in evaluation."""
         x = x[0] if isinstance(x, list) else x  # spikes straight from another neuron
         # The node's own memories, so that what a step replaces is free at once. (Not through
         # typing.cast: torch.compile would then write to a copy.)
@@ -166,11 +171,14 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             self.v_reset,
             self.surrogate_function,
         )
-        if not self.training:
-            with torch.no_grad():
-                step = lif_cuda.fused_lif_step if self._fuses(x) else lif_step
-                return step(x, state, lif)
-        rule = self.rule
+        rule, grad = self.rule, torch.is_grad_enabled()
+        # Where it does not learn, nothing is kept (`materialize_states`). BPTT keeps nothing ever.
+        if not self.training and (state["trace"] is None or not grad):
+            if rule.through_time and grad:
+                return rule.step(x, state, lif, False)
+            state["trace"] = None
+            step = lif_cuda.fused_lif_step if self._fuses(x) else lif_step
+            return step(x, state, lif)
         spike = rule.step(x, state, lif, rule.has_fused_step and self._fuses(x))
         trace = rule.trace(state["trace"])
         if trace is None or (self.spike_alone and rule.spike_suffices):
