@@ -1,16 +1,24 @@
 """The state of a network between time steps: reset, cut from its graph, saved and put back."""
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from spikingjelly.activation_based import base
 from torch import Tensor, nn
 
+from sj_ottt._ops.pair import Pair
+from sj_ottt._ops.rule import LearningModule
+from sj_ottt.errors import InputError
+
 __all__ = [
     "SavedState",
+    "carried",
     "detach_state",
     "load_state",
+    "map_state",
     "reset_state",
     "save_state",
     "stateful_modules",
@@ -32,7 +40,66 @@ def stateful_modules(model: nn.Module) -> list[base.MemoryModule]:
 def detach_state(model: nn.Module) -> None:
     """Cut the state of a model from the graph of the steps that made it."""
     for module in stateful_modules(model):
-        module.detach()
+        for name, value in module._memories.items():
+            # Not in place, as SpikingJelly does: what is kept may be a view.
+            module._memories[name] = map_state(Tensor.detach, value)
+
+
+def map_state(f: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return what a module keeps between steps, with f of each tensor in the tensor's place."""
+    if isinstance(value, Tensor):
+        return f(value)
+    if isinstance(value, Pair):
+        return value.through(f)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_state(f, item) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(map_state(f, item) for item in value)
+    return value
+
+
+@contextmanager
+def carried(model: nn.Module, n: int, reset: bool) -> Iterator[None]:
+    """Reset the state before and after a sequence; or carry it on, without the graph that it has.
+
+    Args:
+        model: Runs the sequence inside.
+        n: Size of the batch.
+        reset: Whether to reset.
+
+    Raises:
+        InputError: If the state is to be carried on and is not that of n samples, or has no trace.
+    """
+    if reset:
+        reset_state(model)
+    else:
+        _check_continues(model, n)
+        detach_state(model)
+    try:
+        yield
+    finally:
+        if reset:
+            reset_state(model)
+        else:
+            detach_state(model)
+
+
+def _check_continues(model: nn.Module, n: int) -> None:
+    for module in stateful_modules(model):
+        states = [s for s in module._memories.values() if isinstance(s, Tensor) and s.dim()]
+        if not isinstance(module, LearningModule) or not states:
+            continue
+        if len(states[0]) != n:
+            raise InputError(
+                f"reset=False: the state of {type(module).__name__} is that of {len(states[0])} "
+                f"samples, and x_seq has {n}: give as many, or call reset_state(model)"
+            )
+        traced = not module.rule.spike_suffices
+        if module.training and traced and module._memories.get("trace", states) is None:
+            raise InputError(
+                f"reset=False: the state of {type(module).__name__} comes from an evaluation and "
+                "has no trace to go on from: call reset_state(model)"
+            )
 
 
 class SavedState(NamedTuple):

@@ -1,88 +1,103 @@
 """Online training: one forward and one backward pass per time step, nothing kept in between."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sj_ottt.errors import InputError
 from sj_ottt.learning.fptt import FPTT
 from sj_ottt.learning.losses import CrossEntropyMSE
-from sj_ottt.learning.passes import train_sequence
-from sj_ottt.learning.predict import as_sequence, combine_outputs
-from sj_ottt.learning.state import reset_state
+from sj_ottt.learning.passes.lengths import Lengths
+from sj_ottt.learning.passes.outputs import Structure, map_tensors, stacked
+from sj_ottt.learning.passes.sequence import train_sequence
+from sj_ottt.learning.passes.update import Update
+from sj_ottt.learning.predict import as_sequence, combine_outputs, with_lengths
+from sj_ottt.learning.state import carried
 
 __all__ = ["ottt_online_training", "train_step"]
+
+_Loss = Callable[[Any, Any], Tensor]
 
 
 def ottt_online_training(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     x_seq: Tensor,
-    target_seq: Tensor,
-    f_loss_t: Callable[[Tensor, Tensor], Tensor],
+    target_seq: Structure,
+    f_loss_t: _Loss,
     online: bool,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Structure]:
     """Train on one batch of sequences; SpikingJelly's function of the same name.
 
     As there, the caller resets the model's state between batches (`reset_state`), and the loss
     of a step is taken as `f_loss_t` gives it, not divided by T.
 
     Args:
-        model: Called once per time step on [N, ...].
+        model: Called once per time step on [N, ...]. It may return several outputs, in lists,
+            tuples or dicts.
         optimizer: Updates the model's parameters.
         x_seq: [N, T, ...], batch first, as in SpikingJelly.
-        target_seq: [N, T, ...].
-        f_loss_t: Loss of one step, (output, target) → scalar.
+        target_seq: [N, T, ...], or lists, tuples or dicts of such tensors.
+        f_loss_t: Loss of one step, (outputs, target) → scalar.
         online: Update after every step (OTTT_O) instead of once per sequence (OTTT_A).
 
     Returns:
-        The loss summed over the steps, and the outputs [N, T, ...]; both detached.
+        The loss summed over the steps, and the outputs [N, T, ...], in the structure in which the
+        model gives them; both detached.
 
     Raises:
-        InputError: If a loss is not finite; no parameter is changed by that step.
+        InputError: If a neuron of the model does not take part in its rule, or a loss is not
+            finite; no parameter is changed by that step.
     """
     if isinstance(optimizer, FPTT):
         raise InputError("ottt_online_training takes an optimizer: give FPTT to train_step")
-    targets = target_seq.transpose(0, 1)
 
-    def loss_at(y: Tensor, t: int) -> Tensor:
-        return f_loss_t(y, targets[t].contiguous())
+    def loss_at(y: Structure, t: int) -> Tensor:
+        return f_loss_t(y, map_tensors(lambda target: target[:, t].contiguous(), target_seq))
 
-    steps = train_sequence(model, optimizer, x_seq.transpose(0, 1), loss_at, online=online)
+    update = Update(model, optimizer)
+    steps = train_sequence(update, model, x_seq.transpose(0, 1), loss_at, online=online)
     losses, outputs = zip(*steps, strict=True)
-    return torch.stack(losses).sum(), torch.stack(outputs, dim=1)
+    return torch.stack(losses).sum(), stacked(outputs, dim=1)
 
 
 def train_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer | FPTT,
     x_seq: Tensor,
-    target: Tensor,
+    target: Structure,
     *,
-    loss_fn: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss_fn: _Loss | None = None,
     update: str = "accumulate",
     steps: int | None = None,
     backward_steps: int | None = None,
     scaler: torch.amp.GradScaler | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Train a classifier on one batch, one time step after the other (equations (4) and (5)).
+    lengths: Tensor | None = None,
+    reset: bool = True,
+    accumulation: tuple[int, int] | None = None,
+    clip_norm: float | None = None,
+    ema: AveragedModel | None = None,
+) -> tuple[Tensor, Structure]:
+    """Train on one batch, one time step after the other (equations (4) and (5)).
 
     The gradient is that of the model's learning rule (`sj_ottt.set_rule`). BPTT keeps the graph of
     all steps, and has one backward pass and one update.
 
-    The loss of step t is L[t] = loss_fn(logits[t], target) / T. The state is reset before and
+    The loss of step t is L[t] = loss_fn(outputs[t], target) / T. The state is reset before and
     after, so batches of any size may follow each other.
 
     Args:
-        model: Maps [N, ...] to logits [N, classes], one time step a call; with a `loss_fn` of your
-            own, to what it takes.
+        model: Maps [N, ...] to logits [N, classes], one time step a call. With a `loss_fn` of your
+            own it may return what that takes: one tensor, or lists, tuples or dicts of tensors.
         optimizer: Updates the model's parameters. `FPTT` cuts the sequence into parts and updates
             after each, by the loss of the part's last output in the weight that it gives the part.
         x_seq: A sequence [T, N, ...]; or, with `steps`, a static batch [N, ...] that is shown at
             every step.
         target: Class indices [N], or probabilities of the classes [N, classes]; with a `loss_fn`
-            of your own, what it takes, of N samples.
+            of your own, what it takes: a tensor of N samples, or anything else.
         loss_fn: Loss of one step before the division by T, which FPTT leaves out; None takes
             `CrossEntropyMSE()`.
         update: "accumulate" adds the gradients of the T steps and updates once (OTTT_A);
@@ -93,98 +108,158 @@ def train_step(
             step stays divided by T. None takes all.
         scaler: Scales the loss against underflow of float16 gradients under `torch.autocast`; one
             backward pass per step and one update of the scale per update of the weights.
+        lengths: Lengths T_n [N] of the samples' sequences, whole numbers from 1 to T; None for T.
+            Only those run at a step that still go on, so what stands behind a sequence's end in
+            `x_seq` is finite and has no influence. A sample's loss is divided by its own T_n, and
+            `loss_fn` must be a mean over samples: samples of one length go through it together.
+            Then a target's tensors hold N samples each, and so do its lists, unless they are lists
+            of such tensors. `backward_steps` are drawn from those of the longest sequence.
+        reset: Whether the state is reset before and after. Otherwise the sequence goes on from
+            where the last call has left it, and the next call may go on from here; no gradient
+            flows into earlier calls, under BPTT neither.
+        accumulation: (i, k): this call is number i, from 0, of k whose mean gradient makes one
+            update. The gradients are set to zero before the first, the weights follow after the
+            last. None for (0, 1).
+        clip_norm: Largest norm of all gradients together; None for no limit.
+        ema: An average of the model, which takes part in each update of the weights.
 
     Returns:
         The loss summed over the steps (with FPTT: the mean of the parts' losses by their weights),
         a scalar, and the logits, [N, classes], summed over the steps or, of a model whose
-        `prediction` is "last", those of the last step; both detached.
+        `prediction` is "last", those of the last step; both detached. Several outputs come in the
+        structure in which the model gives them.
 
     Raises:
-        InputError: If the model is in evaluation mode, shapes do not fit, the input is not
-            finite, `update` is unknown, `backward_steps` is not in 1 … T, BPTT is asked
-            for an online update or for `backward_steps`, FPTT for these or a `scaler` or more
-            parts than steps, or a loss is not finite (named by its step; no parameter is changed by
-            it).
+        InputError: If the model is in evaluation mode, a neuron of it does not take part in its
+            rule, shapes do not fit, the input is not finite, an argument is out of range or does
+            not go with another one, BPTT is asked for an online update or for `backward_steps`, or
+            a loss, or a norm that is to be clipped, is not finite (named; no parameter is changed
+            by it, and gradients of earlier calls are gone).
     """
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
     if not model.training:
         raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
     x_seq, n_steps = as_sequence(x_seq, steps)
-    own_loss = loss_fn is not None and not isinstance(loss_fn, CrossEntropyMSE)
-    fits = own_loss or target.dim() == 1 + target.is_floating_point()
-    if not fits or len(target) != x_seq.shape[1]:
-        raise InputError(
-            f"target {target.dtype} of shape {list(target.shape)} does not fit x_seq of shape "
-            f"{list(x_seq.shape)} = [T, N, ...]: give one class index per sample, [N], or its "
-            "classes' probabilities, [N, classes]"
-        )
+    different, inputs = with_lengths(model, x_seq, lengths, reset)
+    n_steps = n_steps if different is None else different.steps
+    _check_target(target, loss_fn, x_seq)
     if backward_steps is not None and not 1 <= backward_steps <= n_steps:
         raise InputError(
             f"backward_steps={backward_steps}: x_seq has {n_steps} time steps; give 1 to {n_steps}"
         )
-    fptt = optimizer if isinstance(optimizer, FPTT) else None
-    if fptt is not None:
-        _check_fptt(fptt, n_steps, update, backward_steps, scaler)
+    how: Update | FPTT
+    if isinstance(optimizer, FPTT):
+        how = optimizer
+        _check_fptt(
+            optimizer,
+            n_steps,
+            {
+                f'update="{update}"': update != "accumulate",
+                "backward_steps": backward_steps is not None,
+                "scaler (bfloat16 needs none)": scaler is not None,
+                "lengths": lengths is not None,
+                "accumulation": accumulation is not None,
+                "clip_norm (FPTT has its own clip)": clip_norm is not None,
+                "ema (FPTT keeps averages of its own)": ema is not None,
+            },
+        )
+    else:
+        how = Update(model, optimizer, scaler, accumulation, clip_norm, ema)
+    if accumulation is not None and update == "online":
+        raise InputError(
+            'update="online" updates at every step and knows no accumulation: leave one out'
+        )
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
-    loss_fn = CrossEntropyMSE() if loss_fn is None else loss_fn
-
-    def loss_at(logits: Tensor, t: int) -> Tensor:
-        if logits.dim() != 2 and not own_loss:
-            raise InputError(
-                f"the model gave an output of shape {list(logits.shape)} for one time step; "
-                'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
-            )
-        if not own_loss and target.dim() == 2 and target.shape != logits.shape:
-            raise InputError(
-                f"target of shape {list(target.shape)} does not fit the logits of shape "
-                f"{list(logits.shape)}: give a probability of each class"
-            )
-        if fptt is None:
-            return loss_fn(logits, target) / n_steps
-        parts = fptt.parts or n_steps
-        return fptt.weighted(loss_fn(logits, target), logits, target, t, parts)
-
+    loss_at = _loss_of_steps(loss_fn, target, n_steps, how, different)
     losses = []
 
-    def outputs() -> Iterator[Tensor]:
-        for loss, logits in train_sequence(
-            model,
-            optimizer,
-            x_seq,
-            loss_at,
-            online=update == "online",
-            backward_at=backward_at,
-            scaler=scaler,
+    def outputs() -> Iterator[Structure]:
+        online = update == "online"
+        for loss, y in train_sequence(
+            how, model, inputs, loss_at, online=online, backward_at=backward_at
         ):
             losses.append(loss)
-            yield logits
+            yield y
 
-    reset_state(model)
-    try:
-        prediction = combine_outputs(model, outputs())
-    finally:
-        reset_state(model)
+    with carried(model, x_seq.shape[1], reset):
+        prediction = combine_outputs(model, outputs(), different)
     loss_sum = sum(losses[1:], losses[0])
-    if fptt is not None:
-        loss_sum = loss_sum / fptt.total_weight(fptt.parts or n_steps)
+    if isinstance(how, FPTT):
+        loss_sum = loss_sum / how.total_weight(how.parts or n_steps)
     return loss_sum, prediction
 
 
-def _check_fptt(
-    fptt: FPTT,
+def _is_default(loss_fn: _Loss | None) -> bool:
+    return loss_fn is None or isinstance(loss_fn, CrossEntropyMSE)
+
+
+def _check_target(target: Structure, loss_fn: _Loss | None, x_seq: Tensor) -> None:
+    """Refuse a target that is not one of each sample."""
+    if isinstance(target, Tensor):
+        fits = not _is_default(loss_fn) or target.dim() == 1 + target.is_floating_point()
+        if fits and target.dim() and len(target) == x_seq.shape[1]:
+            return
+        what = f"target {target.dtype} of shape {list(target.shape)}"
+    elif not _is_default(loss_fn):
+        return
+    else:
+        what = f"target of type {type(target).__name__}"
+    raise InputError(
+        f"{what} does not fit x_seq of shape {list(x_seq.shape)} = [T, N, ...]: give one class "
+        "index per sample, [N], or its classes' probabilities, [N, classes]; or a loss_fn of your "
+        "own, which takes other targets of N samples"
+    )
+
+
+def _loss_of_steps(
+    loss_fn: _Loss | None,
+    target: Structure,
     n_steps: int,
-    update: str,
-    backward_steps: int | None,
-    scaler: torch.amp.GradScaler | None,
-) -> None:
-    for wrong, name in (
-        (update != "accumulate", f'update="{update}"'),
-        (backward_steps is not None, "backward_steps"),
-        (scaler is not None, "scaler (bfloat16 needs none)"),
-    ):
-        if wrong:
+    how: Update | FPTT,
+    lengths: Lengths | None,
+) -> Callable[[Structure, int], Tensor]:
+    """Return (outputs of a step, its number) → loss; with FPTT, the number of the part."""
+    used: _Loss = CrossEntropyMSE() if loss_fn is None else loss_fn
+
+    def loss_at(outputs: Structure, t: int) -> Tensor:
+        if _is_default(loss_fn):
+            _check_logits(outputs, target)
+        if lengths is not None:
+            return lengths.mean_loss(used, outputs, target, t)
+        loss = used(outputs, target)
+        if isinstance(how, FPTT):
+            return how.weighted(loss, outputs, target, t, how.parts or n_steps)
+        return loss / n_steps
+
+    return loss_at
+
+
+def _check_logits(outputs: Structure, target: Tensor) -> None:
+    """Refuse outputs that `CrossEntropyMSE` does not take."""
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"the model gave a {type(outputs).__name__} for one time step, and the loss "
+            "CrossEntropyMSE takes one tensor of logits: give a loss_fn of your own, which takes "
+            "(outputs, target)"
+        )
+    if outputs.dim() != 2:
+        raise InputError(
+            f"the model gave an output of shape {list(outputs.shape)} for one time step; "
+            'train_step needs logits [N, classes] (step_mode="s", num_classes > 0)'
+        )
+    if target.dim() == 2 and target.shape[1] != outputs.shape[1]:
+        raise InputError(
+            f"target of shape {list(target.shape)} does not fit the logits of shape "
+            f"{list(outputs.shape)}: give a probability of each class"
+        )
+
+
+def _check_fptt(fptt: FPTT, n_steps: int, unknown: dict[str, bool]) -> None:
+    """Refuse what FPTT does not know: argument → whether it was given."""
+    for name, given in unknown.items():
+        if given:
             raise InputError(f"FPTT updates once a part and knows no {name}: leave it out")
     if fptt.parts is not None and fptt.parts > n_steps:
         raise InputError(

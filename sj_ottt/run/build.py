@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sj_ottt import zoo
 from sj_ottt.errors import InputError
@@ -16,6 +17,7 @@ from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.training_data import TrainingData
 
 __all__ = [
+    "build_average",
     "build_loss",
     "build_mixed_precision",
     "build_model",
@@ -135,6 +137,12 @@ def build_trainer(
         parts=options.parts,
         form=options.fptt_form,
     )
+
+
+def build_average(cfg: TrainConfig, model: nn.Module) -> AveragedModel | None:
+    """Return the average of the model's weights over the updates, where one is asked for."""
+    decay = cfg.optimisation.ema
+    return None if decay is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def build_loss(cfg: TrainConfig, data: TrainingData, device: torch.device) -> CrossEntropyMSE:

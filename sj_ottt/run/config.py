@@ -138,6 +138,18 @@ class TrainConfig:
         for name in ("drop_events", "time_jitter"):
             if getattr(self.augmentation, name) and frames.frames != "counts":
                 raise InputError(f'{name} goes with frames="counts" only: leave one out')
+        for name, default in (("accumulate", 1), ("clip_norm", None), ("ema", None)):
+            if learning.rule == "fptt" and getattr(optimisation, name) != default:
+                raise InputError(
+                    f'{name}={getattr(optimisation, name)} does not go with rule="fptt", which '
+                    "updates within a sequence, with a limit (fptt_clip) and averages of its own: "
+                    "leave it out"
+                )
+        if learning.update == "online" and optimisation.accumulate > 1:
+            raise InputError(
+                f"accumulate={optimisation.accumulate} does not go with update=online, which "
+                "updates at each time step: leave one out"
+            )
         if learning.rule == "fptt" and optimisation.amp == "float16":
             raise InputError("amp=float16 needs a scaled loss, which fptt lacks: use bfloat16")
 

@@ -20,13 +20,15 @@ from sj_ottt.run.checkpoint import ModelInfo, read_model
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; of "auto", the GPU where there is one.
+    """Return the device of a name; of "auto", the GPU where there is one, also Apple's (MPS).
 
     Raises:
         InputError: If the device cannot be used.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

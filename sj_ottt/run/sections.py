@@ -247,6 +247,15 @@ class OptimisationOptions(Section):
         number(lambda v: 0 < v <= 1, "a number above 0, up to 1"),
         "factor on the learning rate for each layer further below the classifier",
     )
+    accumulate: int = option(1, integer(1), "batches whose mean gradient makes one update")
+    clip_norm: float | None = option(
+        None, optional(positive), "largest norm of all gradients together; no limit if not given"
+    )
+    ema: float | None = option(
+        None,
+        optional(share_below_one),
+        "decay of an average of the weights, which is tested and kept; none if not given",
+    )
     mse_weight: float = option(
         0.05,
         share,
@@ -275,7 +284,7 @@ class RunOptions(Section):
     out: str = option("runs/train", text, "folder of the run: checkpoints, result, pictures")
     seed: int = option(0, integer(0), "seed of the weights, the split, the order, the dropout")
     workers: int = option(0, integer(0), "processes that load data; 0 loads in the main one")
-    device: str = option("auto", text, "auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    device: str = option("auto", text, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
 
 
 @dataclasses.dataclass(frozen=True)

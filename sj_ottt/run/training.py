@@ -29,6 +29,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, train_step
 from sj_ottt.run import finetune
 from sj_ottt.run.build import (
+    build_average,
     build_loss,
     build_mixed_precision,
     build_model,
@@ -135,6 +136,7 @@ class TrainingRun:
         model: On `device`.
         optimizer: Does the steps.
         trainer: What `train_step` updates with: the optimizer, or FPTT around it.
+        ema: The average of the weights that is tested and kept, else None.
         loss_fn: The loss of one time step.
         autocast: Makes the context of a training step, for mixed precision.
         scaler: Scales the loss where mixed precision needs it, else None.
@@ -156,6 +158,7 @@ class TrainingRun:
         self.model = build_model(cfg, self.data, resumed=state is not None).to(self.device)
         self.optimizer = build_optimizer(cfg, self.model, self.data.steps)
         self.trainer = build_trainer(cfg, self.optimizer)
+        self.ema = build_average(cfg, self.model)
         self.loss_fn = build_loss(cfg, self.data, self.device)
         self.autocast, self.scaler = build_mixed_precision(cfg, self.device)
         self.epoch, self.seconds = 0, 0.0
@@ -176,6 +179,8 @@ class TrainingRun:
         self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
         self.epoch, self.seconds = state["epoch"], state["seconds"]
         self.history, self.best = state["history"], state["best"]
 
@@ -254,7 +259,7 @@ class TrainingRun:
     def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
         """Train on each batch; yield its loss, its right answers and its size."""
         cutmix, learning = self.cfg.augmentation.cutmix, self.cfg.learning
-        done = (self.epoch - 1) * len(loader)
+        done, k = (self.epoch - 1) * len(loader), self.cfg.optimisation.accumulate
         for index, (x_seq, target) in enumerate(loader):
             x_seq, target = x_seq.to(self.device), target.to(self.device)
             if cutmix and torch.rand(()) < cutmix:
@@ -271,6 +276,12 @@ class TrainingRun:
                     update=learning.update,
                     backward_steps=learning.backward_steps,
                     scaler=self.scaler,
+                    # The last update of an epoch may have fewer batches.
+                    accumulation=(index % k, min(k, len(loader) - index + index % k))
+                    if k > 1
+                    else None,
+                    clip_norm=self.cfg.optimisation.clip_norm,
+                    ema=self.ema,
                 )
             yield float(loss), count_right(logits, target), len(target)
 
@@ -286,23 +297,23 @@ class TrainingRun:
         """Return the accuracy on what is kept aside, None where nothing is."""
         if not len(self.data.validation):
             return None
-        with self.averaged():
-            return self._accuracy(self.data.validation)
+        with self.averaged() as model:
+            return self._accuracy(model, self.data.validation)
 
-    def _accuracy(self, dataset: Dataset) -> float:
-        """Return the accuracy of the model as it is."""
+    def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
         loader = batches(dataset, self.cfg.optimisation.batch_size, self.cfg.run.workers)
-        return measure(self.model, loader, self.data.shown_steps, self.device)[0]
+        return measure(model, loader, self.data.shown_steps, self.device)[0]
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """Put the weights into the model that are tested and kept: with FPTT, the averages."""
-        if isinstance(self.trainer, FPTT):
-            return self.trainer.averaged()
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Yield the model that is tested and kept: with FPTT or `ema`, that of the averages."""
+        fptt = self.trainer if isinstance(self.trainer, FPTT) else None
+        with fptt.averaged() if fptt else contextlib.nullcontext():
+            yield self.ema.module if self.ema else self.model
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        with self.averaged():
-            return _cpu_state(self.model)
+        with self.averaged() as model:
+            return _cpu_state(model)
 
     def save(self) -> None:
         """Write the checkpoint, then the model files that are made from it."""
@@ -313,6 +324,7 @@ class TrainingRun:
             "model": _cpu_state(self.model),
             "optimizer": self.trainer.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
+            "ema": self.ema.state_dict() if self.ema else None,
             "history": self.history,
             "best": self.best,
             "seconds": self.seconds,
@@ -347,12 +359,12 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and the result, and return it."""
         start = time.perf_counter()
-        with self.averaged():
-            last_accuracy = self._accuracy(self.data.test)
+        with self.averaged() as model:
+            last_accuracy = self._accuracy(model, self.data.test)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy = self._accuracy(self.data.test)
+            test_accuracy = self._accuracy(self.model, self.data.test)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,

@@ -280,13 +280,13 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "readout": "exact", "pull": "0.01", "pull_norm": "l1",
         "encoding": "rows", "cutout": "3", "train_samples": "9",
         "spike_drop_rate": "0.1", "freeze": "stem", "head_epochs": "1", "layer_decay": "0.5",
-        "early_stop": "3",
+        "early_stop": "3", "clip_norm": "2", "ema": "0.9",
         "frames": "surface", "tau_us": "5000", "crop": ["1", "2", "8", "9"], "hot_pixels": "9",
         "flip": "0.5", "rotate": "10", "drop_events": "0", "time_jitter": "0", "cutmix": "1",
     }  # fmt: skip
     others = {
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
-        "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p",
+        "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
     }  # fmt: skip
     names = {"normalize", "class_weights"}
     for given in (values, others):  # which do not go together

@@ -1,6 +1,7 @@
 """A run's best model, loaded again and measured."""
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from sj_ottt.errors import InputError
@@ -55,3 +56,13 @@ def test_what_belongs_to_the_model_is_loaded_with_it(options):
     model = evaluation.load_trained(options["out"], "cpu").model
     assert model.readout == "exact" and rule_of(model).name == "ottt"
     assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "device"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_gpu_that_is_there(monkeypatch, cuda, mps, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert evaluation.resolve_device("auto") == torch.device(device)

@@ -10,7 +10,7 @@ import torch
 from sj_ottt.errors import InputError
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.checkpoint import load_checkpoint
-from tests.helpers import same, weights, write_recordings
+from tests.helpers import assert_same_run, same, weights, write_recordings
 from tests.run.helpers import interrupt_after, train
 
 
@@ -59,6 +59,29 @@ def test_fptt_resumes_and_keeps_the_averages(options, tmp_path, monkeypatch, mod
         assert average.shape == p.shape and torch.equal(kept[name], average)
         assert name.endswith("bias") or not torch.equal(kept[name], raw), name
     # An LTC network starts at random: its test is the same each time all the same.
+    rows = evaluation.evaluate(again["out"], batch_size=9, device="cpu")
+    assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
+
+
+@pytest.mark.slow
+def test_an_average_is_kept_and_resumes_bit_for_bit(options, tmp_path, monkeypatch):
+    """With two batches an update, of which the last of an epoch has one."""
+    options = {**options, "ema": 0.5, "accumulate": 2, "clip_norm": 0.5}
+    train(options)
+    again = {**options, "out": str(tmp_path / "again")}
+    interrupt_after(monkeypatch, "save", calls=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(again)
+    monkeypatch.undo()
+    result = train(again, resume=True)
+    assert_same_run(options["out"], again["out"])
+    first, second = (load_checkpoint(run["out"]) for run in (options, again))
+    assert same(first["ema"], second["ema"])
+    batches = -(-result["n_train"] // options["batch_size"])
+    assert batches % 2 and first["ema"]["n_averaged"] == 2 * (batches // 2 + 1)
+    kept, raw = weights(again["out"]), second["model"]
+    assert all(torch.equal(kept[name], second["ema"][f"module.{name}"]) for name in raw)
+    assert not same(kept, raw)
     rows = evaluation.evaluate(again["out"], batch_size=9, device="cpu")
     assert [row["accuracy"] for row in rows] == [result["test_accuracy"]]
 

@@ -1,6 +1,6 @@
 """The passes through a sequence: online, through time, and part by part (FPTT)."""
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 
@@ -12,155 +12,156 @@ from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
 from sj_ottt.learning.fptt import FPTT
+from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
+from sj_ottt.learning.passes.outputs import Structure, detached, plain
+from sj_ottt.learning.passes.update import Update
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
     detach_state,
     load_state,
     save_state,
-    stateful_modules,
 )
 
 __all__ = ["train_sequence"]
 
-_PartResult = tuple[Tensor, list[Tensor]]
+_StepLoss = Callable[[Structure, int], Tensor]
+_PartResult = tuple[Tensor, list[Structure]]
 """Loss and outputs of a part, detached."""
 
 
 def train_sequence(
+    update: Update | FPTT,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer | FPTT,
-    x_seq: Tensor,
-    loss_at: Callable[[Tensor, int], Tensor],
+    x_seq: Iterable[Tensor],
+    loss_at: _StepLoss,
     *,
     online: bool,
     backward_at: Container[int] | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence by the model's rule.
 
     Args:
+        update: Updates the model's parameters.
         model: Called once per time step.
-        optimizer: Updates the model's parameters.
-        x_seq: [T, N, ...].
-        loss_at: (output of a step, its number) → loss; with `FPTT`, the number of the part.
+        x_seq: The input [N, ...] of each time step; for FPTT, a tensor [T, N, ...].
+        loss_at: (outputs of a step, its number) → loss; with `FPTT`, the number of the part.
         online: Update at every step.
         backward_at: The steps that have a backward pass; None for all.
-        scaler: As in `train_step`.
 
     Yields:
-        Each step's loss and output, both detached.
+        Each step's loss and outputs, both detached.
 
     Raises:
-        InputError: If a feedback connects nothing, a loss is not finite, or the model learns
-            through time and is asked for what that cannot have.
+        InputError: If a feedback connects nothing, a neuron cannot take part (`check_neurons`), a
+            loss is not finite, or the model learns through time and is asked for what that cannot
+            have.
     """
     check_connected(model)
-    if isinstance(optimizer, FPTT):
-        return _in_parts(model, optimizer, x_seq, loss_at)
     rule = rule_of(model)
+    check_neurons(model, rule)
+    call = _theirs(model) if any(map(is_their_online_node, model.modules())) else model
+    if isinstance(update, FPTT):
+        assert isinstance(x_seq, Tensor)
+        return _in_parts(model, call, update, x_seq, loss_at)
     if not rule.through_time:
-        return _step_by_step(
-            model,
-            optimizer,
-            x_seq,
-            loss_at,
-            online=online,
-            backward_at=backward_at,
-            scaler=scaler,
-        )
+        return _step_by_step(update, call, x_seq, loss_at, online=online, backward_at=backward_at)
     for wrong, name in ((online, "online update"), (backward_at is not None, "backward_steps")):
         if wrong:
             raise InputError(
                 f'rule="{rule.name}" has one backward pass through all time steps, so it knows no '
                 f"{name}: leave it out, or train by another rule"
             )
-    return _through_time(model, optimizer, x_seq, loss_at, scaler)
+    return _through_time(update, x_seq, loss_at)
+
+
+def _theirs(model: nn.Module) -> Callable[[Tensor], Structure]:
+    """Return a call of a model that may end with SpikingJelly's OTTT node: its spikes alone."""
+
+    def call(x: Tensor) -> Structure:
+        out = model(x)
+        is_list = type(out) is list and len(out) == 2  # [spike, trace], whose trace never learns
+        return out[0] if is_list and not out[1].requires_grad else out
+
+    return call
 
 
 def _step_by_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    update: Update,
+    call: Callable[[Tensor], Structure],
     x_seq: Iterable[Tensor],
-    loss_at: Callable[[Tensor, int], Tensor],
+    loss_at: _StepLoss,
     *,
     online: bool,
     backward_at: Container[int] | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence with one backward pass a step.
 
     No parameter moves on a loss that is not finite. Accumulating, the losses are looked at once,
     before the only update, so that a GPU need not wait for the host at every step.
     """
     losses: list[Tensor] = []
+    model = update.model
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
         for t, x in enumerate(x_seq):
             learns = backward_at is None or t in backward_at
             if t == 0 or (online and learns):
-                optimizer.zero_grad()
+                update.start()
             per_step = online_weights(model) if online else nullcontext()
             with per_step, torch.set_grad_enabled(learns):
-                y = _first_output(model(x))
+                y = plain(call(x))
                 loss = loss_at(y, t)
                 losses.append(loss.detach())
                 if online:
-                    _check_finite(losses[-1:], t, optimizer)
+                    _check_finite(losses[-1:], t, update.optimizer)
                 if learns:
-                    (loss if scaler is None else scaler.scale(loss)).backward()
+                    update.backward(loss)
             if online and learns:
-                _update(optimizer, scaler)
+                update.finish()
             detach_state(model)  # for neurons that are not ours: ours never hold a graph
-            yield losses[-1], y.detach()
+            yield losses[-1], detached(y)
     if not online:
-        _check_finite(losses, 0, optimizer)
-        _update(optimizer, scaler)
+        _check_finite(losses, 0, update.optimizer)
+        update.finish()
 
 
 def _through_time(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    x_seq: Iterable[Tensor],
-    loss_at: Callable[[Tensor, int], Tensor],
-    scaler: torch.amp.GradScaler | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
+    update: Update, x_seq: Iterable[Tensor], loss_at: _StepLoss
+) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence with one backward pass at its end: the exact gradient.
 
     The graph of all T steps is kept until then.
     """
-    optimizer.zero_grad()
-    with through_time_weights(model):
-        outputs = [model(x) for x in x_seq]
+    update.start()
+    with through_time_weights(update.model):
+        outputs = [plain(update.model(x)) for x in x_seq]
         losses = [loss_at(y, t) for t, y in enumerate(outputs)]
-        _check_finite([loss.detach() for loss in losses], 0, optimizer)
-        total = sum(losses[1:], losses[0])
-        (total if scaler is None else scaler.scale(total)).backward()
-    _update(optimizer, scaler)
+        _check_finite([loss.detach() for loss in losses], 0, update.optimizer)
+        update.backward(sum(losses[1:], losses[0]))
+    update.finish()
     for loss, y in zip(losses, outputs, strict=True):
-        yield loss.detach(), y.detach()
+        yield loss.detach(), detached(y)
 
 
 def _in_parts(
     model: nn.Module,
+    call: Callable[[Tensor], Structure],
     fptt: FPTT,
     x_seq: Tensor,
-    loss_at: Callable[[Tensor, int], Tensor],
-) -> Iterator[tuple[Tensor, Tensor]]:
+    loss_at: _StepLoss,
+) -> Iterator[tuple[Tensor, Structure]]:
     """Train on [T, N, ...] with an update after each part of it.
 
     The loss of a part is that of its last output; within the part, the gradient is that of the
     model's rule.
     """
-    # Looked up once, as a part may be a single step of a small network.
-    stateful = stateful_modules(model)
     shared_weights = through_time_weights if rule_of(model).through_time else online_weights
     has_synapses = any(isinstance(module, Synapse) for module in model.modules())
     end = 0
     for p, part in enumerate(x_seq.tensor_split(fptt.parts or len(x_seq))):
         end += len(part)
-        for module in stateful:
-            module.detach()
+        detach_state(model)
         entry = save_state(model) if fptt.form == "grad" else None
 
         def run_part(x_seq: Tensor = part, p: int = p, last: int = end - 1) -> _PartResult:
@@ -168,8 +169,8 @@ def _in_parts(
             with shared_weights(model) if has_synapses else nullcontext():
                 outputs = []
                 for x in x_seq:
-                    y = _first_output(model(x))
-                    outputs.append(y.detach())
+                    y = plain(call(x))
+                    outputs.append(detached(y))
                 loss = loss_at(y, p)
                 _check_finite([loss.detach()], last, fptt.optimizer)
                 loss.backward()
@@ -189,19 +190,6 @@ def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object])
     load_state(model, entry)
     run_part()
     load_state(model, after)
-
-
-def _first_output(out: Tensor | Sequence[Tensor]) -> Tensor:
-    """Return the spike of a pair, the first of several outputs, or the output itself."""
-    return out if isinstance(out, Tensor) else out[0]
-
-
-def _update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None) -> None:
-    if scaler is None:
-        optimizer.step()
-    else:
-        scaler.step(optimizer)  # leaves the update out where a gradient overflowed
-        scaler.update()
 
 
 def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,94 @@
+"""Which networks a training pass is right for, and the words for those that it is not."""
+
+from collections.abc import Callable, Iterable
+
+from spikingjelly.activation_based import base, rnn, surrogate
+from spikingjelly.activation_based import layer as sj_layer
+from spikingjelly.activation_based import neuron as sj_neuron
+from torch import nn
+
+from sj_ottt._ops.rule import LearningModule, Rule
+from sj_ottt.errors import InputError
+from sj_ottt.layer.feedback import Feedback
+
+__all__ = ["check_neurons", "is_their_online_node"]
+
+_RECURRENT = (sj_layer.LinearRecurrentContainer, sj_layer.ElementWiseRecurrentContainer)
+_ALL_STEPS = (base.MultiStepModule, rnn.SpikingRNNBase)
+
+
+def check_neurons(model: nn.Module, rule: Rule) -> None:
+    """Refuse a network whose gradient under a rule would not be that of the rule.
+
+    Args:
+        model: Is to be called once per time step, in training.
+        rule: The rule of its neurons.
+
+    Raises:
+        InputError: If a part of it takes the batch for time, or is a neuron or a recurrence that
+            does not take part in the rule.
+    """
+    parts = [(name, part) for name, part in model.named_modules()]
+    _refuse(
+        _names(parts, _takes_the_batch_for_time),
+        "would take the batch for time, because the network is called once per time step: use the "
+        'modules that run one step, in step_mode="s"',
+    )
+    if rule.through_time:
+        _refuse(
+            _names(parts, is_their_online_node),
+            f'learns step by step, which rule="{rule.name}" does not: call sj_ottt.convert(model)',
+        )
+        return
+    _refuse(
+        _names(parts, lambda part: isinstance(part, _RECURRENT)),
+        "feeds its output back without a trace: use sj_ottt.layer.Feedback in its place",
+    )
+    if not rule.spike_suffices:
+        last = _last_of(model)
+        _refuse(
+            _names(parts, lambda part: _hands_on_no_trace(part) and part is not last),
+            f'hands on no trace, which rule="{rule.name}" needs: call sj_ottt.convert(model), or '
+            "use neurons of sj_ottt.neuron",
+        )
+
+
+def is_their_online_node(part: nn.Module) -> bool:
+    """Whether a module is SpikingJelly's own OTTT or SLTT node."""
+    theirs = isinstance(part, sj_neuron.OTTTLIFNode | sj_neuron.SLTTLIFNode)
+    return theirs and not isinstance(part, LearningModule)
+
+
+def _takes_the_batch_for_time(part: nn.Module) -> bool:
+    if isinstance(part, _ALL_STEPS):
+        return True
+    ours_says_so = isinstance(part, LearningModule) and not part.rule.through_time
+    stateful = isinstance(part, base.MemoryModule) and not ours_says_so
+    return stateful and part.step_mode == "m"
+
+
+def _hands_on_no_trace(part: nn.Module) -> bool:
+    if isinstance(part, LearningModule) or is_their_online_node(part):
+        return False
+    surrogates = (isinstance(p, surrogate.SurrogateFunctionBase) for p in part.children())
+    return isinstance(part, sj_neuron.BaseNode) or any(surrogates)
+
+
+def _last_of(model: nn.Module) -> nn.Module | None:
+    """Return the end of a chain, behind which nothing asks for a trace; None where it may."""
+    if any(isinstance(part, Feedback) for part in model.modules()):
+        return None
+    while isinstance(model, nn.Sequential) and len(model):
+        model = model[-1]
+    return model
+
+
+def _names(
+    parts: Iterable[tuple[str, nn.Module]], wanted: Callable[[nn.Module], bool]
+) -> list[str]:
+    return [f"{name or 'model'} ({type(part).__name__})" for name, part in parts if wanted(part)]
+
+
+def _refuse(names: list[str], reason: str) -> None:
+    if names:
+        raise InputError(f"{', '.join(names)} {reason}")

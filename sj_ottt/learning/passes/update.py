@@ -1,0 +1,102 @@
+"""The update of the weights: gradients added up over calls, scaled, clipped, averaged."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from sj_ottt.errors import InputError
+
+__all__ = ["Update"]
+
+
+@dataclass(frozen=True)
+class Update:
+    """How the gradients of a call of `train_step` become an update; its arguments, of these names.
+
+    Raises:
+        InputError: If one of them is out of range, or `ema` is no average of the model.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler | None = None
+    accumulation: tuple[int, int] | None = None
+    clip_norm: float | None = None
+    ema: AveragedModel | None = None
+
+    def __post_init__(self) -> None:
+        i, k = self.accumulation or (0, 1)
+        if not 0 <= i < k:
+            raise InputError(
+                f"accumulation={self.accumulation}: give (i, k), call i of k, counted from 0"
+            )
+        if self.clip_norm is not None and not 0 < self.clip_norm < math.inf:
+            raise InputError(f"clip_norm={self.clip_norm}: give a finite number above 0, or None")
+        if self.ema is not None and not _is_average_of(self.ema, self.model):
+            raise InputError(
+                "ema is no average of the model: give torch.optim.swa_utils.AveragedModel(model)"
+            )
+
+    def start(self) -> None:
+        """Forget earlier gradients, but for those of the calls that this one continues."""
+        if self.accumulation is None or self.accumulation[0] == 0:
+            self.optimizer.zero_grad()
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a loss up, divided by the number of calls that share an update."""
+        if self.accumulation is not None:
+            loss = loss / self.accumulation[1]
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def finish(self) -> None:
+        """Update the weights, unless calls follow that share the update.
+
+        Raises:
+            InputError: If the gradients are to be clipped and their norm is not finite; nothing is
+                changed then. With a scaler, such an update is left out.
+        """
+        if self.accumulation is not None and self.accumulation[0] + 1 < self.accumulation[1]:
+            return
+        if self.clip_norm is not None:
+            self._clip(self.clip_norm)
+        done = self._step()
+        if self.ema is not None and done:
+            self.ema.update_parameters(self.model)
+
+    def _step(self) -> bool:
+        """Let the optimizer step, and return whether it did, as far as `ema` needs to know."""
+        if self.scaler is None:
+            self.optimizer.step()
+            return True
+        scale = self.scaler.get_scale() if self.ema is not None else 0.0  # waits for the device
+        self.scaler.step(self.optimizer)  # leaves the update out where a gradient overflowed
+        self.scaler.update()
+        return self.ema is None or self.scaler.get_scale() >= scale
+
+    @torch.no_grad()
+    def _clip(self, limit: float) -> None:
+        """Limit the norm of all gradients together."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        parameters = (p for group in self.optimizer.param_groups for p in group["params"])
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
+        if not math.isfinite(norm) and self.scaler is None:
+            self.optimizer.zero_grad()
+            raise InputError(
+                f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
+                "learning rate, or look for extreme values in x_seq and in the weights"
+            )
+        if limit < norm < math.inf:
+            torch._foreach_mul_(grads, limit / norm)
+
+
+def _is_average_of(ema: object, model: nn.Module) -> bool:
+    if not isinstance(ema, AveragedModel):
+        return False
+    # It would leave out without a word what one of the two lacks.
+    shapes = ([p.shape for p in net.parameters()] for net in (ema.module, model))
+    return next(shapes) == next(shapes)
