@@ -79,7 +79,7 @@ class LIF:
         if not math.isfinite(self.v_threshold):
             raise InputError(
                 f"v_threshold={self.v_threshold}: give a finite number; for a neuron that never "
-                "fires, whose membrane is the output, use sj_ottt.layer.MembraneReadout"
+                "fires, whose membrane is the output, use sj_ottt.neuron.MembraneReadout"
             )
         if self.v_reset is not None and not math.isfinite(self.v_reset):
             raise InputError(

@@ -5,11 +5,21 @@
     e[t] = ∂u[t]/∂w = λ ∂v[t−1]/∂w + sigmoid'(w) ∂u[t]/∂(1/τ)
 """
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from sj_ottt._ops.lif import LIF
 
-__all__ = ["advance_eligibility", "with_eligibility"]
+__all__ = ["ParametricLIF", "advance_eligibility", "with_eligibility"]
+
+
+@dataclass(frozen=True)
+class ParametricLIF(LIF):
+    """The constants of a neuron whose `tau` is 1 / sigmoid(w), a number in a tensor."""
+
+    def __post_init__(self) -> None:
+        """Check nothing: to look at `tau` would make the host wait for a GPU at every step."""
 
 
 def advance_eligibility(e: Tensor, x: Tensor, v: Tensor, w: Tensor, lif: LIF) -> Tensor:

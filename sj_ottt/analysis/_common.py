@@ -15,6 +15,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning import reset_state
 from sj_ottt.learning.rules import LearningModule, set_rule
 from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.neuron.readout import LeakyIntegrator
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output of one step, target) → scalar."""
@@ -37,6 +38,11 @@ def neurons_of(model: nn.Module, *kinds: type[Neuron]) -> dict[str, Neuron]:
             "rates and latency can be measured)"
         )
     return nodes
+
+
+def integrators_of(model: nn.Module) -> list[LeakyIntegrator]:
+    """Return the readouts of a model that have a membrane."""
+    return [module for module in model.modules() if isinstance(module, LeakyIntegrator)]
 
 
 def copy_for_rule(model: nn.Module, rule: str) -> nn.Module:

@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sj_ottt.analysis._common import Loss, copy_for_rule, neurons_of, watching
+from sj_ottt.analysis._common import (
+    Loss,
+    copy_for_rule,
+    integrators_of,
+    neurons_of,
+    watching,
+)
 from sj_ottt.analysis.activity import refuse_silence
 from sj_ottt.analysis.synapse_records import record_synapses
 from sj_ottt.errors import InputError, suggest
@@ -118,7 +124,7 @@ def theorem1(
     nodes = neurons_of(model, OTTTLIFNode).values()
     if {node.v_threshold for node in nodes} != {1.0} or {n.v_reset for n in nodes} != {None}:
         raise InputError("Theorem 1 is about neurons with v_threshold=1 and a soft reset")
-    if len({node.tau for node in nodes}) > 1:
+    if len({node.tau for node in (*nodes, *integrators_of(model))}) > 1:
         raise InputError("Theorem 1 is about neurons of one tau, and these have several")
     lam, steps = 1 - 1 / next(iter(nodes)).tau, len(x_seq)
     if steps < 2:
@@ -254,5 +260,7 @@ def _representation_gradients(
     mean = torch.tensordot(weights / weights.sum(), x_seq, 1)
     with torch.no_grad():
         model(mean)  # shows the rates to the feedback, if there is one
+    for readout in integrators_of(model):
+        readout.reset()  # the mean of the sequence is one step of it
     loss_fn(model(mean), target).backward()
     return {k: p.grad for k, p in model.named_parameters() if p.grad is not None}

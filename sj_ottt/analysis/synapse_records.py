@@ -128,7 +128,8 @@ def record_synapses(
     finally:
         for hook in hooks:
             hook.remove()
-    traced = {name: record for name, record in records.items() if record.steps}
+    # A readout with a membrane keeps a trace of what is no spikes, too.
+    traced = {name: record for name, record in records.items() if record.steps and name in fed}
     if not traced:
         raise InputError(
             f"{type(model).__name__} has no layer whose gradient takes the trace of a neuron"

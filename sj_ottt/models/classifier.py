@@ -53,8 +53,6 @@ class SpikingClassifier(nn.Module):
         init_fc: Initialises the classifier in place.
 
     Attributes:
-        prediction: "last" with a membrane readout, otherwise "sum": what of the outputs of all
-            steps is the prediction.
         integrator: The membrane of the readout; None without one.
         feedback: A connection from a later stage to an earlier one; None, unless a subclass lays
             one. With it, step mode "m" runs the time steps one by one.
@@ -66,7 +64,6 @@ class SpikingClassifier(nn.Module):
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
-    prediction: str = "sum"
     integrator: nn.Module | None
     feedback: layer.Feedback | None
 
@@ -90,8 +87,6 @@ class SpikingClassifier(nn.Module):
                 f"{suggest(readout, READOUTS)}"
             )
         self.readout = readout
-        if readout == "membrane":
-            self.prediction = "last"
         self.in_chans = in_chans
         self.first_conv = first_conv
         self.feature_info = feature_info
@@ -103,6 +98,11 @@ class SpikingClassifier(nn.Module):
             self.add_module(name, stage)
         self.head_drop = layer.Dropout(drop_rate) if drop_rate > 0 else nn.Identity()
         self.reset_classifier(num_classes, global_pool)
+
+    @property
+    def prediction(self) -> str:
+        """What of the outputs of all steps is the prediction."""
+        return "sum" if self.integrator is None else "last"
 
     def get_classifier(self) -> nn.Module:
         """Return the final linear layer."""

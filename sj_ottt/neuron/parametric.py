@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
-from sj_ottt._ops.parametric import advance_eligibility, with_eligibility
+from sj_ottt._ops.parametric import ParametricLIF, advance_eligibility, with_eligibility
 from sj_ottt._ops.rule import Rule
 from sj_ottt.errors import InputError
 from sj_ottt.neuron.lif import OTTTLIFNode
@@ -113,7 +113,7 @@ class OTTTParametricLIFNode(OTTTLIFNode):
         v, kept = states
         trace, e = (None, None) if kept is None else kept
         v, trace = super().materialize_states(inputs, (v, trace), step_mode)
-        if not self.training or self.rule.through_time:
+        if trace is None:  # it does not learn, or learns through time
             return v, None
         fitting = torch.zeros_like(v) if e is None or e.shape != v.shape else e.to(v)
         return v, _Kept(trace, fitting)
@@ -121,11 +121,12 @@ class OTTTParametricLIFNode(OTTTLIFNode):
     def _step(self, x: Tensor, state: LIFState) -> Tensor | Pair:
         """Advance a state by one time step."""
         rule, kept = self.rule, state["trace"]
-        if not self.training:
-            with torch.no_grad():
-                return lif_step(x, state, self._lif(self.w))
-        if rule.through_time:
+        learns = self.training or torch.is_grad_enabled()
+        if rule.through_time and learns:
             return rule.step(x, state, self._lif(self.w), False)
+        if kept is None or not learns:
+            state["trace"] = None
+            return lif_step(x, state, self._lif(self.w.detach()))
         lif, v_before = self._lif(self.w.detach()), state["v"]
         plain = LIFState(v=v_before, trace=kept.trace)
         with torch.no_grad():
@@ -141,7 +142,8 @@ class OTTTParametricLIFNode(OTTTLIFNode):
     def _lif(self, w: Tensor) -> LIF:
         """Return the neuron's constants, tau as a tensor that may carry a gradient."""
         tau: Any = 1.0 / w.sigmoid()
-        return LIF(tau, self.decay_input, self.v_threshold, self.v_reset, self.surrogate_function)
+        rest = (self.v_threshold, self.v_reset, self.surrogate_function)
+        return ParametricLIF(tau, self.decay_input, *rest)
 
 
 class _Kept(NamedTuple):

@@ -64,12 +64,13 @@ class LeakyIntegrator(LearningModule):
     ) -> tuple[Tensor | None, Tensor | None, float]:
         """Fit the trace to the input; without one, or with another shape, it starts anew."""
         o, trace, constant = states
-        if self.training and step_mode == "m" and not self.rule.through_time:
+        learns = self.learns()
+        if learns and step_mode == "m" and not self.rule.through_time:
             raise InputError(
                 'step_mode="m" cannot train online, because it sees all time steps at once: call '
                 'the network once per time step with step_mode="s", or model.eval() to evaluate'
             )
-        if not self.training or self.rule.spike_suffices:
+        if not learns or self.rule.spike_suffices:
             return o, None, 0.0
         x = _spike(inputs[0])
         if trace is None or trace.shape != x.shape:
@@ -122,7 +123,7 @@ class LeakyIntegrator(LearningModule):
 
     def _keep(self, o: Tensor) -> Tensor:
         """Return o for the next step, with its graph under BPTT only."""
-        return o if self.training and self.rule.through_time else o.detach()
+        return o if self.rule.through_time else o.detach()
 
 
 class MembraneReadout(LeakyIntegrator):

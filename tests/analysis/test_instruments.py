@@ -14,7 +14,7 @@ from sj_ottt import InputError, analysis, layer, learning, plots, set_rule
 from sj_ottt.analysis import gradients
 from sj_ottt.analysis.synapse_records import record_synapses
 from sj_ottt.layer.synapse import Synapse
-from sj_ottt.neuron import LeakyReadout, LTCNode, OTTTLIFNode, SLTTLIFNode
+from sj_ottt.neuron import LeakyReadout, LTCNode, MembraneReadout, OTTTLIFNode, SLTTLIFNode
 from tests.networks import relative_error
 
 STEPS = 6
@@ -307,6 +307,33 @@ def test_a_network_whose_only_synapse_behind_neurons_is_exact():
     x_seq, target = 3 * torch.randn(4, 3, 3, 32, 32), torch.tensor([0, 1, 3])
     with pytest.raises(InputError, match="no layer whose gradient takes the trace"):
         analysis.theorem1(net, x_seq, target)
+
+
+def test_instruments_of_a_membrane_readout():
+    """Its synapse is seen, its trace is its own, and a mean is one step of it."""
+    net = network()
+    with_membrane = copy.deepcopy(net)
+    with_membrane[-1] = MembraneReadout(copy.deepcopy(net[-1]))
+    args = batch(), learning.CrossEntropyMSE()
+    plain, found = (
+        gradients._representation_gradients(each, *args[0], args[1])
+        for each in (net, with_membrane)
+    )
+    assert plain["7.weight"].norm() > 0
+    assert all(torch.equal(a, b) for a, b in zip(plain.values(), found.values(), strict=True))
+    names = [row["layer"] for row in analysis.theorem1(with_membrane, *batch())]
+    assert names == ["2", "5", "7.synapse"]
+    assert set(analysis.synaptic_operations(with_membrane, batch()[0])) == {*names, "total"}
+    with_membrane[-1].tau = 3.0
+    with pytest.raises(InputError, match="have several"):
+        analysis.theorem1(with_membrane, *batch())
+    resnet = timm.create_model("test_ottt_nf_resnet", readout="membrane")
+    nn.init.normal_(resnet.fc.weight)
+    for name, p in resnet.named_parameters():
+        if name.endswith("skipinit"):
+            nn.init.ones_(p)
+    x_seq = 3 * torch.randn(STEPS, 2, 3, 8, 8).repeat_interleave(8, 3).repeat_interleave(8, 4)
+    assert "fc" not in record_synapses(resnet, x_seq, torch.tensor([0, 1]), None)
 
 
 def test_ndots_variant_is_the_models_own():

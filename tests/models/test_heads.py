@@ -66,9 +66,20 @@ def test_membrane_readout(name):
     learning.reset_state(model)
     assert relative_error(model(x_seq)[-1], prediction) < 1e-12
     model.train().reset_classifier(0)
-    assert model.integrator is None
+    assert model.integrator is None and model.prediction == "sum"
     model.reset_classifier(5)
     assert model.integrator is not None and model.fc.out_features == 5
+
+
+def test_membrane_readout_behind_feedback():
+    """Step mode "m" runs step by step there, the membrane too."""
+    torch.manual_seed(0)
+    model = wake(timm.create_model("test_ottt_vggf", readout="membrane")).double().eval()
+    nn.init.normal_(model.feedback.synapse.weight, std=0.1)
+    x_seq = 2 * torch.randn(4, 2, 3, 16, 16).double()
+    prediction = learning.predict(model, x_seq)
+    assert prediction.std() > 0
+    assert relative_error(set_mode(model, "m")(x_seq)[-1], prediction) < 1e-12
 
 
 def test_membrane_readout_follows_a_rule_and_is_refused_where_there_is_one():

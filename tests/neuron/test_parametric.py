@@ -120,6 +120,30 @@ def test_evaluation_mode_and_changed_shapes():
     assert node.float()(x_seq[0].float())[0].dtype == torch.float32
 
 
+def test_evaluation_within_a_network_that_trains():
+    """The neuron learns as in training; alone it passes the gradient of the step."""
+    _, exact = through_time(theirs(True, 0.0))
+    node = ours(True, 0.0, "ottt").eval()
+    net = nn.Sequential(node)
+    for x, weights in zip(*sequence(), strict=True):
+        (net(x)[0] * weights).sum().backward()
+    found = node.w.grad
+    assert relative_error(found, exact) < 1e-12
+    node.reset()
+    x = sequence()[0][0].requires_grad_()
+    node(x).sum().backward()
+    assert x.grad.abs().min() > 0
+
+
+def test_a_time_constant_may_reach_one():
+    node = OTTTParametricLIFNode()
+    with torch.no_grad():
+        node.w.fill_(30.0)
+    spike, trace = node(torch.randn(3, 4) + 1)
+    node(torch.randn(3, 4) + 1)[0].sum().backward()
+    assert torch.equal(spike, trace) and node.w.grad.isfinite()
+
+
 def test_copies_and_pickles():
     node = ours(False, None, "ottt")
     for x in sequence()[0]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sj_ottt import InputError, layer, learning, set_rule
 from sj_ottt.layer import Pair
-from sj_ottt.neuron import MembraneReadout, OTTTLIFNode
+from sj_ottt.neuron import MembraneReadout, OTTTLIFNode, OTTTParametricLIFNode
 from tests.networks import relative_error
 
 STEPS = 5
@@ -147,6 +147,31 @@ def test_in_a_network(update):
         assert relative_error(found, exact) < 1e-12
 
 
+@pytest.mark.parametrize("rule", ["ottt", "bptt"])
+def test_sequences_of_different_lengths(rule):
+    """Together as alone: the traces and the membrane of the sequences that go on stay theirs."""
+    torch.manual_seed(0)
+    net = layer.OTTTSequential(
+        layer.Linear(6, 20), OTTTParametricLIFNode(3.0), MembraneReadout(layer.Linear(20, 2))
+    ).double()
+    set_rule(net, rule).prediction = "last"
+    x_seq, target = 2 * torch.randn(STEPS, 3, 6).double(), torch.randn(3, 2).double()
+    lengths = torch.tensor([5, 2, 4])
+    optimizer = torch.optim.SGD(net.parameters(), 0.0)
+    kwargs = {"loss_fn": nn.functional.mse_loss}
+    _, out = learning.train_step(net, optimizer, x_seq, target, lengths=lengths, **kwargs)
+    found = {k: p.grad.clone() for k, p in net.named_parameters()}
+    alone = {k: torch.zeros_like(g) for k, g in found.items()}
+    for n, length in enumerate(lengths):
+        one = slice(n, n + 1)
+        _, y = learning.train_step(net, optimizer, x_seq[:length, one], target[one], **kwargs)
+        assert relative_error(out[one], y) < 1e-12
+        for k, p in net.named_parameters():
+            alone[k] += p.grad / 3
+    assert all(g.norm() > 0 for g in alone.values())
+    assert max(relative_error(found[k], alone[k]) for k in alone) < 1e-12
+
+
 @pytest.mark.parametrize("name", SYNAPSES)
 def test_evaluation_and_step_mode_m(name):
     readout, spikes = build(name)
@@ -164,6 +189,24 @@ def test_evaluation_and_step_mode_m(name):
         readout(spikes)
     set_rule(readout, "bptt")
     assert relative_error(readout(spikes), stepwise) < 1e-12
+
+
+def test_a_readout_in_evaluation_within_a_network_that_trains():
+    """It learns as in training, as neurons do; alone it passes the gradient of the step."""
+    readout, spikes = build("Linear")
+    exact = through_time(readout, spikes, range(STEPS))
+    net = nn.Sequential(readout)
+    readout.eval()
+    readout.zero_grad()
+    for t, s in enumerate(spikes):
+        loss(net(s), t).backward()
+    assert error({k: p.grad for k, p in readout.synapse.named_parameters()}, exact) < 1e-12
+    net.eval()
+    s = spikes[0].clone().requires_grad_()
+    readout.reset()
+    readout(s).sum().backward()
+    assert relative_error(s.grad[0], readout.synapse.weight.sum(0).detach()) < 1e-12
+    assert readout.trace is None
 
 
 def test_the_state_follows_its_input():

@@ -50,11 +50,13 @@ def test_evaluate_refuses_a_changed_model(finished, tmp_path):
         evaluation.evaluate(tmp_path)
 
 
-def test_what_belongs_to_the_model_is_loaded_with_it(options):
-    changes = {"epochs": 1, "rule": "ndot", "rule_variant": "code", "readout": "exact"}
+@pytest.mark.parametrize("readout", ["exact", "membrane"])
+def test_what_belongs_to_the_model_is_loaded_with_it(options, readout):
+    changes = {"epochs": 1, "rule": "ndot", "rule_variant": "code", "readout": readout}
     training.train(TrainConfig(**{**options, **changes}))
     model = evaluation.load_trained(options["out"], "cpu").model
-    assert model.readout == "exact" and rule_of(model).name == "ottt"
+    assert (model.prediction == "last") == (readout == "membrane")
+    assert model.readout == readout and rule_of(model).name == "ottt"
     assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
 
 
