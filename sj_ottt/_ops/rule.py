@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sj_ottt._ops import trace
 from sj_ottt._ops.calls import in_checkpoint, modules_being_called
+from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.trace import Trace
 from sj_ottt.errors import InputError
@@ -81,7 +82,7 @@ class Rule:
         return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))
 
 
-class LearningModule(base.MemoryModule):
+class LearningModule(PairHooks, base.MemoryModule):
     """A stateful module that takes part in learning, and so holds a rule.
 
     Attributes:

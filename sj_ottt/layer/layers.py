@@ -8,6 +8,7 @@ import torch
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
 
+from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.pool import avg_pool2d
 from sj_ottt._ops.trace import LinearMap, Trace
@@ -31,7 +32,7 @@ def map_both(module: Callable[[Tensor], Tensor], pair: Pair) -> Pair:
     return Pair(module(pair.spike), trace, pair.spike_suffices)
 
 
-class OnBoth(nn.Module):
+class OnBoth(PairHooks, nn.Module):
     """Base of the layers that map spike and trace alike; it comes before SpikingJelly's class."""
 
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:

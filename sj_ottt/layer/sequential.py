@@ -7,6 +7,7 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
 from sj_ottt.errors import InputError
@@ -16,7 +17,7 @@ from sj_ottt.layer.layers import OnBoth, map_both
 __all__ = ["OTTTSequential", "one_by_one"]
 
 
-class OTTTSequential(sj_layer.OTTTSequential):
+class OTTTSequential(PairHooks, sj_layer.OTTTSequential):
     """A chain of layers and neurons for one time step, as SpikingJelly's class of this name.
 
     Takes this module's layers, SpikingJelly's, plain torch modules and modules of one's own. Where

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from sj_ottt._ops.synapse import Product, traced_product
 from sj_ottt._ops.trace import Trace
@@ -100,18 +101,19 @@ class ThroughTimeWeight:
 
 @contextmanager
 def step_weights(
-    model: nn.Module, make: Callable[[Synapse], AnyStepWeight]
+    model: nn.Module, make: Callable[[Synapse], AnyStepWeight | None]
 ) -> Iterator[dict[Synapse, AnyStepWeight]]:
     """Let step weights apply the synapses of a model until the end of the block.
 
     Args:
         model: Its `Synapse` layers take part.
-        make: Makes the step weight of a synapse.
+        make: Makes the step weight of a synapse; None leaves it to the synapse itself.
 
     Yields:
         The step weight of each synapse.
     """
-    made = {m: make(m) for m in model.modules() if isinstance(m, Synapse)}
+    synapses = [m for m in model.modules() if isinstance(m, Synapse)]
+    made = {m: weight for m in synapses if (weight := make(m)) is not None}
     try:
         for synapse, weight in made.items():
             synapse.step_weight = weight
@@ -125,6 +127,22 @@ def step_weights(
         torch.clear_autocast_cache()
 
 
+def _unless_made_anew(
+    make: Callable[[Synapse], AnyStepWeight],
+) -> Callable[[Synapse], AnyStepWeight | None]:
+    """Leave out a synapse whose weight or bias is no parameter.
+
+    A parametrization or a hook of PyTorch (`torch.nn.utils`: weight norm, spectral norm, pruning)
+    makes it at every call, and may count the calls.
+    """
+
+    def make_unless(synapse: Synapse) -> AnyStepWeight | None:
+        own = {"weight", "bias"} <= synapse._parameters.keys() and not is_parametrized(synapse)
+        return make(synapse) if own else None
+
+    return make_unless
+
+
 @contextmanager
 def online_weights(model: nn.Module) -> Iterator[None]:
     """Add the weight gradients of all synapses of a model up until the end of the block.
@@ -136,7 +154,7 @@ def online_weights(model: nn.Module) -> Iterator[None]:
     Args:
         model: Its `Synapse` layers take part.
     """
-    with _hooks_once(model), step_weights(model, OnlineWeight):
+    with _hooks_once(model), step_weights(model, _unless_made_anew(OnlineWeight)):
         yield
 
 
@@ -206,5 +224,5 @@ def through_time_weights(model: nn.Module) -> Iterator[None]:
     Args:
         model: Its `Synapse` layers take part.
     """
-    with step_weights(model, ThroughTimeWeight):
+    with step_weights(model, _unless_made_anew(ThroughTimeWeight)):
         yield

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt._ops.synapse import Product, traced_product
@@ -27,7 +28,7 @@ class StepWeight(Protocol):
         """Give the parameters what the steps have left for them."""
 
 
-class Synapse(nn.Module):
+class Synapse(PairHooks, nn.Module):
     """Base of the layers that are one linear map of spikes: W s + b, with ∇W = g âᵀ.
 
     A tensor goes the way of SpikingJelly's layer; a pair [spike, trace] is one traced product. In
@@ -151,7 +152,9 @@ class _Standardized(Synapse):
         return self.weight, self.gain, self.bias
 
     def _standardized(self, weight: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or self.weight.is_inference():
+        # What a parametrization or a hook makes anew may lie where the one before it lay.
+        anew = "weight" not in self._parameters
+        if torch.is_grad_enabled() or anew or self.weight.is_inference():
             self._kept = None
             return scaled_weight_standardization(weight, self.gain, self.eps)
         version = tuple(

@@ -5,8 +5,9 @@ import torch
 import torch.nn.functional as F
 from spikingjelly.activation_based import layer as sj_layer
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
-from sj_ottt import layer, learning, set_rule
+from sj_ottt import InputError, layer, learning, set_rule
 from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
 from tests.every_layer import network, step_by_step, train
@@ -228,6 +229,22 @@ def test_an_optimizer_inside_the_backward_pass_steps_once_per_update(update):
     assert largest_error(dict(net.named_parameters()), dict(plain.named_parameters())) < 1e-12
 
 
+def test_no_hook_runs_where_a_loss_is_not_finite():
+    net, seen = with_foreign_layers(), []
+    for p in net.parameters():
+        p.register_hook(seen.append)
+        p.register_post_accumulate_grad_hook(seen.append)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    x_seq, target = 3 * torch.randn(3, 2, 2, 4, 4).double(), torch.tensor([0, 1])
+    with pytest.raises(InputError, match="the loss of time step 0 is nan"):
+        learning.train_step(
+            net, optimizer, x_seq, target, loss_fn=lambda y, target: y.sum() * float("nan")
+        )
+    assert not seen
+    learning.train_step(net, optimizer, x_seq, target)
+    assert len(seen) == 2 * len([*net.parameters()])
+
+
 def test_a_hook_leaves_what_was_in_grad_before():
     net, x = with_foreign_layers(), 3 * torch.randn(2, 2, 4, 4).double()
     seen = []
@@ -239,3 +256,87 @@ def test_a_hook_leaves_what_was_in_grad_before():
             net(x).sum().backward()
     assert len(seen) == 1 and seen[0].norm() > 0
     assert torch.equal(net[10].weight.grad, 1 + seen[0])
+
+
+MADE_ANEW = {
+    "weight_norm": parametrizations.weight_norm,
+    "spectral_norm": parametrizations.spectral_norm,
+    "orthogonal": lambda m: parametrizations.orthogonal(m) if m.weight.dim() == 2 else m,
+    "pruned weight": lambda m: prune.random_unstructured(m, "weight", 0.3),
+    "pruned bias": lambda m: prune.random_unstructured(m, "bias", 0.3),
+    "old weight_norm": nn.utils.weight_norm,
+    "old spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", MADE_ANEW)
+@pytest.mark.parametrize(
+    ("rule", "update"), [("ottt", "accumulate"), ("ottt", "online"), ("bptt", "accumulate")]
+)
+def test_weights_that_are_made_at_every_call_learn_as_in_a_plain_loop(kind, rule, update):
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        net = layer.OTTTSequential(
+            layer.WSConv2d(2, 4, 3, padding=1),
+            OTTTLIFNode(v_threshold=0.1),
+            layer.Conv2d(4, 4, 3, padding=1),
+            OTTTLIFNode(v_threshold=0.1),
+            layer.Flatten(),
+            layer.Linear(64, 16),
+            OTTTLIFNode(v_threshold=0.1),
+            layer.Linear(16, 16),
+            OTTTLIFNode(v_threshold=0.1),
+            layer.Linear(16, 4),
+        ).double()
+        for i in (0, 2, 5, 7, 9):
+            MADE_ANEW[kind](net[i])
+        return set_rule(net, rule)
+
+    ours, plain = make(), make()
+    x_seq, target = 3 * torch.randn(4, 3, 2, 4, 4).double(), torch.tensor([0, 1, 3])
+    for net in (ours, plain):
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        for _ in range(2):
+            if net is ours:
+                learning.train_step(
+                    net, optimizer, x_seq, target, update=update, loss_fn=F.cross_entropy
+                )
+                continue
+            optimizer.zero_grad()
+            total = torch.zeros(())
+            for x in x_seq:
+                loss = F.cross_entropy(net(x), target) / len(x_seq)
+                if rule == "bptt":
+                    total = total + loss
+                    continue
+                loss.backward()
+                if update == "online":
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if rule == "bptt":
+                total.backward()
+            if update != "online":
+                optimizer.step()
+            learning.reset_state(net)
+    before = make().state_dict()
+    found, expected = ours.state_dict(), plain.state_dict()
+    assert largest_error(found, expected) < 1e-12
+    moved = [k for k in expected if not torch.equal(before[k], expected[k])]
+    assert len(moved) >= 10
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "pruned weight"])
+def test_evaluation_keeps_no_weight_that_is_made_at_every_call(kind):
+    torch.manual_seed(0)
+    synapse_, x = layer.WSLinear(20, 10), torch.randn(3, 20)
+    with torch.no_grad():
+        synapse_.eval()(x)
+        assert synapse_._kept is not None
+        MADE_ANEW[kind](synapse_)
+        for _ in range(3):
+            made = synapse_(x)
+            assert synapse_._kept is None
+            for parameter in synapse_.parameters():
+                parameter.copy_(torch.rand_like(parameter))
+            assert (synapse_(x) - made).norm() > 0.1

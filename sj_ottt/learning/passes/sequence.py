@@ -121,8 +121,9 @@ def _step_by_step(
                 update.finish()
             detach_state(model)  # for neurons that are not ours: ours never hold a graph
             yield losses[-1], detached(y)
+        if not online:  # before the block's end, where hooks on gradients run
+            _check_finite(losses, 0, update.optimizer)
     if not online:
-        _check_finite(losses, 0, update.optimizer)
         update.finish()
 
 
