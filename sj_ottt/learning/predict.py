@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
 from sj_ottt.learning.passes.lengths import Lengths
+from sj_ottt.learning.passes.neurons import check_one_step
 from sj_ottt.learning.passes.outputs import Structure, add, map_tensors, plain
 from sj_ottt.learning.state import carried
 
@@ -89,9 +90,11 @@ def predict(
         structure in which the model gives them.
 
     Raises:
-        InputError: If the shape or the lengths do not fit, the input is not finite, `lengths` is
-            given for a state that is carried on, or the state is of a batch of another size.
+        InputError: If a part of the model takes the batch for time (step mode "m"), the shape or
+            the lengths do not fit, the input is not finite, `lengths` is given for a state that is
+            carried on, or the state is of a batch of another size.
     """
+    check_one_step(model)
     x_seq, _ = as_sequence(x_seq, steps)
     different, inputs = with_lengths(model, x_seq, lengths, reset)
     # A state that goes on may be trained from, which tensors of inference mode cannot be.

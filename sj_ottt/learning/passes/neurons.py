@@ -11,9 +11,10 @@ from sj_ottt._ops.rule import LearningModule, Rule
 from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import Feedback
 
-__all__ = ["check_neurons", "is_their_online_node"]
+__all__ = ["check_neurons", "check_one_step", "is_their_online_node"]
 
 _RECURRENT = (sj_layer.LinearRecurrentContainer, sj_layer.ElementWiseRecurrentContainer)
+_FILTERS = (sj_layer.SynapseFilter, sj_layer.Delay, sj_layer.NeuNorm)
 _ALL_STEPS = (base.MultiStepModule, rnn.SpikingRNNBase)
 
 
@@ -28,12 +29,8 @@ def check_neurons(model: nn.Module, rule: Rule) -> None:
         InputError: If a part of it takes the batch for time, or is a neuron or a recurrence that
             does not take part in the rule.
     """
-    parts = [(name, part) for name, part in model.named_modules()]
-    _refuse(
-        _names(parts, _takes_the_batch_for_time),
-        "would take the batch for time, because the network is called once per time step: use the "
-        'modules that run one step, in step_mode="s"',
-    )
+    check_one_step(model)
+    parts = list(model.named_modules())
     if rule.through_time:
         _refuse(
             _names(parts, is_their_online_node),
@@ -44,6 +41,11 @@ def check_neurons(model: nn.Module, rule: Rule) -> None:
         _names(parts, lambda part: isinstance(part, _RECURRENT)),
         "feeds its output back without a trace: use sj_ottt.layer.Feedback in its place",
     )
+    _refuse(
+        _names(parts, lambda part: isinstance(part, _FILTERS)),
+        f'remembers its input, and rule="{rule.name}" sends no gradient back through that: call '
+        'set_rule(model, "bptt"), or take it out',
+    )
     if not rule.spike_suffices:
         last = _last_of(model)
         _refuse(
@@ -51,6 +53,19 @@ def check_neurons(model: nn.Module, rule: Rule) -> None:
             f'hands on no trace, which rule="{rule.name}" needs: call sj_ottt.convert(model), or '
             "use neurons of sj_ottt.neuron",
         )
+
+
+def check_one_step(model: nn.Module) -> None:
+    """Refuse a network that does not do one time step a call.
+
+    Raises:
+        InputError: If a part of it takes the batch for time.
+    """
+    _refuse(
+        _names(model.named_modules(), _takes_the_batch_for_time),
+        "would take the batch for time, because the network is called once per time step: use "
+        "modules that run one step, and functional.set_step_mode(model, 's')",
+    )
 
 
 def is_their_online_node(part: nn.Module) -> bool:
@@ -62,9 +77,7 @@ def is_their_online_node(part: nn.Module) -> bool:
 def _takes_the_batch_for_time(part: nn.Module) -> bool:
     if isinstance(part, _ALL_STEPS):
         return True
-    ours_says_so = isinstance(part, LearningModule) and not part.rule.through_time
-    stateful = isinstance(part, base.MemoryModule) and not ours_says_so
-    return stateful and part.step_mode == "m"
+    return isinstance(part, base.MemoryModule) and part.step_mode == "m"
 
 
 def _hands_on_no_trace(part: nn.Module) -> bool:

@@ -42,7 +42,7 @@ def map_tensors(f: Callable[..., Any], first: Structure, *others: Structure) -> 
         return type(first)(*values) if hasattr(first, "_fields") else type(first)(values)
     kinds = " and ".join(sorted({type(part).__name__ for part in (first, *others)}))
     raise InputError(
-        f"the model's outputs hold {kinds}: return tensors, or lists, tuples and dicts of them, "
+        f"the outputs or targets hold {kinds}: give tensors, or lists, tuples and dicts of them, "
         "of the same form at every time step"
     )
 

@@ -108,6 +108,15 @@ def test_full_lengths_are_none():
     assert largest_error(grads, expected) == 0
 
 
+def test_backward_steps_are_those_of_the_longest_sequence():
+    net, lengths = Net(), LENGTHS.clamp(max=4)
+    *_, expected = gradients(net, *batch(), lengths=lengths)
+    *_, grads = gradients(net, *batch(), lengths=lengths, backward_steps=4)
+    assert largest_error(grads, expected) == 0
+    with pytest.raises(InputError, match="give 1 to 4"):
+        gradients(net, *batch(), lengths=lengths, backward_steps=5)
+
+
 def test_structures_are_parted_by_samples():
     class Heads(Net):
         def forward(self, x):

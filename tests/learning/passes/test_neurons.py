@@ -118,12 +118,15 @@ def test_the_remedy_helps():
     [
         sj_neuron.NonSpikingLIFNode,
         partial(sj_neuron.LIFNode, step_mode="m"),
+        partial(OTTTLIFNode, step_mode="m"),
         partial(sj_layer.MultiStepContainer, nn.Identity()),
     ],
 )
 def test_the_batch_is_no_time(node, rule):
     with pytest.raises(InputError, match=r"3 .* would take the batch for time"):
         trained(set_rule(network(node), rule))
+    with pytest.raises(InputError, match=r"3 .* would take the batch for time"):
+        learning.predict(network(node), batch()[0])
 
 
 @pytest.mark.parametrize("rule", ["ottt", "sltt"])
@@ -134,6 +137,19 @@ def test_recurrent_containers_are_refused(rule):
     ):
         with pytest.raises(InputError, match=r"RecurrentContainer\) .*sj_ottt.layer.Feedback"):
             trained(set_rule(network(node), rule))
+
+
+@pytest.mark.parametrize("rule", ["ottt", "sltt"])
+def test_layers_that_remember_their_input_are_refused(rule):
+    for node in (sj_layer.SynapseFilter, partial(sj_layer.Delay, 1)):
+        with pytest.raises(InputError, match=r"3 \((SynapseFilter|Delay)\) remembers its input"):
+            trained(set_rule(network(node), rule))
+
+
+@pytest.mark.parametrize("node", [sj_layer.SynapseFilter, partial(sj_layer.Delay, 1)])
+def test_layers_that_remember_their_input_are_exact_through_time(node):
+    net = set_rule(network(node), "bptt")
+    assert largest_error(trained(net), by_autograd(net, True)) < 1e-12
 
 
 def test_a_recurrent_container_is_exact_through_time():

@@ -128,7 +128,7 @@ def test_what_is_refused_of_outputs():
         learning.train_step(net, optimizer, x_seq, target)
     with pytest.raises(InputError, match="target of type tuple does not fit"):
         learning.train_step(Heads(), optimizer, x_seq, (target,))
-    with pytest.raises(InputError, match="outputs hold str: return tensors"):
+    with pytest.raises(InputError, match="outputs or targets hold str: give tensors"):
         learning.predict(_Says("words"), x_seq)
 
 
