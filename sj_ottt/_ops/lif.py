@@ -29,6 +29,7 @@ __all__ = [
     "bptt_lif_step",
     "has_closed_gradient",
     "lif_step",
+    "membrane_gradient",
     "ottt_lif_step",
     "reference_lif_step",
 ]
@@ -41,7 +42,8 @@ class LIFState(TypedDict):
     is made. It never writes into a tensor that it was given.
 
     Attributes:
-        v: v[t], the membrane after the reset, [N, ...].
+        v: v[t], the membrane after the reset, [N, ...]. It carries the gradient of its own step,
+            ∂v/∂u = 1 − s after a hard reset and 1 after a soft one; the next step takes it without.
         trace: What the learning rule keeps beside it (`Rule.start`): for OTTT and SLTT â[t] in a
             form of `sj_ottt._ops.trace`; None where nothing is kept.
     """
@@ -125,8 +127,9 @@ def ottt_lif_step(
 
     This is the plain reference of `lif_step`.
 
-    The gradient flows from the spike to the input through the surrogate alone. Neither the
-    membrane of the step before nor the reset carries any, so no step keeps another one's graph.
+    The gradient flows from the spike to the input through the surrogate, and from the membrane as
+    it is. Neither the membrane of the step before nor the reset carries any, so no step keeps
+    another one's graph.
 
     Args:
         x: Input current I[t], [N, ...].
@@ -139,7 +142,7 @@ def ottt_lif_step(
         surrogate_function: Θ with a surrogate derivative, applied to u − V_th.
 
     Returns:
-        The spike s[t] (carries the gradient), v[t] and â[t] (carry none).
+        The spike s[t] and v[t] (both carry the gradient), and â[t] (carries none).
     """
     lif = LIF(tau, decay_input, v_threshold, v_reset, surrogate_function)
     spike, v = reference_lif_step(x, v, lif)
@@ -148,10 +151,7 @@ def ottt_lif_step(
 
 def reference_lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
     """Do `ottt_lif_step` without the trace: (I[t], v[t−1]) → (s[t], v[t]), all [N, ...]."""
-    u = lif.charge(x, v.detach())
-    spike = lif.surrogate_function(u - lif.v_threshold)
-    with torch.no_grad():
-        return spike, lif.reset(u, spike)
+    return bptt_lif_step(x, v.detach(), lif)
 
 
 def bptt_lif_step(x: Tensor, v: Tensor, lif: LIF) -> tuple[Tensor, Tensor]:
@@ -190,8 +190,20 @@ def has_closed_gradient(surrogate_function: sj_surrogate.SurrogateFunctionBase) 
     return type(surrogate_function) in _SURROGATE_GRADIENTS and bool(surrogate_function.spiking)
 
 
-class _SpikeFromState(torch.autograd.Function):
-    """Hands a spike on; backward recomputes u − V_th from what the neuron keeps anyway.
+def _silent(fired: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 1 − s[t] as numbers; s[t] is given as booleans, or as the top bit of bytes."""
+    return fired.to(dtype).lt_(traces.NEWEST if fired.dtype == torch.uint8 else 1)
+
+
+def membrane_gradient(grad: Tensor, fired: Tensor, lif: LIF) -> Tensor:
+    """Return the gradient of I[t] by way of v[t], from that of v[t]; the reset carries none."""
+    if lif.v_reset is not None:
+        grad = grad * _silent(fired, grad.dtype)
+    return grad / lif.tau if lif.decay_input else grad
+
+
+class _FromState(torch.autograd.Function):
+    """Hands spike and membrane on; backward recomputes u − V_th from what the neuron keeps anyway.
 
     After a soft reset that is v[t] where the neuron fired and v[t] − V_th where it did not, to the
     last bit. A hard reset forgets u[t], which is then kept beside v[t].
@@ -202,29 +214,33 @@ class _SpikeFromState(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         spike: Tensor,
-        membrane: Tensor,
+        v: Tensor,
+        u: Tensor | None,  # after a hard reset
         fired: Tensor,
         lif: LIF,
-    ) -> Tensor:
-        ctx.save_for_backward(membrane, fired)
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(v if u is None else u, fired)
         ctx.lif = lif
-        return spike.view_as(spike)
+        return spike.view_as(spike), v.view_as(v)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
         membrane, fired = ctx.saved_tensors
         lif = ctx.lif
+        grad_x = None if grad_v is None else membrane_gradient(grad_v, fired, lif)
+        if grad is None:
+            return grad_x, None, None, None, None, None
         if lif.v_reset is None:
-            silent = fired.to(membrane.dtype).lt_(
-                traces.NEWEST if fired.dtype == torch.uint8 else 1
-            )
-            z = torch.sub(membrane, silent, alpha=lif.v_threshold, out=silent)
+            z = _silent(fired, membrane.dtype)
+            torch.sub(membrane, z, alpha=lif.v_threshold, out=z)
         else:
             z = membrane - lif.v_threshold
         surrogate = lif.surrogate_function
         grad = _SURROGATE_GRADIENTS[type(surrogate)](grad.to(z.dtype), z, surrogate.alpha)
-        return grad.div_(lif.tau) if lif.decay_input else grad, None, None, None, None
+        grad = grad.div_(lif.tau) if lif.decay_input else grad
+        return grad if grad_x is None else grad.add_(grad_x), None, None, None, None, None
 
 
 def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> Tensor:
@@ -240,7 +256,7 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
         trace_decay: δ, what is left of the trace after one step: λ for OTTT, 0 for SLTT.
 
     Returns:
-        The spike s[t], which carries the gradient.
+        The spike s[t], which carries the gradient, as `v` in the state does.
     """
     if not has_closed_gradient(lif.surrogate_function):
         spike, state["v"] = reference_lif_step(x, state["v"], lif)
@@ -260,5 +276,6 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
         else:
             state["v"] = torch.where(spike > 0, lif.v_reset, u)
     if torch.is_grad_enabled() and x.requires_grad:
-        spike = _SpikeFromState.apply(x, spike, u, fired, lif)
+        hard = lif.v_reset is not None
+        spike, state["v"] = _FromState.apply(x, spike, state["v"], u if hard else None, fired, lif)
     return spike

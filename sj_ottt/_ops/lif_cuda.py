@@ -16,7 +16,7 @@ from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops.lif import LIF, LIFState
+from sj_ottt._ops.lif import LIF, LIFState, membrane_gradient
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
 from sj_ottt.errors import InputError
 
@@ -153,17 +153,18 @@ def fused_lif_step(
         ndot: Variant of NDOT where the trace is an `NDOTState`.
 
     Returns:
-        The spike s[t], which carries the gradient; laid out in memory like x.
+        The spike s[t], laid out in memory like x; it carries the gradient, as the new `v` does.
     """
     constants = _Constants(lif, trace_decay, ndot)
     if torch.is_grad_enabled() and x.requires_grad:
-        spike: Tensor = _FusedLIF.apply(x, state, constants)
+        spike: Tensor
+        spike, state["v"] = _FusedLIF.apply(x, state, constants)
         return spike
     return _forward(x, state, constants, keep=False)[0]
 
 
 class _FusedLIF(torch.autograd.Function):
-    """The fused step; keeps what `lif._SpikeFromState` keeps."""
+    """The fused step; keeps what `lif._FromState` keeps."""
 
     @staticmethod
     def forward(
@@ -171,16 +172,20 @@ class _FusedLIF(torch.autograd.Function):
         x: Tensor,
         state: LIFState,
         constants: _Constants,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
         spike, membrane, fired = _forward(x, state, constants, keep=True)
         ctx.save_for_backward(membrane, fired)
         ctx.constants = constants
-        return spike
+        return spike, state["v"]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
         membrane, fired = ctx.saved_tensors
+        from_v = None if grad_v is None else membrane_gradient(grad_v, fired, ctx.constants.lif)
+        if grad is None:
+            return from_v, None, None
         grad = grad.to(membrane.dtype)
         grad_x = torch.empty_like(membrane)
         call = _arguments(_BACKWARD, ctx.constants, (grad, membrane, fired), grad_x)
@@ -188,7 +193,7 @@ class _FusedLIF(torch.autograd.Function):
         for name, tensor in tensors.items():
             call[name] = tensor.data_ptr()
         _launch("lif_backward", call, grad_x, torch.float32)
-        return grad_x, None, None
+        return grad_x if from_v is None else grad_x.add_(from_v), None, None
 
 
 def _forward(

@@ -99,6 +99,16 @@ class ThroughTimeWeight:
         """Do nothing: the one backward pass reaches the parameters."""
 
 
+def _compiled_parts(model: nn.Module) -> set[nn.Module]:
+    """Return the modules that torch.compile runs: it makes their weights within its own graph."""
+    return {
+        part
+        for module in model.modules()
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for part in module.modules()
+    }
+
+
 @contextmanager
 def step_weights(
     model: nn.Module, make: Callable[[Synapse], AnyStepWeight | None]
@@ -106,13 +116,14 @@ def step_weights(
     """Let step weights apply the synapses of a model until the end of the block.
 
     Args:
-        model: Its `Synapse` layers take part.
+        model: Its `Synapse` layers take part, but for those that torch.compile runs.
         make: Makes the step weight of a synapse; None leaves it to the synapse itself.
 
     Yields:
         The step weight of each synapse.
     """
-    synapses = [m for m in model.modules() if isinstance(m, Synapse)]
+    compiled = _compiled_parts(model)
+    synapses = [m for m in model.modules() if isinstance(m, Synapse) and m not in compiled]
     made = {m: weight for m in synapses if (weight := make(m)) is not None}
     try:
         for synapse, weight in made.items():

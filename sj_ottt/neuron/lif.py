@@ -23,6 +23,20 @@ __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
 __getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron.lif")
 __all__ += public_names("spikingjelly.activation_based.neuron.lif")
 
+
+class _HandedOut:
+    """The membrane of the last step with its graph, for whoever reads `v` before the next one.
+
+    A copy holds none.
+    """
+
+    stored: Tensor | None = None
+    with_graph: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _HandedOut, ()
+
+
 BACKENDS = ("torch", "cupy", "auto")
 
 
@@ -106,6 +120,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             "s",  # its assertion would refuse "m", which is sound in evaluation
             store_v_seq,
         )
+        self._handed_out = _HandedOut()
         self.step_mode = step_mode
         self.backend = backend
         self.trace_dtype = trace_dtype
@@ -118,6 +133,22 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             InputError: If its trace cannot be stored as `trace_dtype` says.
         """
         rule.check_trace_dtype(self.trace_dtype, 1.0 - 1.0 / self.tau)
+
+    @property
+    def v(self) -> Any:
+        """The membrane after the last step, [N, ...], which carries that step's own gradient.
+
+        What the next step starts from, a copy of the node and its state carry none.
+        """
+        if "v" not in self._memories:
+            raise AttributeError("v")  # while it is being registered
+        v, last = self._memories["v"], self._handed_out
+        return last.with_graph if v is last.stored and last.with_graph is not None else v
+
+    def detach(self) -> None:
+        """Cut the state, and `v`, from the graph of the last step."""
+        super().detach()
+        self._handed_out = _HandedOut()
 
     def extra_repr(self) -> str:
         """Describe the node in `print(model)`."""
@@ -149,6 +180,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             (x,), (state["v"], state["trace"]), "s"
         )
         out = self._step(x, state)
+        if not self.rule.through_time:
+            last = self._handed_out
+            last.stored, last.with_graph = state["v"].detach(), state["v"]
+            state["v"] = last.stored
         if self.store_v_seq:
             self._append_v_seq(self.v)
         return out
@@ -160,7 +195,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         state = LIFState(v=states[0], trace=states[1])
         out = self._step(inputs[0], state)
         outputs = tuple(out) if isinstance(out, Pair) else (out,)
-        return outputs, (state["v"], state["trace"])
+        v = state["v"] if self.rule.through_time else state["v"].detach()
+        return outputs, (v, state["trace"])
 
     def _step(self, x: Tensor, state: LIFState) -> Tensor | Pair:
         """Advance a state by one time step."""

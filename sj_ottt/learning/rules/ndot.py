@@ -32,7 +32,7 @@ def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) ->
         state["trace"],
         spike.detach(),
         v_before,
-        state["v"],
+        state["v"].detach(),
         lam=lif.lam,
         v_threshold=lif.v_threshold,
         variant=variant,
