@@ -81,7 +81,7 @@ def check(trace_dtype: str, decay: float) -> None:
     if trace_dtype == "packed" and decay not in (0.0, 0.5):
         raise InputError(
             'trace_dtype="packed" stores spikes as binary digits, which needs tau=2 (λ = 0.5), '
-            f'not tau={1 / (1 - decay):g}: use trace_dtype="float32"'
+            f'not λ = {decay:g}: use trace_dtype="float32"'
         )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sj_ottt._ops.rule import LearningModule
 from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
@@ -54,8 +55,8 @@ def train_sequence(
 
     Raises:
         InputError: If a feedback connects nothing, a neuron cannot take part (`check_neurons`), a
-            loss is not finite, or the model learns through time and is asked for what that cannot
-            have.
+            loss is not finite, or the model learns through time, or has neurons in evaluation mode,
+            and is asked for what that cannot have.
     """
     check_connected(model)
     rule = rule_of(model)
@@ -64,6 +65,8 @@ def train_sequence(
     if isinstance(update, FPTT):
         assert isinstance(x_seq, Tensor)
         return _in_parts(model, call, update, x_seq, loss_at)
+    if backward_at is not None:
+        _refuse_frozen(model)
     if not rule.through_time:
         return _step_by_step(update, call, x_seq, loss_at, online=online, backward_at=backward_at)
     for wrong, name in ((online, "online update"), (backward_at is not None, "backward_steps")):
@@ -73,6 +76,17 @@ def train_sequence(
                 f"{name}: leave it out, or train by another rule"
             )
     return _through_time(update, x_seq, loss_at)
+
+
+def _refuse_frozen(model: nn.Module) -> None:
+    """Refuse neurons in evaluation, which keep no trace in the steps without gradients."""
+    for name, part in model.named_modules():
+        if isinstance(part, LearningModule) and not part.training:
+            raise InputError(
+                f"backward_steps: {name} ({type(part).__name__}) is in evaluation mode, and would "
+                "lose its trace in the steps without a backward pass: call train() on it, or leave "
+                "backward_steps out"
+            )
 
 
 def _theirs(model: nn.Module) -> Callable[[Tensor], Structure]:

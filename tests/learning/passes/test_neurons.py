@@ -176,3 +176,13 @@ def test_a_foreign_neuron_at_the_end_of_a_chain_is_exact():
             net[3].surrogate_function = surrogate.Sigmoid()
         grads.append(trained(net))
     assert largest_error(grads[1], grads[0]) < 1e-12
+
+
+def test_neurons_in_evaluation_are_refused_where_steps_have_no_backward_pass():
+    net = layer.OTTTSequential(layer.Linear(4, 8), OTTTLIFNode(), layer.Linear(8, 3))
+    net[1].eval()
+    optimizer, x_seq = torch.optim.SGD(net.parameters(), 0.1), torch.rand(4, 2, 4)
+    target = torch.tensor([0, 1])
+    with pytest.raises(InputError, match=r"backward_steps: 1 \(OTTTLIFNode\) is in evaluation"):
+        train_step(net, optimizer, x_seq, target, backward_steps=2)
+    train_step(net, optimizer, x_seq, target)
