@@ -6,7 +6,7 @@ once, adds the gradients of the time steps up, and sends the sum through the sta
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -53,7 +53,9 @@ class OnlineWeight:
         if sources == self._sources:
             return
         self.finish()
-        with torch.enable_grad():
+        # A checkpoint round the synapse would take what is saved here for a part of what it
+        # computes again, and then finds the weight made.
+        with torch.enable_grad(), _kept_here():
             self._made = synapse.make_fast_weight()
         self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
         self._bias = synapse.bias
@@ -81,6 +83,15 @@ class OnlineWeight:
             torch.autograd.backward([*grads], [*grads.values()])
 
 
+def _kept_here() -> AbstractContextManager[None]:
+    """Keep what is saved for a backward pass out of the hands of a checkpoint round the block."""
+    return torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged)
+
+
+def _unchanged(saved: Tensor) -> Tensor:
+    return saved
+
+
 class ThroughTimeWeight:
     """The weight of one synapse for one graph over all time steps: made once, with its graph.
 
@@ -89,11 +100,18 @@ class ThroughTimeWeight:
     """
 
     def __init__(self, synapse: Synapse):
+        self._synapse = synapse
         self._weight, self._bias = synapse.make_fast_weight(), synapse.bias
 
     def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
         """Apply the synapse to one time step; autograd keeps what the exact gradient needs."""
-        return product(x, self._weight, self._bias)
+        weight = self._weight
+        if torch._C._current_graph_task_id() != -1:
+            # A checkpoint computes the step again, in a backward pass of its own, which would take
+            # the graph of the one weight away from the other steps.
+            with _kept_here():
+                weight = self._synapse.make_fast_weight()
+        return product(x, weight, self._bias)
 
     def finish(self) -> None:
         """Do nothing: the one backward pass reaches the parameters."""

@@ -317,6 +317,17 @@ for how in ("checkpoint", "checkpoint reentrant"):
 CASES["part checkpoint without neurons"] = Case(
     Program(PLAIN, ("o",), groups=(Group(4, 6, "checkpoint"),))
 )
+for how in ("checkpoint", "checkpoint reentrant"):
+    # The layer takes a current: PyTorch's older checkpoint cuts the gradient to what is no tensor.
+    standardized = (
+        *PLAIN[:1],
+        step("synapse", "c1", "c", **conv("ws", 4, 4)),
+        step("neuron", "s", "c1", v_threshold=0.9),
+        *PLAIN[2:],
+    )
+    CASES[f"part {how} of a standardized layer"] = Case(
+        Program(standardized, ("o",), groups=(Group(1, 1, how),))
+    )
 CASES["part eval batch norm"] = Case(Program(DEEP, ("o",), groups=(Group(2, 3, "eval"),)))
 CASES["part eval with neurons"] = Case(Program(DEEP, ("o",), groups=(Group(2, 5, "eval"),)))
 CASES["part frozen"] = Case(

@@ -107,7 +107,8 @@ def compare(
     except InputError as error:
         return Outcome("refused", str(error))
     except Exception as error:
-        if "does not require grad" in str(error) and program.within("no_grad"):
+        cut = program.within("no_grad") | program.within("checkpoint reentrant")
+        if "does not require grad" in str(error) and cut:
             return Outcome("silent", "nothing learns")  # as PyTorch itself says
         return Outcome("error", f"{type(error).__name__}: {error}")
     scale = 1 / steps if way.startswith("train_step") else 1.0
@@ -245,23 +246,28 @@ def largest_error(
 ) -> tuple[float, str]:
     """The largest relative error of anything that an update leaves, and where it is."""
     errors = {"loss": relative_error(mine.losses.sum(), theirs.losses.sum())}
-    # A bias before a batch norm has a gradient of nothing but rounding.
-    floor = 1e-4 * max((g.norm().item() for g in theirs.grads.values() if g is not None), default=0)
+    largest = max((g.norm().item() for g in theirs.grads.values() if g is not None), default=0)
     for name, grad in theirs.grads.items():
-        errors[f"gradient of {name}"] = relative_error(mine.grads[name], grad, floor)
+        errors[f"gradient of {name}"] = relative_error(mine.grads[name], grad, largest)
         moves = [update.parameters[name] - start[name] for update in (mine, theirs)]
-        errors[f"update of {name}"] = relative_error(*moves, floor * LR)
+        errors[f"update of {name}"] = relative_error(*moves, largest * LR)
     for name, buffer in theirs.buffers.items():
         errors[name] = relative_error(mine.buffers[name], buffer)
     where = max(errors, key=lambda name: errors[name])
     return errors[where], where
 
 
-def relative_error(mine: Tensor | None, theirs: Tensor | None, floor: float = 0.0) -> float:
-    """‖mine − theirs‖ / ‖theirs‖; no gradient counts as one of zeros."""
+def relative_error(mine: Tensor | None, theirs: Tensor | None, largest: float = 0.0) -> float:
+    """‖mine − theirs‖ / ‖theirs‖; no gradient counts as one of zeros.
+
+    A gradient that is nothing but rounding beside the largest one counts as zeros too: that of a
+    bias before a batch norm.
+    """
     if mine is None and theirs is None:
         return 0.0
     mine = torch.zeros_like(theirs) if mine is None else mine
     theirs = torch.zeros_like(mine) if theirs is None else theirs
+    if max(mine.norm().item(), theirs.norm().item()) < 1e-8 * largest:
+        return 0.0
     error = (mine - theirs).norm().item()
-    return error / max(theirs.norm().item(), floor, 1e-300) if error else 0.0
+    return error / max(theirs.norm().item(), 1e-4 * largest, 1e-300) if error else 0.0

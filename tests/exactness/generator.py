@@ -242,6 +242,8 @@ class _Generator:
         before = self.known[source]
         if len(before.shape) < 3 or before.shape[1] * before.shape[2] < 2:
             return None
+        if source.startswith("norm"):  # twice in a row, the rounding of one grows with the other
+            return None
         make = partial(self.rng.choice([*NORMS.values()]), before.shape[0])
         new = step("norm", self.name("norm"), source, make=make, eval=self.rng.random() < 0.2)
         return self.add(new, before.shape, False, True)
@@ -335,7 +337,7 @@ class _Generator:
     def groups(self, program: Program) -> tuple[Group, ...]:
         """Put some consecutive steps into modules of their own."""
         rng, steps = self.rng, program.steps
-        if rng.random() < 0.4 or any(s.kind == "feedback" for s in steps):
+        if not steps or rng.random() < 0.4 or any(s.kind == "feedback" for s in steps):
             return ()
         first = rng.randrange(len(steps))
         last = min(len(steps) - 1, first + rng.randint(1, 6))
