@@ -82,6 +82,11 @@ class Rule:
         return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))
 
 
+def _is_traced() -> bool:
+    """Whether the call is recorded by torch.jit.trace, torch.export or torch.onnx.export."""
+    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
+
+
 class LearningModule(PairHooks, base.MemoryModule):
     """A stateful module that takes part in learning, and so holds a rule.
 
@@ -104,7 +109,7 @@ class LearningModule(PairHooks, base.MemoryModule):
             InputError: In evaluation mode, if gradients are kept in a compiled network, which
                 cannot be asked what is around it.
         """
-        if self.training or not torch.is_grad_enabled():
+        if self.training or not torch.is_grad_enabled() or _is_traced():
             return bool(self.training)
         if torch.compiler.is_dynamo_compiling():
             raise InputError(
@@ -118,9 +123,12 @@ class LearningModule(PairHooks, base.MemoryModule):
         """Run one time step, or all of them in step mode "m".
 
         Raises:
-            InputError: If the call would lose a gradient or advance the state twice.
+            InputError: If the call would lose a gradient, advance the state twice, or write it into
+                a traced or exported graph for good.
         """
-        if not torch.compiler.is_compiling():
+        if _is_traced():
+            self._check_explicit_state()
+        elif not torch.compiler.is_compiling():
             self._check_call(args[0])
         return super().forward(*args, **kwargs)
 
@@ -142,6 +150,16 @@ class LearningModule(PairHooks, base.MemoryModule):
             raise InputError(
                 f"{self._where()} runs without gradients, so that what comes before it would not "
                 "learn: take torch.no_grad() away, or give it a detach()ed input"
+            )
+
+    def _check_explicit_state(self) -> None:
+        """Refuse to be traced where the state is no input and output of what is traced."""
+        dynamo = torch.compiler.is_dynamo_compiling()  # cannot see who calls
+        if dynamo or not any(hasattr(m, "initial_states") for m in modules_being_called()):
+            raise InputError(
+                f"{type(self).__name__} keeps a state, which tracing and export would freeze into "
+                "the graph: export sj_ottt.inference.OneStep(model, example), which takes and "
+                "returns it, with strict=False"
             )
 
     def _where(self) -> str:
