@@ -184,5 +184,5 @@ def test_neurons_in_evaluation_are_refused_where_steps_have_no_backward_pass():
     optimizer, x_seq = torch.optim.SGD(net.parameters(), 0.1), torch.rand(4, 2, 4)
     target = torch.tensor([0, 1])
     with pytest.raises(InputError, match=r"backward_steps: 1 \(OTTTLIFNode\) is in evaluation"):
-        train_step(net, optimizer, x_seq, target, backward_steps=2)
-    train_step(net, optimizer, x_seq, target)
+        learning.train_step(net, optimizer, x_seq, target, backward_steps=2)
+    learning.train_step(net, optimizer, x_seq, target)
