@@ -4,18 +4,21 @@ SpikingJelly has a module of this name, whose public names come through.
 """
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
-from torch import Tensor
+from torch import Tensor, nn
 
 from sj_ottt._ops import lif_cuda
+from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule
 from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.learning.passes.neurons import check_neurons
 from sj_ottt.learning.rules import RULES, find_rule
 
 __all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
@@ -36,6 +39,9 @@ class _HandedOut:
     def __reduce__(self) -> tuple[Any, ...]:
         return _HandedOut, ()
 
+
+_CHECKED: WeakKeyDictionary[nn.Module, set[Rule]] = WeakKeyDictionary()
+"""Networks that trained in a loop of one's own, and the rules they were found fit for."""
 
 BACKENDS = ("torch", "cupy", "auto")
 
@@ -125,6 +131,16 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         self.backend = backend
         self.trace_dtype = trace_dtype
         self.check_rule(self.rule)
+
+    def _check_call(self, x: Any) -> None:
+        super()._check_call(x)
+        first_step = not isinstance(self._memories["v"], Tensor)
+        if self.training and first_step and not self.rule.through_time:
+            *_, network = modules_being_called()
+            checked = _CHECKED.setdefault(network, set())
+            if self.rule not in checked:
+                check_neurons(network, self.rule)
+                checked.add(self.rule)
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the node cannot take part in.
