@@ -69,6 +69,7 @@ class OneStep(nn.Module):
                         "time steps, which no graph can take: leave the module out of the model"
                     )
         modules = stateful_modules(self.model)
+        self.eval()
         self.state_names = [f"{names[modules[m.module]]}.{m.name}" for m in self._kept]
         reset_state(self.model)
 

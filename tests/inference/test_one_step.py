@@ -80,3 +80,21 @@ def test_tracing_and_export_of_a_stateful_model_are_refused():
         OneStep(model, x_seq[0])(x_seq[0], x_seq[0])
     with pytest.raises(InputError, match="build its synapse with bias=False"):
         OneStep(WithFeedback(bias=True), x_seq[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_one_step_in_onnx_is_a_step_of_the_model(name, tmp_path):
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x_seq = build(name)
+    one_step = OneStep(model, x_seq[0])
+    states = one_step.initial_states(x_seq[0])
+    torch.onnx.export(one_step, (x_seq[0], *states), dynamo=True).save(tmp_path / "step.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "step.onnx")
+    names = [given.name for given in session.get_inputs()]
+    found = [state.numpy() for state in states]
+    for x in x_seq:
+        y, *states = one_step(x, *states)
+        out, *found = session.run(None, dict(zip(names, [x.numpy(), *found], strict=True)))
+        torch.testing.assert_close(torch.from_numpy(out), y, rtol=1e-5, atol=1e-5)
