@@ -196,7 +196,7 @@ for name, hyper in {
     "stride": {"stride": 2},
     "dilation": {"dilation": 2, "padding": 2},
     "groups": {"groups": 2},
-    "same": {"padding": "same", "kernel": 4},
+    "same": {"padding": "same", "kernel": 3},
     "no padding": {"padding": 0},
 }.items():
     options = conv("torch", 4, 4, **hyper)

@@ -236,7 +236,8 @@ def _silence(reference: Reference, theirs: Update) -> str:
     for name, p in reference.parameters.items():
         if p.requires_grad and name not in theirs.moved and not reference.program.within("no_grad"):
             return f"{name} has no gradient"
-    if not theirs.moved:
+    grads = [g.abs().max() for g in theirs.grads.values() if g is not None]
+    if not theirs.moved or max(grads) < 1e-5:
         return "nothing learns"
     return ""
 

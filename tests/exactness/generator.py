@@ -379,11 +379,13 @@ def _chain_within(program: Program, first: int, last: int) -> tuple[int, int] | 
 def _needed(steps: list[Step], outputs: list[str]) -> list[Step]:
     """The steps that the outputs depend on."""
     wanted, found = set(outputs), []
-    wanted |= {s.options["source"] for s in steps if s.kind == "feedback"}
     for s in reversed(steps):
         if wanted & set(s.outs):
             wanted |= set(s.inputs)
             found.append(s)
+    sources = {s.options["source"] for s in found if s.kind == "feedback"}
+    if sources - wanted:
+        return _needed(steps, [*outputs, *sources])
     return found[::-1]
 
 

@@ -1,6 +1,7 @@
 """What users build × rule × way to train: the exact gradient, or a refusal that says what to do."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -48,3 +49,12 @@ def test_exact_or_refused(name, rule, way):
 def test_a_wrong_trace_is_noticed(name, broken):
     """Controls: the spike in the place of the trace, and a trace that is advanced twice."""
     assert outcome(name, "ottt", "train_step", broken).kind == "wrong"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "bptt"])
+def test_compiled(rule):
+    """A network that torch.compile runs."""
+    program = replace(CASES["part module"].program, wrapper="compiled", groups=())
+    for way in ("train_step", "own loop"):
+        assert compare(program, rule, way, seed=1).kind == "exact"
