@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from spikingjelly.activation_based import base, rnn, surrogate
+from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
@@ -15,7 +15,8 @@ __all__ = ["check_neurons", "check_one_step", "is_their_online_node"]
 
 _RECURRENT = (sj_layer.LinearRecurrentContainer, sj_layer.ElementWiseRecurrentContainer)
 _FILTERS = (sj_layer.SynapseFilter, sj_layer.Delay, sj_layer.NeuNorm)
-_ALL_STEPS = (base.MultiStepModule, rnn.SpikingRNNBase)
+_RNN = "spikingjelly.activation_based.rnn"
+"""Known by its name: nothing else needs it imported."""
 
 
 def check_neurons(model: nn.Module, rule: Rule) -> None:
@@ -75,9 +76,14 @@ def is_their_online_node(part: nn.Module) -> bool:
 
 
 def _takes_the_batch_for_time(part: nn.Module) -> bool:
-    if isinstance(part, _ALL_STEPS):
+    if isinstance(part, base.MultiStepModule) or _is_their_rnn(part):
         return True
     return isinstance(part, base.MemoryModule) and part.step_mode == "m"
+
+
+def _is_their_rnn(part: nn.Module) -> bool:
+    kinds = ((kind.__module__, kind.__name__) for kind in type(part).__mro__)
+    return (_RNN, "SpikingRNNBase") in kinds
 
 
 def _hands_on_no_trace(part: nn.Module) -> bool:
