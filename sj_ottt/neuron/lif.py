@@ -134,7 +134,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _check_call(self, x: Any) -> None:
         super()._check_call(x)
-        first_step = not isinstance(self._memories["v"], Tensor)
+        first_step = self.step_mode == "s" and not isinstance(self._memories["v"], Tensor)
         if self.training and first_step and not self.rule.through_time:
             *_, network = modules_being_called()
             checked = _CHECKED.setdefault(network, set())
