@@ -108,6 +108,7 @@ def compare(
         return Outcome("refused", str(error))
     except Exception as error:
         cut = program.within("no_grad") | program.within("checkpoint reentrant")
+        cut |= {i for i, s in enumerate(program.steps) if s.kind == "feedback"}  # not at first
         if "does not require grad" in str(error) and cut:
             return Outcome("silent", "nothing learns")  # as PyTorch itself says
         return Outcome("error", f"{type(error).__name__}: {error}")

@@ -26,7 +26,7 @@ def describe(drawn: Drawn) -> str:
 
 def reason(detail: str) -> str:
     """A refusal's words without names and numbers."""
-    return re.sub(r"\(.*?\)|\[.*?\]|\d+", "", detail)[:90]
+    return re.sub(r"\(.*?\)|\[.*?\]|\d+| in [A-Z]\w+", "", detail)[:90]
 
 
 def main() -> int:
