@@ -17,7 +17,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
 
 
 def test_there_are_blocks():
-    assert len(BLOCKS) == 4
+    assert len(BLOCKS) == 5
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -32,7 +32,9 @@ def test_block_runs(block, tmp_path, monkeypatch):
     if "net" in names:
         assert names["net"](torch.rand(2, 1, 8, 8)).shape == (2, 10)
     if "loss" in names:
-        assert names["loss"].isfinite() and names["logits"].shape[1] == 3
+        assert names["loss"].isfinite()
+    if "logits" in names:
+        assert names["logits"].shape[1] == 3
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

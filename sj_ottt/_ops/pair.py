@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sj_ottt._ops import functions
-from sj_ottt._ops.calls import modules_being_called
+from sj_ottt._ops.calls import in_checkpoint, modules_being_called
 from sj_ottt._ops.synapse import traced_product
 from sj_ottt._ops.trace import LinearMap, Trace
 from sj_ottt.errors import InputError
@@ -87,7 +87,12 @@ class Pair(list[Tensor]):
         Raises:
             InputError: If gradients are switched off and the spike carries one.
         """
-        if self.spike.requires_grad and not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            return
+        if in_checkpoint():
+            reason = "runs in torch.utils.checkpoint without gradients"
+            raise _refusal(name, reason, "leave the checkpoint out, or give use_reentrant=False")
+        if self.spike.requires_grad:
             reason = "runs without gradients, so that what comes before would not learn"
             remedy = "leave torch.no_grad() out, or say x.detach() before it"
             raise _refusal(name, reason, remedy)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from functools import partial
 from types import MethodType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch.nn.functional as F
 from spikingjelly.activation_based import base
@@ -43,6 +43,17 @@ class Feedback(base.MemoryModule):
         self.register_memory("last", None)
         self.register_memory("target_ran", False)
         self._hooks: list[RemovableHandle] = []
+
+    def forward(self, *args: object) -> NoReturn:
+        """Refuse a call: the target calls the feedback by itself.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "a Feedback is called by its target and not by the network: keep it as an attribute of "
+            "a module with a forward of its own, outside any chain"
+        )
 
     def connect(self, source: nn.Module, target: nn.Module) -> Self:
         """Lay the connection.

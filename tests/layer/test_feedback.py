@@ -267,3 +267,9 @@ def test_fptt_of_a_network_with_feedback(form):
 def test_the_feedback_of_a_neuron_itself_counts_among_the_operations():
     found = analysis.synaptic_operations(Net(), batch()[0])
     assert found["feedback.synapse"] > 0 and "body.0" not in found
+
+
+def test_a_feedback_in_a_chain_is_refused():
+    chain = layer.OTTTSequential(layer.Feedback(layer.Linear(4, 4)), layer.Linear(4, 4))
+    with pytest.raises(InputError, match="keep it as an attribute of a module with a forward"):
+        chain(torch.rand(2, 4))

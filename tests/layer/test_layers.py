@@ -114,7 +114,9 @@ def test_what_is_not_linear_behind_a_neuron_is_refused(module):
     """Neither the spike nor the trace gives such a module's parameters the gradient of the rule."""
     chain = layer.OTTTSequential(OTTTLIFNode(), module)
     name = type(module).__name__
-    with pytest.raises(InputError, match=rf"(was called in {name} on|{name}\) remembers its input)"):
+    with pytest.raises(
+        InputError, match=rf"(was called in {name} on|{name}\) remembers its input)"
+    ):
         chain(torch.rand(2, 3))
     chain.eval()(torch.rand(2, 3))
 

@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sj_ottt import InputError, layer, learning
 from sj_ottt.neuron import OTTTLIFNode
@@ -46,3 +48,15 @@ def test_a_synapse_without_gradients_is_refused_where_what_comes_before_learns()
         layer.Linear(3, 4)(pair)
     with torch.no_grad():
         assert layer.Linear(3, 4)(pair.detach()).shape == (2, 4)
+
+
+@pytest.mark.parametrize("before_learns", [False, True])
+@pytest.mark.parametrize("module", [layer.Linear(3, 4), nn.Linear(3, 4)])
+def test_the_older_checkpoint_round_a_synapse_is_refused(module, before_learns):
+    """PyTorch looks for tensors that learn among its arguments, and a pair is none."""
+    pair = OTTTLIFNode()((2 * torch.rand(2, 3)).requires_grad_(before_learns))
+    with pytest.raises(InputError, match="leave the checkpoint out, or give use_reentrant=False"):
+        checkpoint(module, pair, use_reentrant=True)
+    found, expected = checkpoint(module, pair, use_reentrant=False), module(pair)
+    grads = [torch.autograd.grad(y.square().sum(), module.parameters()) for y in (found, expected)]
+    torch.testing.assert_close(*grads)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sj_ottt import InputError, learning
+from sj_ottt import InputError, layer, learning, set_rule
+from sj_ottt.neuron import OTTTLIFNode
 from tests.learning.networks import batch, network
 from tests.networks import parameters, peak_saved_bytes
 
@@ -194,3 +195,39 @@ def test_a_scaler_leaves_an_overflow_out_and_halves_its_scale(update):
     with torch.autocast("cpu", torch.float16):
         learning.train_step(model, optimizer, x_seq, target, update=update, scaler=scaler)
     assert torch.equal(parameters(model), before) and scaler.get_scale() < 1e38
+
+
+@pytest.mark.parametrize("rule", ["ottt", "bptt"])
+def test_a_loss_that_no_parameter_reaches_is_named(rule):
+    x_seq, target = batch()
+    net = set_rule(network(), rule)
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for wrong in ({"loss_fn": lambda y, t: y.detach().sum()}, {"model": net.requires_grad_(False)}):
+        with pytest.raises(InputError, match="the loss depends on no parameter that learns"):
+            learning.train_step(wrong.pop("model", net), optimizer, x_seq, target, **wrong)
+
+
+@pytest.mark.parametrize("update", ["accumulate", "online"])
+def test_what_learns_behind_a_feedback_alone_learns_from_the_second_step_on(update):
+    torch.manual_seed(0)
+    first, second = OTTTLIFNode(), OTTTLIFNode()
+    chain = layer.OTTTSequential(first, layer.Linear(5, 5), second).requires_grad_(False)
+    feedback = layer.Feedback(layer.Linear(5, 5, bias=False)).connect(second, first)
+    weight = nn.init.normal_(feedback.synapse.weight)
+    before = weight.clone()
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.chain, self.feedback = chain, feedback
+
+        def forward(self, x):
+            return self.chain(x)
+
+    net = Network()
+    optimizer = torch.optim.SGD([weight], 0.1)
+    x_seq = 2 * torch.rand(4, 3, 5)
+    learning.train_step(
+        net, optimizer, x_seq, x_seq[0], loss_fn=lambda y, t: (y - t).square().sum(), update=update
+    )
+    assert not torch.equal(weight, before)

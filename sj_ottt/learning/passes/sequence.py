@@ -55,8 +55,8 @@ def train_sequence(
 
     Raises:
         InputError: If a feedback connects nothing, a neuron cannot take part (`check_neurons`), a
-            loss is not finite, or the model learns through time, or has neurons in evaluation mode,
-            and is asked for what that cannot have.
+            loss is not finite or depends on no parameter, or the model learns through time, or has
+            neurons in evaluation mode, and is asked for what that cannot have.
     """
     check_connected(model)
     rule = rule_of(model)
@@ -115,7 +115,7 @@ def _step_by_step(
     before the only update, so that a GPU need not wait for the host at every step.
     """
     losses: list[Tensor] = []
-    model = update.model
+    model, learnt = update.model, backward_at is not None
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
         for t, x in enumerate(x_seq):
@@ -129,14 +129,18 @@ def _step_by_step(
                 losses.append(loss.detach())
                 if online:
                     _check_finite(losses[-1:], t, update.optimizer)
+                # Behind a feedback alone, nothing learns in the first step.
+                learns = learns and loss.requires_grad
                 if learns:
                     update.backward(loss)
+            learnt = learnt or learns
             if online and learns:
                 update.finish()
             detach_state(model)  # for neurons that are not ours: ours never hold a graph
             yield losses[-1], detached(y)
         if not online:  # before the block's end, where hooks on gradients run
             _check_finite(losses, 0, update.optimizer)
+    _check_learnt(learnt)
     if not online:
         update.finish()
 
@@ -153,7 +157,9 @@ def _through_time(
         outputs = [plain(update.model(x)) for x in x_seq]
         losses = [loss_at(y, t) for t, y in enumerate(outputs)]
         _check_finite([loss.detach() for loss in losses], 0, update.optimizer)
-        update.backward(sum(losses[1:], losses[0]))
+        total = sum(losses[1:], losses[0])
+        _check_learnt(total.requires_grad)
+        update.backward(total)
     update.finish()
     for loss, y in zip(losses, outputs, strict=True):
         yield loss.detach(), detached(y)
@@ -205,6 +211,20 @@ def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object])
     load_state(model, entry)
     run_part()
     load_state(model, after)
+
+
+def _check_learnt(learnt: bool) -> None:
+    """Refuse a batch that nothing can be learnt from.
+
+    Raises:
+        InputError: If no loss depends on a parameter that learns.
+    """
+    if not learnt:
+        raise InputError(
+            "the loss depends on no parameter that learns: look for requires_grad=False on all of "
+            "the model, for detach() or .data in its forward, and for a loss_fn that leaves its "
+            "graph"
+        )
 
 
 def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:
