@@ -153,7 +153,7 @@ class _Standardized(Synapse):
 
     def _standardized(self, weight: Tensor) -> Tensor:
         # What a parametrization or a hook makes anew may lie where the one before it lay.
-        anew = "weight" not in self._parameters
+        anew = torch.compiler.is_compiling() or "weight" not in self._parameters
         if torch.is_grad_enabled() or anew or self.weight.is_inference():
             self._kept = None
             return scaled_weight_standardization(weight, self.gain, self.eps)
