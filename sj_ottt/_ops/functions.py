@@ -17,6 +17,7 @@ __all__ = [
     "LINEAR_PROPERTIES",
     "MAX_POOLS",
     "PRODUCTS",
+    "READS",
     "SYNAPSES",
     "drops",
     "is_made_of_spikes",
@@ -37,6 +38,9 @@ CONSTANTS = {
     *("ones_like", "rand_like", "randn_like", "zeros_like"),
 }
 """New tensors that take nothing but the shape, the dtype and the device."""
+
+READS = {"backward", "item", "register_hook", "retain_grad", "tolist"}
+"""What asks for the spikes' numbers or for their gradient, and hands nothing on."""
 
 LINEAR = {
     # sums and factors

@@ -29,7 +29,7 @@ class Pair(list[Tensor]):
     for as an item.
 
     To PyTorch it is a tensor of spikes, and a function that is called on it, by any of its names,
-    does one of five things:
+    does one of these:
 
     - A linear map without weights (sums, factors, other shapes, parts, joins, padding, averages)
       is taken of both. A real-valued tensor that is added or joined is its own trace.
@@ -38,7 +38,8 @@ class Pair(list[Tensor]):
     - Maximum pooling is taken of each by its own maximum, as in SpikingJelly.
     - Where the trace is the spike itself (SLTT), any other function takes the spike and gives a
       tensor: that is exact.
-    - Anything else is refused.
+    - Anything else is refused. (Its numbers and its gradient may be asked for: `item()`,
+      `backward()` of a penalty on spikes, `register_hook`.)
 
     Args:
         spike: s[t], [N, ...], which carries the gradient.
@@ -146,6 +147,8 @@ class Pair(list[Tensor]):
         if name in functions.FACTS or name in functions.CONSTANTS:
             with torch.no_grad():
                 return func(*_spikes(args), **_spikes(kwargs))
+        if name in functions.READS:
+            return func(*_spikes(args), **_spikes(kwargs))
         if name != "detach":
             for pair in pairs:
                 pair.refuse_cut(name)
@@ -240,6 +243,7 @@ def _as_tensor(name: str) -> Callable[..., Any]:
 
 for _name in (*_OPERATORS, "rmatmul", "rtruediv", "xor"):
     setattr(Pair, f"__{_name}__", _as_tensor(f"__{_name}__"))
+Pair.__float__ = lambda self: float(self.spike)  # type: ignore[attr-defined]
 
 
 def _by_the_spike(

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 from sj_ottt import InputError, layer, set_rule
 from sj_ottt._ops.trace import Trace
 from sj_ottt.layer import Pair
+from sj_ottt.learning import train_step
 from sj_ottt.neuron import OTTTLIFNode
 
 
@@ -353,7 +354,6 @@ NOT_LINEAR = {
     "bits read as other numbers": lambda x: x.view(torch.int32),
     "a result with a place of its own": lambda x: torch.mean(x, 1, out=torch.empty(0)),
     "a change in place": lambda x: x.add_(torch.ones(2, 3, 4, 4)),
-    "item": lambda x: x.sum().item(),
 }
 
 
@@ -501,4 +501,38 @@ def test_blocks_that_add_and_join_pairs_compile():
             step(x).square().sum().backward()
         grads.append([p.grad for p in net.parameters()])
     assert all(g.norm() > 0 for g in grads[0])
+    torch.testing.assert_close(*grads)
+
+
+def test_a_penalty_on_spikes_has_a_gradient_and_a_number():
+    torch.manual_seed(0)
+    x = (2 * torch.rand(4, 3)).double().requires_grad_()
+    found = []
+    for take in (lambda pair: pair, lambda pair: pair.spike):
+        spikes = take(OTTTLIFNode()(x))
+        loss = x.sum() * 0 + 0.1 * spikes.mean()
+        loss.backward()
+        found.append((float(loss), loss.item(), x.grad))
+        x.grad = None
+    assert found[0][0] == found[0][1] == found[1][0] > 0 and found[0][2].norm() > 0
+    torch.testing.assert_close(found[0][2], found[1][2])
+
+
+@pytest.mark.parametrize("rule", ["ottt", "bptt"])
+def test_a_training_step_takes_a_penalty_on_spikes(rule):
+    grads = []
+    for take in (lambda x: x, lambda x: x[0] if isinstance(x, Pair) else x):
+        torch.manual_seed(0)
+        net = set_rule(Residual(), rule)
+        seen = []
+        net.first.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out))
+        optimizer = torch.optim.SGD(net.parameters(), 0.0)
+
+        def loss_fn(y, target, seen=seen, take=take):
+            return y.square().mean() + take(seen[-1]).mean()
+
+        x_seq = 3 * torch.randn(3, 5, 4)
+        train_step(net, optimizer, x_seq, torch.zeros(5), loss_fn=loss_fn)
+        grads.append([p.grad for p in net.parameters()])
+    assert grads[0][0].norm() > 0
     torch.testing.assert_close(*grads)

@@ -125,7 +125,7 @@ def _step_by_step(
             per_step = online_weights(model) if online else nullcontext()
             with per_step, torch.set_grad_enabled(learns):
                 y = plain(call(x))
-                loss = loss_at(y, t)
+                loss = plain(loss_at(y, t))  # a penalty on spikes may make it a pair
                 losses.append(loss.detach())
                 if online:
                     _check_finite(losses[-1:], t, update.optimizer)
@@ -155,7 +155,7 @@ def _through_time(
     update.start()
     with through_time_weights(update.model):
         outputs = [plain(update.model(x)) for x in x_seq]
-        losses = [loss_at(y, t) for t, y in enumerate(outputs)]
+        losses = [plain(loss_at(y, t)) for t, y in enumerate(outputs)]
         _check_finite([loss.detach() for loss in losses], 0, update.optimizer)
         total = sum(losses[1:], losses[0])
         _check_learnt(total.requires_grad)
@@ -192,7 +192,7 @@ def _in_parts(
                 for x in x_seq:
                     y = plain(call(x))
                     outputs.append(detached(y))
-                loss = loss_at(y, p)
+                loss = plain(loss_at(y, p))
                 _check_finite([loss.detach()], last, fptt.optimizer)
                 loss.backward()
             return loss.detach(), outputs
