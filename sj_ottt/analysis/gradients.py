@@ -4,11 +4,13 @@ Plain functions that return tables (lists of rows). They work on a copy of the m
 sequences [T, N, ...].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sj_ottt.analysis._common import (
@@ -76,21 +78,26 @@ def gradient_alignment(
             zero = {k: torch.zeros_like(g) for k, g in {**grads, **reference}.items()}
             for name in (*zero, "all"):
                 ours, theirs = (
-                    torch.cat(
-                        [g.flatten() for k, g in {**zero, **part}.items() if name in (k, "all")]
-                    )
+                    _vector(g for k, g in {**zero, **part}.items() if name in (k, "all"))
                     for part in (grads, reference)
                 )
                 row: dict[str, object] = {"rule": rule, "against": against, "parameter": name}
                 row |= dict.fromkeys(("cosine", "sign_agreement", "relative_error"))
                 if ours.any() and theirs.any():
-                    row["cosine"] = F.cosine_similarity(ours, theirs, 0).item()
-                    same = ours.sign() == theirs.sign()
-                    row["sign_agreement"] = same.float().mean().item()
+                    norm = np.linalg.norm(theirs)
+                    row["cosine"] = float(ours @ theirs / (np.linalg.norm(ours) * norm))
+                    row["sign_agreement"] = float((np.sign(ours) == np.sign(theirs)).mean())
                     if against == "bptt":
-                        row["relative_error"] = ((ours - theirs).norm() / theirs.norm()).item()
+                        row["relative_error"] = float(np.linalg.norm(ours - theirs) / norm)
                 rows.append(row)
     return rows
+
+
+def _vector(gradients: Iterable[Tensor]) -> NDArray[np.float64]:
+    """Return gradients as one vector in float64, which not every device has."""
+    whole = (g.float() if g.dtype.itemsize == 2 else g for g in gradients)  # NumPy has no bfloat16
+    parts = [g.detach().cpu().numpy().ravel() for g in whole]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def theorem1(

@@ -195,9 +195,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         state["v"], state["trace"] = self.materialize_states(
             (x,), (state["v"], state["trace"]), "s"
         )
+        last = self._handed_out
+        last.stored = last.with_graph = None  # or the old membrane would live beside the new one
         out = self._step(x, state)
         if not self.rule.through_time:
-            last = self._handed_out
             last.stored, last.with_graph = state["v"].detach(), state["v"]
             state["v"] = last.stored
         if self.store_v_seq:
