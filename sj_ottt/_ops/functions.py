@@ -158,6 +158,10 @@ _OF_ONE_TENSOR = {
 """Names of autograd's functions of one tensor (and of a number)."""
 
 
+_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_TracedProductBackward"}
+"""Names of autograd's functions of neurons and synapses."""
+
+
 def is_made_of_spikes(weight: Tensor) -> bool:
     """Whether the weight of a synapse comes out of neurons or synapses itself."""
     seen, nodes = set(), [weight.grad_fn]
@@ -165,7 +169,7 @@ def is_made_of_spikes(weight: Tensor) -> bool:
         node = nodes.pop()
         if node is None or node in seen:
             continue
-        if type(node).__name__ in ("_TracedProductBackward", "_SpikeFromStateBackward"):
+        if type(node).__name__ in _OF_SPIKES:
             return True
         seen.add(node)
         nodes += [function for function, _ in node.next_functions]

@@ -178,6 +178,8 @@ def test_a_factor_that_the_network_computes_is_refused(pair):
         pair * pair
     with pytest.raises(InputError, match="a weight that the network computes from its spikes"):
         F.linear(pair, gates["of spikes"].mean((0, 1)))
+    with pytest.raises(InputError, match="a weight that the network computes from its spikes"):
+        F.linear(pair, pair.spike.mean((0, 1)))
 
 
 LINEAR = {
