@@ -139,6 +139,7 @@ class _Constants:
         return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
 def fused_lif_step(
     x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0, ndot: str | None = None
 ) -> Tensor:

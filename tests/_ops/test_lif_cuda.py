@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from spikingjelly.activation_based import surrogate
 
@@ -422,3 +423,26 @@ def test_refuses_what_the_kernels_do_not_know(monkeypatch):
         OTTTLIFNode(backend="cupy", surrogate_function=surrogate.Erf())(x)
     with pytest.raises(InputError, match=r"cannot compute in torch\.int64"):
         OTTTLIFNode(backend="cupy")(x.long())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["ottt", "ndot"])
+def test_a_compiled_network_on_the_kernels_trains_as_the_plain_one(device, rule, monkeypatch):
+    x_seq, target = 3 * torch.randn(3, 4, 3, 32, 32, device=device), torch.arange(4, device=device)
+    grads = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        neuron = functools.partial(OTTTLIFNode, backend="cupy" if compiled else "torch")
+        model = timm.create_model("test_ottt_vgg", num_classes=4, neuron=neuron, rule=rule)
+        torch.nn.init.normal_(model.fc.weight)
+        model.to(device)
+        step = torch.compile(model, backend="aot_eager") if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), 0.0)
+        with launches(monkeypatch) as names:
+            learning.train_step(step, optimizer, x_seq, target)
+            prediction = learning.predict(step, x_seq)
+        assert bool(names) == compiled
+        grads.append([*(p.grad for p in model.parameters()), prediction])
+    assert all(g.norm() > 0 for g in grads[0])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)

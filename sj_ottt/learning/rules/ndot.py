@@ -24,7 +24,8 @@ def _start(v: Tensor, trace_dtype: str) -> NDOTState:
 
 def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) -> Tensor:
     if fused:
-        return fused_lif_step(x, state, lif, ndot=variant)
+        spike: Tensor = fused_lif_step(x, state, lif, ndot=variant)
+        return spike
     v_before, plain = state["v"], LIFState(v=state["v"], trace=None)
     spike = lif_step(x, plain, lif)
     state["v"] = plain["v"]
