@@ -99,11 +99,10 @@ def not_linear(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str
     if "out" in kwargs:
         return "writes into another tensor"
     values = [*args, *kwargs.values()]
-    dtypes = [value for value in values if isinstance(value, torch.dtype)]
-    if name == "view" and dtypes:
+    if name == "view" and any(isinstance(value, torch.dtype) for value in values):
         return "reads the bits as other numbers"
-    if any(not dtype.is_floating_point for dtype in dtypes):
-        return "rounds to whole numbers, which have no gradient"
+    if kwargs.get("rounding_mode") is not None:
+        return "rounds"
     if name in _SUMS:
         terms = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
         if any(not isinstance(term, Tensor | list) for term in terms):

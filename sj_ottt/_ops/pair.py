@@ -319,6 +319,8 @@ def _pair_of(
         trace: Tensor = found if number is None else found[number]
         return trace
 
+    if not spike.is_floating_point():
+        raise _refusal(func.__name__, "gives numbers that have no gradient")
     suffices = all(pair.spike_suffices for pair in pairs)
     if len(pairs) == 1 and not _tensors_in([*args, *kwargs.values()]):
         return Pair(spike, pairs[0].trace.through(lambda v: traced(lambda pair: v)), suffices)
