@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sj_ottt import InputError
 from sj_ottt.data import SliceConfig, find_recordings, read_labels, slice_recordings
-from sj_ottt.data.recordings.streams import open_source
+from sj_ottt.data.recordings.readers import open_recording
 from sj_ottt.inference.predict import durations, label_windows
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
@@ -46,7 +46,7 @@ def main() -> None:
 
     trained = load_trained(run)
     window, _ = durations(trained, None, None)  # as in training
-    for prediction in label_windows(trained, open_source(args.new), window, window):
+    for prediction in label_windows(trained, open_recording(args.new), window, window):
         print(f"{prediction.start / 1e6:.1f} s: {prediction.label} ({prediction.confidence:.0%})")
 
 

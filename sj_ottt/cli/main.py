@@ -11,7 +11,8 @@ from typing import Any
 
 from sj_ottt import __version__, zoo
 from sj_ottt.cli import data
-from sj_ottt.data.recordings.streams import follow, open_source
+from sj_ottt.data.recordings.readers import open_recording
+from sj_ottt.data.recordings.streams import follow
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.adapt import adapt, open_labelled
 from sj_ottt.inference.predict import (
@@ -233,7 +234,7 @@ def _predict(args: argparse.Namespace) -> None:
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
-        source = open_source(args.file)
+        source = open_recording(args.file)
         predictions = label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")

@@ -16,7 +16,8 @@ from sj_ottt.data.preprocessing import Preprocessing
 from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, check_events, write_events
 from sj_ottt.data.recordings.folders import find_recordings
 from sj_ottt.data.recordings.label_table import labels_from_folders, read_labels
-from sj_ottt.data.recordings.readers import read_events, read_recording
+from sj_ottt.data.recordings.readers import open_recording, read_events, read_recording
+from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.data.sets.event_folder import EventFolder
 from sj_ottt.data.sets.images import ImageSet, ImageStats
 from sj_ottt.data.sets.ndigits import ndigits_root
@@ -52,8 +53,10 @@ __all__ = [
     "RandomFlip",
     "RandomRotation",
     "RandomShift",
+    "ReadOptions",
     "Recording",
     "SliceConfig",
+    "Source",
     "cache_root",
     "check_events",
     "collate_for",
@@ -67,6 +70,7 @@ __all__ = [
     "labels_from_folders",
     "ndigits_root",
     "open_dataset",
+    "open_recording",
     "read_events",
     "read_labels",
     "read_recording",

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sj_ottt.data import find_recordings, labels_from_folders, read_labels
 from sj_ottt.data.recordings.label_table import Labelled
-from sj_ottt.data.recordings.streams import open_source, windows
+from sj_ottt.data.recordings.readers import open_recording
+from sj_ottt.data.recordings.streams import windows
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.predict import check_source, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
@@ -176,7 +177,7 @@ def _check_labels(trained: TrainedModel, labelled: Labelled) -> None:
 def _samples(
     trained: TrainedModel, labelled: Labelled, *, window: int, stride: int, min_events: int
 ) -> Iterator[_Sample]:
-    source = open_source(labelled.path)
+    source = open_recording(labelled.path)
     sensor_size = check_source(trained, source)
     preprocessing = trained.preprocessing
     fewest = max(min_events, preprocessing.framing.fewest_events)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sj_ottt.data import Preprocessing, check_events, crop_events
 from sj_ottt.data.recordings.label_table import parse_duration
-from sj_ottt.data.recordings.streams import WHOLE, Source, windows
+from sj_ottt.data.recordings.source import Source
+from sj_ottt.data.recordings.streams import WHOLE, windows
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict, reset_state
 from sj_ottt.learning.predict import predicts_last

@@ -18,6 +18,8 @@ EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i2"), ("y", "<i2"), ("p", "i1")])
 FIELDS = ("t", "x", "y", "p")
 # One damaged coordinate must not make frames of gigabytes. No event camera comes near this.
 LARGEST_SENSOR = 4096
+# (height, width): N-MNIST, DVS128, DAVIS240 and ATIS of N-Caltech101, DAVIS346, VGA, HD.
+_STANDARD_SENSORS = ((34, 34), (128, 128), (180, 240), (260, 346), (480, 640), (720, 1280))
 
 
 class Recording(NamedTuple):
@@ -105,6 +107,17 @@ def check_events(events: np.ndarray, path: str | os.PathLike, sensor_size: tuple
 def extent(events: np.ndarray) -> tuple[int, int]:
     """Return (height, width) of the smallest sensor that holds the events [n], 0 x 0 for none."""
     return int(events["y"].max(initial=-1)) + 1, int(events["x"].max(initial=-1)) + 1
+
+
+def standard_sensor(height: int, width: int) -> tuple[int, int]:
+    """Return (height, width) of the smallest usual sensor that holds so many rows and columns.
+
+    The outermost pixels of a sensor may never have fired, so the extent of a recording's events is
+    not its size: of another recording of the same camera it would be another one. Beyond the
+    largest usual sensor, the extent itself is returned.
+    """
+    fits = (s for s in _STANDARD_SENSORS if s[0] >= height and s[1] >= width)
+    return next(fits, (height, width))
 
 
 def write_events(path: str | os.PathLike, events: np.ndarray) -> None:

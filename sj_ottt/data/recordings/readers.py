@@ -1,7 +1,8 @@
 """The readers of event recordings: an open table, and the choice among its rows by content."""
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from sj_ottt.data.recordings.events import Recording
 from sj_ottt.data.recordings.formats import aedat2, aedat4, hdf5, nmnist, npz, prophesee, text
+from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
 from sj_ottt.errors import InputError
 
 SNIFFED_BYTES = 4096
@@ -22,7 +24,7 @@ class Reader(NamedTuple):
         suffixes: Lower-case file endings under which the format is found.
         sniff: Tells from a file's first 4,096 bytes whether it is of this format; None where the
             format has no mark of its own, and the ending decides.
-        read: Reads a file; raises `InputError`.
+        stream: Reads a file's header, and gives its events block by block; raises `InputError`.
         sensor_size: (height, width) where the format has only one, else None.
         remedy: What to do about a file with such an ending, but without the format's mark.
     """
@@ -30,67 +32,79 @@ class Reader(NamedTuple):
     name: str
     suffixes: tuple[str, ...]
     sniff: Callable[[bytes], bool] | None
-    read: Callable[[Path], Recording]
+    stream: Callable[[Path, ReadOptions], Source]
     sensor_size: tuple[int, int] | None = None
     remedy: str = "it is truncated or misnamed: copy or convert it again"
 
 
+_DEFAULT = ReadOptions()
+
 # The open table: a further format is one more row. The first row that knows a file's mark reads it.
 READERS: tuple[Reader, ...] = (
-    Reader("npz", (".npz",), npz.sniff, npz.read),
-    Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.read),
-    Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.read),
-    Reader("Prophesee RAW (EVT2, EVT3)", (".raw",), prophesee.sniff_raw, prophesee.read_raw),
-    Reader("Prophesee DAT", (".dat",), prophesee.sniff_dat, prophesee.read_dat),
-    Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.read),
+    Reader("npz", (".npz",), npz.sniff, npz.stream),
+    Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.stream),
+    Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.stream),
+    Reader("Prophesee RAW (EVT2, EVT3)", (".raw",), prophesee.sniff_raw, prophesee.stream_raw),
+    Reader("Prophesee DAT", (".dat",), prophesee.sniff_dat, prophesee.stream_dat),
+    Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.stream),
     Reader(
         "text",
         (".csv", ".txt"),
         text.sniff,
-        text.read,
+        text.stream,
         remedy="give t, x, y and p in each line, and name the columns in a first line: t,x,y,p",
     ),
-    Reader("N-MNIST", (".bin",), None, nmnist.read, nmnist.SENSOR_SIZE),
+    Reader("N-MNIST", (".bin",), None, nmnist.stream, nmnist.SENSOR_SIZE),
 )
 
 
-def read_recording(path: str | os.PathLike) -> Recording:
-    """Read one recording, in whichever of the formats in `READERS` it is.
+def open_recording(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> Source:
+    """Open one recording, in whichever of the formats in `READERS` it is.
 
-    Clocks that overflow are unwrapped; what else a format's reader leaves out or assumes is in the
-    docstring of its module in `sj_ottt.data.recordings.formats`. Times that run backwards stay, and
-    `check_events` names the first.
+    Its events come block by block, so that a file of any length passes in constant memory. Clocks
+    that overflow are unwrapped, small steps back in time put in order (`in_order`); what else a
+    format's reader leaves out or assumes is in the docstring of its module in
+    `sj_ottt.data.recordings.formats`. Longer steps back stay, and `check_events` names the first.
 
     Args:
         path: The file. Its content decides about the format; its ending only where the format has
-            no mark of its own (N-MNIST).
+            no mark of its own.
+        options: How to read it.
 
     Returns:
-        The events as stored, unchecked, polarity in {0, 1} also where the file holds {-1, 1} or
-        booleans (see `check_events`); and the sensor's size where file or format state it.
+        The events, unchecked, polarity in {0, 1} also where the file holds {-1, 1} or booleans (see
+        `check_events`); and the sensor's size where the options, the file or its format state it.
+        A file that is damaged further on raises `InputError` on the way.
 
     Raises:
-        InputError: The file is missing, truncated, damaged or of no known format, or its reader
-            needs a package that is not installed.
+        InputError: The file is missing, damaged or of no known format, or its reader needs a
+            package that is not installed.
     """
     path = Path(path)
-    try:
+    with _named(path):
         with open(path, "rb") as file:
             head = file.read(SNIFFED_BYTES)
-        return _reader_for(path, head).read(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such recording; check the path") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except MemoryError as error:
-        raise InputError(
-            f"{path}: does not fit into memory; cut the recording into shorter ones"
-        ) from error
+        source = _reader_for(path, head).stream(path, options)
+    return source._replace(
+        chunks=in_order(_named_chunks(path, source.chunks), source.name, strict=options.strict),
+        sensor_size=options.sensor_size or source.sensor_size,
+    )
 
 
-def read_events(path: str | os.PathLike) -> np.ndarray:
+def read_recording(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> Recording:
+    """Read a whole recording into memory; see `open_recording`.
+
+    Raises:
+        InputError: As `open_recording`; or the recording does not fit into memory.
+    """
+    source = open_recording(path, options)
+    with _named(Path(path)):
+        return Recording(gather(source.chunks), source.sensor_size)
+
+
+def read_events(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> np.ndarray:
     """Read one recording's events; see `read_recording`, which also returns the sensor's size."""
-    return read_recording(path).events
+    return read_recording(path, options).events
 
 
 def recording_suffixes() -> tuple[str, ...]:
@@ -113,3 +127,23 @@ def _reader_for(path: Path, head: bytes) -> Reader:
         )
     formats = ", ".join(f"{reader.name} ({'/'.join(reader.suffixes)})" for reader in READERS)
     raise InputError(f"{path}: unknown recording format; convert it to one of: {formats}")
+
+
+def _named_chunks(path: Path, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    with _named(path):
+        yield from chunks
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Give errors of the system the file's name and a remedy."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such recording; check the path") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except MemoryError as error:
+        raise InputError(
+            f"{path}: does not fit into memory; cut the recording into shorter ones"
+        ) from error

@@ -1,7 +1,4 @@
-"""Events that come piece by piece: where from, and how they are cut into windows.
-
-Text streams of any length pass in constant memory; other formats are read at once.
-"""
+"""Text that may still grow, and how events that come piece by piece are cut into windows."""
 
 import io
 import os
@@ -9,50 +6,20 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from sj_ottt.data.recordings.formats import text
-from sj_ottt.data.recordings.readers import READERS, SNIFFED_BYTES, read_recording
+from sj_ottt.data.recordings.readers import READERS, SNIFFED_BYTES
+from sj_ottt.data.recordings.source import Source
 from sj_ottt.errors import InputError
 
-__all__ = ["WHOLE", "Source", "follow", "open_source", "windows"]
+__all__ = ["WHOLE", "follow", "windows"]
 
 _PIECE = 1 << 20
 _WAIT_S = 0.05
 WHOLE = 1 << 62
 """A window that no recording fills: all of it is one sample."""
-
-
-class Source(NamedTuple):
-    """Where events come from.
-
-    Attributes:
-        name: What messages call it.
-        chunks: Events in order of time, [n] of `EVENT_DTYPE`, in pieces of any size.
-        sensor_size: (height, width) where that is stated; else None.
-    """
-
-    name: str
-    chunks: Iterable[np.ndarray]
-    sensor_size: tuple[int, int] | None = None
-
-
-def open_source(path: str | Path) -> Source:
-    """Open a recording of any format; text is read piece by piece, all others at once.
-
-    Raises:
-        InputError: As `read_recording`.
-    """
-    path = Path(path)
-    if path.is_file():
-        with open(path, "rb") as file:
-            is_text = text.sniff(file.read(SNIFFED_BYTES))
-        if is_text:
-            return follow(path, idle=0)._replace(sensor_size=text.stated_size(path))
-    recording = read_recording(path)
-    return Source(str(path), [recording.events], recording.sensor_size)
 
 
 def follow(path: str | Path, idle: float | None = None) -> Source:

@@ -25,7 +25,7 @@ from sj_ottt.data.sets.frame_cache import cached_counts, open_counts
 from sj_ottt.errors import InputError
 
 # Part of every cache key: raise it when the same recordings would give other frames.
-_FRAMES_VERSION = 1
+_FRAMES_VERSION = 2
 
 
 class EventFolder(Dataset):

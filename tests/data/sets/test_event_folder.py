@@ -200,7 +200,7 @@ def test_the_cache_has_the_same_bytes_from_any_number_of_processes(parts, tmp_pa
 
 def test_an_error_in_a_process_is_the_users_line(parts, tmp_path):
     backwards = np.zeros(9, EVENT_DTYPE)
-    backwards["t"][:3] = 7
+    backwards["t"][:3] = 70_000
     write_events(parts / "train" / "c0" / "2.npz", backwards)
     messages = []
     for workers in (0, 2):
@@ -290,7 +290,7 @@ def test_what_can_be_wrong_with_a_folder(tmp_path, flat):
     refuses(r"class0/far\.npz: reaches out to x=30000", flat)
     (flat / "class0" / "far.npz").unlink()
     backwards = np.zeros(9, EVENT_DTYPE)
-    backwards["t"][:3] = 7
+    backwards["t"][:3] = 70_000
     write_events(flat / "class0" / "bad.npz", backwards)
     refuses(r"class0/bad\.npz: time runs backwards at event 3", flat)
 

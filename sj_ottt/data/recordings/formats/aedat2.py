@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording, pack_events
-from sj_ottt.data.recordings.formats.common import fixed_records, text_header, unwrap
+from sj_ottt.data.recordings.formats.common import at_once, fixed_records, text_header, unwrap
 from sj_ottt.errors import InputError
 
 _DAVIS_SIZES = {"240": (180, 240), "346": (260, 346), "640": (480, 640)}
@@ -55,3 +55,6 @@ def read(path: Path) -> Recording:
     columns = {"t": t, "x": x, "y": y, "p": p}
     columns = {name: column[is_event] for name, column in columns.items()}
     return Recording(pack_events(columns, path), sensor_size)
+
+
+stream = at_once(read)

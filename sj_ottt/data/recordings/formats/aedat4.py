@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data.recordings.events import EVENT_DTYPE, FIELDS, Recording, pack_events
-from sj_ottt.data.recordings.formats.common import optional, reason
+from sj_ottt.data.recordings.formats.common import at_once, optional, reason
 from sj_ottt.errors import InputError
 
 MAGIC = b"#!AER-DAT4.0\r\n"
@@ -112,3 +112,6 @@ def _check_header(header: bytes) -> tuple[int, int]:
         raise ValueError("description reaches beyond the header")
     header[text + 4 : text + 4 + length].decode()
     return compression, end
+
+
+stream = at_once(read)

@@ -1,11 +1,15 @@
 """What several formats share: text headers, clocks that wrap around, sizes, optional packages."""
 
 import importlib
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
+from sj_ottt.data.recordings.events import Recording
+from sj_ottt.data.recordings.source import BLOCK, ReadOptions, Source
 from sj_ottt.errors import InputError
 
 # Deflate packs at most this many bytes into one; no recording is packed nearly so well.
@@ -57,11 +61,119 @@ def fixed_records(path: Path, offset: int, dtype: np.dtype, what: str) -> np.nda
     return np.fromfile(path, dtype, offset=offset)
 
 
-def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
-    """Undo the overflows of a clock that counts in ``bits`` bits.
+def record_blocks(
+    path: Path, offset: int, dtype: np.dtype, what: str, options: ReadOptions
+) -> Iterator[np.ndarray]:
+    """Read a file from ``offset`` to its end as records of one type, block by block.
+
+    Args:
+        path: The file.
+        offset: Where the records begin, in bytes.
+        dtype: A record's type.
+        what: What messages call a record.
+        options: Whether a file that ends within a record is refused.
+
+    Yields:
+        Records [n] of ``dtype``, of which the caller may keep what it wants.
+
+    Raises:
+        InputError: The file ends within a record, and ``options.strict`` is set.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        while data := file.read(BLOCK * dtype.itemsize):
+            if torn := len(data) % dtype.itemsize:
+                lost = f"{torn} bytes are left behind the last whole {what} of {dtype.itemsize}"
+                cut_off(path, options, lost)
+            yield np.frombuffer(data, dtype, len(data) // dtype.itemsize)
+
+
+def cut_off(path: Path, options: ReadOptions, lost: str) -> None:
+    """Say that a file ends early, as that of a recorder does that was killed.
+
+    Args:
+        path: The file.
+        options: Whether that is refused.
+        lost: What is missing, as part of a sentence.
+
+    Raises:
+        InputError: ``options.strict`` is set.
+    """
+    if options.strict:
+        raise InputError(
+            f"{path}: is cut off: {lost}; copy it again, or read what is intact without --strict"
+        )
+    warnings.warn(f"{path}: is cut off: {lost}; what is intact is read", stacklevel=3)
+
+
+def assume(path: Path, options: ReadOptions, assumed: str, remedy: str) -> None:
+    """Say what was assumed or repaired, since the file does not tell.
+
+    Args:
+        path: The file.
+        options: Whether that is refused.
+        assumed: What, as part of a sentence.
+        remedy: How to say it instead, as a command to the user.
+
+    Raises:
+        InputError: ``options.strict`` is set.
+    """
+    if options.strict:
+        raise InputError(f"{path}: {assumed}, which --strict refuses; {remedy}")
+    warnings.warn(f"{path}: {assumed}; {remedy} if that is wrong", stacklevel=3)
+
+
+def at_once(read: Callable[[Path], Recording]) -> Callable[[Path, ReadOptions], Source]:
+    """Make a reader of blocks of one that reads whole files."""
+
+    def stream(path: Path, options: ReadOptions) -> Source:
+        events, sensor_size = read(path)
+        return Source(str(path), [events], sensor_size, len(events))
+
+    return stream
+
+
+class Unwrap:
+    """Undoes the overflows of a clock that counts in ``bits`` bits, block by block.
 
     A step by more than half the clock's range counts as an overflow, forwards or (a late event from
     before the overflow) backwards; a smaller one stays as it is.
+
+    Args:
+        bits: The clock starts again at 0 after ``2**bits - 1``.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._last: int | None = None
+        self._turns = 0
+
+    def __call__(self, clock: np.ndarray) -> np.ndarray:
+        """Return the times of the next block, int64 [n], in the clock's unit.
+
+        Args:
+            clock: Unsigned integers [n].
+        """
+        times = clock.astype(np.int64)
+        if not len(times):
+            return times
+        half = 1 << (self._bits - 1)
+        last = int(times[-1])
+        first = int(times[0]) if self._last is None else self._last
+        step = np.diff(times, prepend=first)
+        overflows = (step < -half).astype(np.int8) - (step > half)
+        if overflows.any():  # np.unwrap would sum up millions of zeros
+            turns = self._turns + np.cumsum(overflows, dtype=np.int64)
+            self._turns = int(turns[-1])
+            times += turns << self._bits
+        elif self._turns:
+            times += self._turns << self._bits
+        self._last = last
+        return times
+
+
+def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
+    """Undo the overflows of a whole recording's clock, see `Unwrap`.
 
     Args:
         clock: Unsigned integers [n].
@@ -70,12 +182,7 @@ def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
     Returns:
         The times, int64 [n], in the clock's unit.
     """
-    clock = clock.astype(np.int64)
-    step, half = np.diff(clock), 1 << (bits - 1)
-    overflows = (step < -half).astype(np.int8) - (step > half)
-    if overflows.any():  # np.unwrap would sum up millions of zeros
-        clock[1:] += np.cumsum(overflows, dtype=np.int64) << bits
-    return clock
+    return Unwrap(bits)(clock)
 
 
 def check_stated_bytes(path: Path, n_bytes: int) -> None:

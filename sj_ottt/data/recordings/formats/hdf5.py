@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
-from sj_ottt.data.recordings.formats.common import check_stated_bytes, optional, reason
+from sj_ottt.data.recordings.formats.common import at_once, check_stated_bytes, optional, reason
 from sj_ottt.errors import InputError
 
 if TYPE_CHECKING:
@@ -119,3 +119,6 @@ def _check_heaps(path: Path) -> None:
                 if number == 0 and length == 0:
                     raise ValueError(f"an empty object at byte {at}")
                 at += 16 + -(-length // 8) * 8 if number else length
+
+
+stream = at_once(read)

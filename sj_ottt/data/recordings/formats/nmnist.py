@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording, pack_events
+from sj_ottt.data.recordings.formats.common import at_once
 from sj_ottt.errors import InputError
 
 SENSOR_SIZE = (34, 34)
@@ -35,3 +36,6 @@ def read(path: Path) -> Recording:
     fields: dict[str, np.ndarray] = {"t": t, "x": raw[:, 0], "y": raw[:, 1], "p": raw[:, 2] >> 7}
     columns = {name: column[~overflow] for name, column in fields.items()}
     return Recording(pack_events(columns, path), SENSOR_SIZE)
+
+
+stream = at_once(read)

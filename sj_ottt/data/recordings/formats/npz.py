@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sj_ottt.data.recordings.events import FIELDS, Recording, pack_events
-from sj_ottt.data.recordings.formats.common import check_stated_bytes, reason
+from sj_ottt.data.recordings.formats.common import at_once, check_stated_bytes, reason
 from sj_ottt.errors import InputError
 
 _HEADERS = {
@@ -62,3 +62,6 @@ def _stated_bytes(archive: np.lib.npyio.NpzFile, name: str) -> int:
     if stated > actual:
         raise ValueError(f"{name} states {stated} bytes and holds {actual}")
     return actual
+
+
+stream = at_once(read)

@@ -20,6 +20,7 @@ import numpy as np
 
 from sj_ottt.data.recordings.events import Recording, pack_events
 from sj_ottt.data.recordings.formats.common import (
+    at_once,
     fixed_records,
     optional,
     reason,
@@ -126,3 +127,6 @@ def _sensor_size(fields: Mapping[str, str]) -> tuple[int, int] | None:
         if all(re.fullmatch(r"[1-9]\d{0,4}", side) for side in sides):
             return int(sides[0]), int(sides[1])
     return None
+
+
+stream_raw, stream_dat = at_once(read_raw), at_once(read_dat)

@@ -9,14 +9,15 @@ sensor's width and height.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sj_ottt.data.recordings.events import EVENT_DTYPE, Recording, pack_events
+from sj_ottt.data.recordings.events import EVENT_DTYPE, pack_events
 from sj_ottt.data.recordings.formats.common import reason
+from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
 _NAMES = {
@@ -25,6 +26,7 @@ _NAMES = {
     "x": "x",
     "y": "y",
 }
+_PIECE = 1 << 22
 _WHOLE = re.compile(r"[+-]?\d+")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?")
 
@@ -58,18 +60,9 @@ def sniff(head: bytes) -> bool:
     return numbers or _columns(cells) is not None
 
 
-def read(path: Path) -> Recording:
-    """Read events from text."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            head = _read_head(file)
-        if not head.first:
-            return Recording(np.empty(0, EVENT_DTYPE), head.sensor_size)
-        with open(path, encoding="utf-8-sig") as file:
-            table = _table(file, head, skip=head.n_lines)
-    except ValueError as error:
-        raise _no_events(path, error) from error
-    return Recording(_events(table, _find_format(head, table), path), head.sensor_size)
+def stream(path: Path, options: ReadOptions) -> Source:
+    """Read events from text, piece by piece."""
+    return Source(str(path), _pieces(path), stated_size(path))
 
 
 def stated_size(path: Path) -> tuple[int, int] | None:
@@ -131,6 +124,14 @@ class TextStream:
         return _events(table, self._table_format, self.name)
 
 
+def _pieces(path: Path) -> Iterator[np.ndarray]:
+    text = TextStream(str(path))
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            yield text.feed(piece)
+    yield text.feed(b"", last=True)
+
+
 class _TableFormat(NamedTuple):
     """The names of a table's columns in their order, and whether times are seconds."""
 
@@ -145,12 +146,11 @@ def _no_events(source: str | Path, error: Exception) -> InputError:
     )
 
 
-def _table(lines: Iterable[str], head: _Head, skip: int = 0) -> np.ndarray:
+def _table(lines: Iterable[str], head: _Head) -> np.ndarray:
     """Return the numbers of the events' lines [n, 4]; `ValueError` where a line holds others."""
     table = np.loadtxt(
         lines,
         delimiter=next((c for c in ",;\t" if c in head.line), None),
-        skiprows=skip,
         usecols=list(head.columns.values()) if head.columns else range(len(head.first)),
         ndmin=2,
     )
