@@ -10,6 +10,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_one_step
 from sj_ottt.learning.passes.outputs import Structure, add, map_tensors, plain
+from sj_ottt.learning.passes.processes import unwrapped
 from sj_ottt.learning.state import carried
 
 __all__ = ["as_sequence", "combine_outputs", "predict", "predicts_last", "with_lengths"]
@@ -94,6 +95,7 @@ def predict(
             the lengths do not fit, the input is not finite, `lengths` is given for a state that is
             carried on, or the state is of a batch of another size.
     """
+    model = unwrapped(model)
     check_one_step(model)
     x_seq, _ = as_sequence(x_seq, steps)
     different, inputs = with_lengths(model, x_seq, lengths, reset)
@@ -123,8 +125,17 @@ def with_lengths(
     return different, different.inputs(model, x_seq)
 
 
-def as_sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
-    """Return the sequence [T, N, ...] and T, the static batch repeated without a copy."""
+def as_sequence(x: Tensor, steps: int | None, *, may_be_empty: bool = False) -> tuple[Tensor, int]:
+    """Return the sequence [T, N, ...] and T, the static batch repeated without a copy.
+
+    Args:
+        x: The sequence, or the static batch [N, ...].
+        steps: T of a static batch.
+        may_be_empty: Whether N may be 0.
+
+    Raises:
+        InputError: If it is no sequence, or holds values that are not finite.
+    """
     # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
     # extremes need no memory, where isfinite() would make masks as large as the sequence.
     if x.is_floating_point() and x.numel() and not torch.stack(x.aminmax()).isfinite().all():
@@ -133,7 +144,7 @@ def as_sequence(x: Tensor, steps: int | None) -> tuple[Tensor, int]:
         if steps < 1:
             raise InputError(f"steps={steps}: give at least 1 time step")
         x = x.unsqueeze(0).expand(steps, *x.shape)
-    if x.dim() < 3 or x.shape[0] == 0 or x.shape[1] == 0:
+    if x.dim() < 3 or x.shape[0] == 0 or (x.shape[1] == 0 and not may_be_empty):
         raise InputError(
             f"x_seq of shape {list(x.shape)} is not a sequence [T, N, ...]: for a static batch "
             "[N, ...] give steps=T"

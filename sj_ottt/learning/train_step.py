@@ -12,7 +12,8 @@ from sj_ottt.learning.fptt import FPTT
 from sj_ottt.learning.losses import CrossEntropyMSE
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.outputs import Structure, map_tensors, stacked
-from sj_ottt.learning.passes.sequence import train_sequence
+from sj_ottt.learning.passes.processes import Processes, unwrapped
+from sj_ottt.learning.passes.sequence import join_without_samples, train_sequence
 from sj_ottt.learning.passes.update import Update
 from sj_ottt.learning.predict import as_sequence, combine_outputs, with_lengths
 from sj_ottt.learning.state import carried
@@ -58,7 +59,9 @@ def ottt_online_training(
     def loss_at(y: Structure, t: int) -> Tensor:
         return f_loss_t(y, map_tensors(lambda target: target[:, t].contiguous(), target_seq))
 
-    update = Update(model, optimizer)
+    processes = Processes.of(model, len(x_seq))
+    model = unwrapped(model)
+    update = Update(model, optimizer, processes=processes)
     steps = train_sequence(update, model, x_seq.transpose(0, 1), loss_at, online=online)
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), stacked(outputs, dim=1)
@@ -88,6 +91,12 @@ def train_step(
 
     The loss of step t is L[t] = loss_fn(outputs[t], target) / T. The state is reset before and
     after, so batches of any size may follow each other.
+
+    In several processes (`torch.distributed`), with the model in `DistributedDataParallel` or as it
+    is, each gives its part of the batch, and all call this together. The gradient is then that of
+    the whole batch where `loss_fn` is a mean over samples, whatever the sizes of the parts; a part
+    may be empty. It is added up once an update. Random numbers and batch statistics are each
+    process's own.
 
     Args:
         model: Maps [N, ...] to logits [N, classes], one time step a call. With a `loss_fn` of your
@@ -127,7 +136,8 @@ def train_step(
         The loss summed over the steps (with FPTT: the mean of the parts' losses by their weights),
         a scalar, and the logits, [N, classes], summed over the steps or, of a model whose
         `prediction` is "last", those of the last step; both detached. Several outputs come in the
-        structure in which the model gives them.
+        structure in which the model gives them. In several processes, they are those of this
+        process's samples; without one, the loss is 0 and the logits are [0].
 
     Raises:
         InputError: If the model is in evaluation mode, a neuron of it does not take part in its
@@ -140,8 +150,12 @@ def train_step(
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
     if not model.training:
         raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
-    x_seq, n_steps = as_sequence(x_seq, steps)
-    different, inputs = with_lengths(model, x_seq, lengths, reset)
+    n_samples = x_seq.shape[1 if steps is None else 0] if x_seq.dim() > 1 else 0
+    processes = Processes.of(model, n_samples)
+    model = unwrapped(model)
+    idle = processes.size > 1 and n_samples == 0
+    x_seq, n_steps = as_sequence(x_seq, steps, may_be_empty=idle)
+    different, inputs = with_lengths(model, x_seq, None if idle else lengths, reset)
     n_steps = n_steps if different is None else different.steps
     _check_target(target, loss_fn, x_seq)
     if backward_steps is not None and not 1 <= backward_steps <= n_steps:
@@ -165,20 +179,43 @@ def train_step(
             },
         )
     else:
-        how = Update(model, optimizer, scaler, accumulation, clip_norm, ema)
+        how = Update(model, optimizer, scaler, accumulation, clip_norm, ema, processes)
+    if (
+        processes.size > 1
+        and lengths is not None
+        and (update == "online" or backward_steps is not None)
+    ):
+        raise InputError(
+            "lengths in several processes: the longest sequence of each ends at another step, so "
+            'online updates and backward_steps cannot be taken together: use update="accumulate" '
+            "without backward_steps, or leave lengths out"
+        )
     if accumulation is not None and update == "online":
         raise InputError(
             'update="online" updates at every step and knows no accumulation: leave one out'
         )
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
+    if backward_at is not None:
+        backward_at = processes.agreed(backward_at)
+    if idle:
+        join_without_samples(
+            how, processes, n_steps, online=update == "online", backward_at=backward_at
+        )
+        return torch.zeros((), device=x_seq.device), torch.zeros(0, device=x_seq.device)
     loss_at = _loss_of_steps(loss_fn, target, n_steps, how, different)
     losses = []
 
     def outputs() -> Iterator[Structure]:
         online = update == "online"
         for loss, y in train_sequence(
-            how, model, inputs, loss_at, online=online, backward_at=backward_at
+            how,
+            model,
+            inputs,
+            loss_at,
+            online=online,
+            backward_at=backward_at,
+            processes=processes,
         ):
             losses.append(loss)
             yield y

@@ -15,6 +15,7 @@ from sj_ottt.layer.synapse import Synapse
 from sj_ottt.learning.fptt import FPTT
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
+from sj_ottt.learning.passes.processes import Processes
 from sj_ottt.learning.passes.update import Update
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
@@ -24,7 +25,7 @@ from sj_ottt.learning.state import (
     save_state,
 )
 
-__all__ = ["train_sequence"]
+__all__ = ["join_without_samples", "train_sequence"]
 
 _StepLoss = Callable[[Structure, int], Tensor]
 _PartResult = tuple[Tensor, list[Structure]]
@@ -39,6 +40,7 @@ def train_sequence(
     *,
     online: bool,
     backward_at: Container[int] | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence by the model's rule.
 
@@ -49,6 +51,7 @@ def train_sequence(
         loss_at: (outputs of a step, its number) → loss; with `FPTT`, the number of the part.
         online: Update at every step.
         backward_at: The steps that have a backward pass; None for all.
+        processes: Those that train the model together; None for this one alone.
 
     Yields:
         Each step's loss and outputs, both detached.
@@ -64,7 +67,7 @@ def train_sequence(
     call = _theirs(model) if any(map(is_their_online_node, model.modules())) else model
     if isinstance(update, FPTT):
         assert isinstance(x_seq, Tensor)
-        return _in_parts(model, call, update, x_seq, loss_at)
+        return _in_parts(model, call, update, x_seq, loss_at, processes or Processes())
     if backward_at is not None:
         _refuse_frozen(model)
     if not rule.through_time:
@@ -127,19 +130,19 @@ def _step_by_step(
                 y = plain(call(x))
                 loss = plain(loss_at(y, t))  # a penalty on spikes may make it a pair
                 losses.append(loss.detach())
-                if online:
-                    _check_finite(losses[-1:], t, update.optimizer)
                 # Behind a feedback alone, nothing learns in the first step.
-                learns = learns and loss.requires_grad
+                learns = any_learns = learns and loss.requires_grad
+                if online:
+                    any_learns = _check_losses(losses[-1:], t, update, learns)
                 if learns:
                     update.backward(loss)
-            learnt = learnt or learns
-            if online and learns:
+            learnt = learnt or any_learns
+            if online and any_learns:
                 update.finish()
             detach_state(model)  # for neurons that are not ours: ours never hold a graph
             yield losses[-1], detached(y)
         if not online:  # before the block's end, where hooks on gradients run
-            _check_finite(losses, 0, update.optimizer)
+            learnt = _check_losses(losses, 0, update, learnt)
     _check_learnt(learnt)
     if not online:
         update.finish()
@@ -156,9 +159,10 @@ def _through_time(
     with through_time_weights(update.model):
         outputs = [plain(update.model(x)) for x in x_seq]
         losses = [plain(loss_at(y, t)) for t, y in enumerate(outputs)]
-        _check_finite([loss.detach() for loss in losses], 0, update.optimizer)
         total = sum(losses[1:], losses[0])
-        _check_learnt(total.requires_grad)
+        _check_learnt(
+            _check_losses([loss.detach() for loss in losses], 0, update, total.requires_grad)
+        )
         update.backward(total)
     update.finish()
     for loss, y in zip(losses, outputs, strict=True):
@@ -171,6 +175,7 @@ def _in_parts(
     fptt: FPTT,
     x_seq: Tensor,
     loss_at: _StepLoss,
+    processes: Processes,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on [T, N, ...] with an update after each part of it.
 
@@ -193,8 +198,9 @@ def _in_parts(
                     y = plain(call(x))
                     outputs.append(detached(y))
                 loss = plain(loss_at(y, p))
-                _check_finite([loss.detach()], last, fptt.optimizer)
-                loss.backward()
+                _check_finite([loss.detach()], last, fptt.optimizer, processes)
+                processes.weighed(loss).backward()
+            processes.add_up(fptt.optimizer)
             return loss.detach(), outputs
 
         loss, outputs = run_part()
@@ -202,6 +208,48 @@ def _in_parts(
         for y in outputs[:-1]:
             yield torch.zeros_like(loss), y
         yield loss, outputs[-1]
+
+
+def join_without_samples(
+    update: Update | FPTT,
+    processes: Processes,
+    steps: int,
+    *,
+    online: bool,
+    backward_at: Container[int] | None,
+) -> None:
+    """Take part in the updates of a batch of which this process has no sample.
+
+    It adds nothing to the gradients, and takes the same steps as the others.
+
+    Args:
+        update: As in `train_sequence`, as are the next ones.
+        processes: Those that train the model together.
+        steps: T.
+        online: As there.
+        backward_at: As there.
+
+    Raises:
+        InputError: If a loss of another process is not finite.
+    """
+    if isinstance(update, FPTT):
+        fptt = update
+
+        def run_part() -> None:
+            fptt.optimizer.zero_grad()
+            _check_finite([], 0, fptt.optimizer, processes)
+            processes.add_up(fptt.optimizer)
+
+        for _ in range(fptt.parts or steps):
+            run_part()
+            fptt.update(run_part)
+        return
+    for t in range(steps) if online else (0,):
+        if t == 0 or backward_at is None or t in backward_at:
+            update.start()
+            update.initialize_scale()
+        if _check_losses([], t, update, False):
+            update.finish()
 
 
 def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
@@ -227,17 +275,43 @@ def _check_learnt(learnt: bool) -> None:
         )
 
 
-def _check_finite(losses: list[Tensor], first: int, optimizer: torch.optim.Optimizer) -> None:
-    """Refuse losses that are not finite, without leaving a gradient; `first` is their first step.
+def _check_losses(losses: list[Tensor], first: int, update: Update, learns: bool) -> bool:
+    """Check losses as `_check_finite` does; return whether anything learns, in any process."""
+    return _check_finite(losses, first, update.optimizer, update.processes, learns)
+
+
+def _check_finite(
+    losses: list[Tensor],
+    first: int,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+    learns: bool = False,
+) -> bool:
+    """Refuse losses that are not finite, in all processes, without leaving a gradient.
+
+    Args:
+        losses: Scalars.
+        first: The step of the first.
+        optimizer: Its gradients are set to zero where one is not finite.
+        processes: Those that train the model together.
+        learns: Whether a loss of this process depends on a parameter.
+
+    Returns:
+        ``learns``, of any process.
 
     Raises:
-        InputError: If there is one.
+        InputError: If a loss is not finite.
     """
-    finite = torch.isfinite(torch.stack(losses)).tolist()
-    if not all(finite):
-        optimizer.zero_grad()
+    finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+    all_finite, any_learns = processes.all_and_any(all(finite), learns)
+    if all_finite:
+        return any_learns
+    optimizer.zero_grad()
+    found = "a loss of another process is not finite"
+    if False in finite:
         t = finite.index(False)
-        raise InputError(
-            f"the loss of time step {first + t} is {losses[t].item()}; no parameter was changed by "
-            "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
-        )
+        found = f"the loss of time step {first + t} is {losses[t].item()}"
+    raise InputError(
+        f"{found}; no parameter was changed by "
+        "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
+    )

@@ -1,13 +1,14 @@
 """The update of the weights: gradients added up over calls, scaled, clipped, averaged."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sj_ottt.errors import InputError
+from sj_ottt.learning.passes.processes import Processes
 
 __all__ = ["Update"]
 
@@ -15,6 +16,9 @@ __all__ = ["Update"]
 @dataclass(frozen=True)
 class Update:
     """How the gradients of a call of `train_step` become an update; its arguments, of these names.
+
+    Attributes:
+        processes: Those that train the model together.
 
     Raises:
         InputError: If one of them is out of range, or `ema` is no average of the model.
@@ -26,6 +30,7 @@ class Update:
     accumulation: tuple[int, int] | None = None
     clip_norm: float | None = None
     ema: AveragedModel | None = None
+    processes: Processes = field(default_factory=Processes)
 
     def __post_init__(self) -> None:
         i, k = self.accumulation or (0, 1)
@@ -45,10 +50,16 @@ class Update:
         if self.accumulation is None or self.accumulation[0] == 0:
             self.optimizer.zero_grad()
 
+    def initialize_scale(self) -> None:
+        """Make the scaler ready for an update without a loss of this process's own."""
+        if self.scaler is not None:
+            self.scaler.scale(torch.zeros((), device=self.processes.device))
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a loss up, divided by the number of calls that share an update."""
         if self.accumulation is not None:
             loss = loss / self.accumulation[1]
+        loss = self.processes.weighed(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def finish(self) -> None:
@@ -60,6 +71,7 @@ class Update:
         """
         if self.accumulation is not None and self.accumulation[0] + 1 < self.accumulation[1]:
             return
+        self.processes.add_up(self.optimizer)
         if self.clip_norm is not None:
             self._clip(self.clip_norm)
         done = self._step()
