@@ -107,6 +107,53 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing to a folder meanwhile; one that died keeps nobody out.
+
+    Raises:
+        InputError: Another process writes to it.
+    """
+    try:
+        handle = _lock(folder)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{folder}: another process is writing to it; wait until it has ended, stop it, or "
+            "choose another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until what is returned is closed; `BlockingIOError` where another has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which opens no folder: a file in it stands for it
+        import msvcrt
+
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
+        try:
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError as error:
+            os.close(handle)
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return handle
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # some network file systems know no locks
+        os.close(handle)
+        return None
+    return handle
+
+
 def _sync_folder(folder: Path) -> None:
     """Wait until the names in a folder are on the disk, where the system can tell."""
     try:

@@ -25,6 +25,7 @@ from sj_ottt.inference.predict import (
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import evaluate, load_trained
+from sj_ottt.run.group import started_by_torchrun
 
 # Where a flag's last word would mislead.
 _METAVARS = {
@@ -89,14 +90,19 @@ def _train(args: argparse.Namespace) -> None:
     overrides = {name: value for name, value in vars(args).items() if name in names}
     # Before all else, so that the advice on Ctrl-C knows the run's folder.
     config = TrainConfig.from_sources(args.config, overrides)
+    # After the death of a process, torchrun starts the same command again.
+    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    resume = args.resume or (again and (Path(config.run.out) / "last.pt").exists())
     try:
-        config = training.configure(args.config, overrides, resume=args.resume)
-        result = training.train(config, resume=args.resume)
+        config = training.configure(args.config, overrides, resume=resume)
+        result = training.train(config, resume=resume)
     except KeyboardInterrupt:
         if (Path(config.run.out) / "last.pt").exists():
             command = f"sj-ottt train --resume --out {shlex.quote(config.run.out)}"
             raise KeyboardInterrupt(f"continue with: {command}") from None
         raise
+    if not _is_first():
+        return
     out = Path(config.run.out)
     print(
         f"test accuracy {result['test_accuracy']:.4f} on {result['n_test']} samples "
@@ -108,6 +114,12 @@ def _train(args: argparse.Namespace) -> None:
     )
     if "sensor_size" in result["data"]:
         print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.run.out)} FILE")
+
+
+def _is_first() -> bool:
+    """Whether this process speaks for those that ``torchrun`` started, or is alone."""
+    place = started_by_torchrun()
+    return place is None or place[0] == 0
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +153,8 @@ def _eval(args: argparse.Namespace) -> None:
         workers=args.workers,
         device=args.device,
     )
+    if not _is_first():
+        return
     print(f"{'steps':>5}  {'accuracy':>8}  {'samples':>7}  {'ms/sample':>9}")
     for row in rows:
         print(f"{row['steps']:5}  {row['accuracy']:8.4f}  {row['n']:7}  {row['ms']:9.2f}")

@@ -7,6 +7,7 @@ from sj_ottt._passthrough import pass_through
 from sj_ottt.learning import online_learning
 from sj_ottt.learning.fptt import FPTT, Divergence
 from sj_ottt.learning.losses import CrossEntropyMSE
+from sj_ottt.learning.passes.processes import share_buffers
 from sj_ottt.learning.predict import predict
 from sj_ottt.learning.pull import Pull
 from sj_ottt.learning.state import reset_state
@@ -27,6 +28,7 @@ __all__ = [
     "plasticity",
     "predict",
     "reset_state",
+    "share_buffers",
     "train_step",
 ]
 

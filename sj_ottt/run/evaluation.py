@@ -17,6 +17,7 @@ from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
+from sj_ottt.run.group import ALONE, Group, joined, started_by_torchrun
 
 
 def resolve_device(name: str) -> torch.device:
@@ -25,6 +26,11 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         InputError: If the device cannot be used.
     """
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        # Of several processes on one machine, each has a GPU of its own.
+        place = started_by_torchrun()
+        if place is not None and place[1] > 1:
+            return torch.device("cuda", place[2] % torch.cuda.device_count())
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -63,26 +69,36 @@ def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
 
 
 def measure(
-    model: nn.Module, loader: DataLoader, steps: int | None, device: torch.device
+    model: nn.Module,
+    loader: DataLoader,
+    steps: int | None,
+    device: torch.device,
+    group: Group = ALONE,
 ) -> tuple[float, float]:
     """Return the accuracy (0 to 1) and the model's time for a sample in seconds, without loading.
+
+    In several processes, both are of all their samples together.
 
     Args:
         model: On `device`.
         loader: Batches of samples and their classes.
         steps: As in `predict`: T for still images, None for sequences.
         device: Where the model runs.
+        group: The processes that measure the model, each on its part of the samples.
     """
     correct, total, seconds = 0, 0, 0.0
     with fixed_seed(device):
         for x_seq, target in loader:
+            if not len(target):
+                continue
             x_seq, target = x_seq.to(device), target.to(device)
             start = time.perf_counter()
             # Counting the right answers waits for the device, so the time is the whole time.
             correct += count_right(predict(model, x_seq, steps), target)
             seconds += time.perf_counter() - start
             total += len(target)
-    return correct / total, seconds / total
+    right, n, spent = group.added_up((correct, total, seconds), device)
+    return right / n, spent / n
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +203,8 @@ def evaluate(
         steps: Numbers of time steps, into so many frames is each recording cut anew; the number
             used in training if not given.
         split: "test" or "train".
-        batch_size: Recordings per batch.
+        batch_size: Recordings per batch, of all processes together where ``torchrun`` started
+            several.
         workers: Processes that load data.
         device: As in `TrainConfig`.
 
@@ -204,14 +221,28 @@ def evaluate(
         raise InputError(f"steps must be whole numbers from 1 on, not {steps}")
     if batch_size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
+    with joined(trained.device) as group:
+        return _evaluate(trained, data, split, steps, batch_size, workers, group)
+
+
+def _evaluate(
+    trained: TrainedModel,
+    data: str | None,
+    split: str,
+    steps: Sequence[int],
+    batch_size: int,
+    workers: int,
+    group: Group,
+) -> list[dict[str, Any]]:
     model, rows = trained.model, []
     for count in steps:
-        dataset = trained.dataset(data, split, count)
+        with group.one_after_the_first():
+            dataset = trained.dataset(data, split, count)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None
         predict(model, first.to(trained.device), shown)
-        loader = batches(dataset, batch_size, workers)
-        accuracy, seconds = measure(model, loader, shown, trained.device)
+        loader = batches(dataset, batch_size, workers, part=group.part())
+        accuracy, seconds = measure(model, loader, shown, trained.device, group)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

@@ -23,10 +23,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from sj_ottt._files import only_writer
 from sj_ottt.data import transforms
 from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
-from sj_ottt.learning import FPTT, train_step
+from sj_ottt.learning import FPTT, share_buffers, train_step
 from sj_ottt.run import finetune
 from sj_ottt.run.build import (
     build_average,
@@ -45,6 +46,7 @@ from sj_ottt.run.checkpoint import (
 )
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
+from sj_ottt.run.group import ALONE, Group, joined
 from sj_ottt.run.result import device_name, read_result, versions, write_result
 from sj_ottt.run.tensorboard_log import TensorBoardLog
 from sj_ottt.run.training_data import TrainingData
@@ -94,31 +96,49 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
         InputError: Bad data, an unknown model, a folder that holds another run, a checkpoint that
             is missing, damaged or of another configuration, a loss that is not finite, a full disk.
     """
+    with joined(resolve_device(cfg.run.device)) as group:
+        return _train(cfg, resume, group)
+
+
+def _train(cfg: TrainConfig, resume: bool, group: Group) -> dict[str, Any]:
     out = Path(cfg.run.out)
-    state = load_checkpoint(out) if resume else None
-    # A checkpoint of epoch 0 holds no work yet: a run that failed at once may be started again.
-    if not resume and (out / "last.pt").exists() and load_checkpoint(out)["epoch"]:
-        raise InputError(f"{out} holds a run already; continue it with --resume, or choose --out")
-    run = TrainingRun(cfg, state)
-    if state and run.done and (result := read_result(out)) is not None:
-        return result
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {out}: {error.strerror}; choose --out") from error
-    remove_leftovers(out)
-    if resume:
-        run.export()
-    else:
-        run.save()
-    if not run.done:
-        log = TensorBoardLog(out / "tb", purge_step=run.epoch + 1)
-        with contextlib.closing(log):
-            while not run.done:
-                row = run.run_epoch()
+    with contextlib.ExitStack() as closing:
+        is_there = out.is_dir()
+        if group.first and is_there:
+            closing.enter_context(only_writer(out))
+        state = load_checkpoint(out) if resume else None
+        # A checkpoint of epoch 0 holds no work yet: a run that failed at once may start again.
+        if not resume and (out / "last.pt").exists() and load_checkpoint(out)["epoch"]:
+            raise InputError(
+                f"{out} holds a run already; continue it with --resume, or choose --out"
+            )
+        run = TrainingRun(cfg, state, group)
+        if state and run.done and (result := read_result(out)) is not None:
+            return result
+        if group.first and not is_there:  # a run that cannot begin leaves no folder
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"cannot make the folder {out}: {error.strerror}; choose --out"
+                ) from error
+            closing.enter_context(only_writer(out))
+        if group.first:
+            remove_leftovers(out)
+        if resume:
+            run.export()
+        else:
+            run.save()
+        log = None
+        if group.first and not run.done:
+            log = TensorBoardLog(out / "tb", purge_step=run.epoch + 1)
+            closing.enter_context(contextlib.closing(log))
+        while not run.done:
+            row = run.run_epoch()
+            if log is not None:
                 log.scalars(row["epoch"], {k: v for k, v in row.items() if k != "epoch"})
-                run.save()
-    return run.finish()
+            run.save()
+        return run.finish()
 
 
 class TrainingRun:
@@ -127,9 +147,11 @@ class TrainingRun:
     Args:
         cfg: The run's configuration.
         state: The checkpoint to continue from; None starts anew.
+        group: The processes that share the run; the first one writes.
 
     Attributes:
         cfg: As given.
+        group: As given.
         out: The run's folder.
         device: Where it runs.
         data: What it learns from, validates on and tests on.
@@ -150,10 +172,13 @@ class TrainingRun:
         InputError: Bad data, an unknown model, or a checkpoint of another configuration.
     """
 
-    def __init__(self, cfg: TrainConfig, state: Mapping[str, Any] | None = None) -> None:
-        self.cfg, self.out = cfg, Path(cfg.run.out)
+    def __init__(
+        self, cfg: TrainConfig, state: Mapping[str, Any] | None = None, group: Group = ALONE
+    ) -> None:
+        self.cfg, self.out, self.group = cfg, Path(cfg.run.out), group
         self.device = resolve_device(cfg.run.device)
-        self.data = TrainingData.open(cfg)
+        with group.one_after_the_first():  # which fills the cache
+            self.data = TrainingData.open(cfg)
         torch.manual_seed(_seed_of(cfg.run.seed, 0))
         self.model = build_model(cfg, self.data, resumed=state is not None).to(self.device)
         self.optimizer = build_optimizer(cfg, self.model, self.data.steps)
@@ -211,10 +236,16 @@ class TrainingRun:
         """Train for one epoch, validate, and return the epoch's row of the history."""
         start = time.perf_counter()
         self.epoch += 1
-        torch.manual_seed(_seed_of(self.cfg.run.seed, self.epoch))
+        torch.manual_seed(_seed_of(self.cfg.run.seed, self.epoch, self.group.rank))
         loader = self._training_loader()
         title = f"epoch {self.epoch}/{self.cfg.optimisation.epochs}"
-        with tqdm(total=len(loader), desc=title, unit="batch", dynamic_ncols=True) as bar:
+        with tqdm(
+            total=len(loader),
+            desc=title,
+            unit="batch",
+            dynamic_ncols=True,
+            disable=not self.group.first,
+        ) as bar:
             loss, train_accuracy = self._train_on(loader, bar)
             val_accuracy = self._validate()
             if val_accuracy is not None:
@@ -241,20 +272,28 @@ class TrainingRun:
     def _training_loader(self) -> DataLoader:
         cfg = self.cfg
         order = torch.Generator().manual_seed(_seed_of(cfg.run.seed, self.epoch))
-        return batches(self.data.train, cfg.optimisation.batch_size, cfg.run.workers, order)
+        return batches(
+            self.data.train,
+            cfg.optimisation.batch_size,
+            cfg.run.workers,
+            order,
+            self.group.part(),
+        )
 
     def _train_on(self, loader: DataLoader, bar: tqdm) -> tuple[float, float]:
-        """Train on the batches of an epoch; return their mean loss and accuracy."""
+        """Train on the batches of an epoch; return their mean loss and accuracy, of all samples."""
         head_only = self.epoch <= self.cfg.optimisation.head_epochs
         loss_sum, right, seen = 0.0, 0, 0
         self.model.train()
         with finetune.only_classifier(self.model) if head_only else contextlib.nullcontext():
             for loss, batch_right, size in self._train_batches(loader):
                 loss_sum, right, seen = loss_sum + loss * size, right + batch_right, seen + size
-                means = {"loss": f"{loss_sum / seen:.3f}", "acc": f"{right / seen:.3f}"}
+                shown = max(seen, 1)  # a process may have seen none of the first batch
+                means = {"loss": f"{loss_sum / shown:.3f}", "acc": f"{right / shown:.3f}"}
                 bar.set_postfix(means, refresh=False)
                 bar.update()
-        return loss_sum / seen, right / seen
+        loss_sum, all_right, n = self.group.added_up((loss_sum, right, seen), self.device)
+        return loss_sum / n, all_right / n
 
     def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
         """Train on each batch; yield its loss, its right answers and its size."""
@@ -283,7 +322,8 @@ class TrainingRun:
                     clip_norm=self.cfg.optimisation.clip_norm,
                     ema=self.ema,
                 )
-            yield float(loss), count_right(logits, target), len(target)
+            # The last batch may be smaller than there are processes.
+            yield float(loss), count_right(logits, target) if len(target) else 0, len(target)
 
     def _set_learning_rate(self, batch: int, total: int) -> None:
         """Set the rates of a batch, counted from 0 over all epochs, of ``total``."""
@@ -301,8 +341,10 @@ class TrainingRun:
             return self._accuracy(model, self.data.validation)
 
     def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
-        loader = batches(dataset, self.cfg.optimisation.batch_size, self.cfg.run.workers)
-        return measure(model, loader, self.data.shown_steps, self.device)[0]
+        share_buffers(model)
+        size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
+        loader = batches(dataset, size, workers, part=self.group.part())
+        return measure(model, loader, self.data.shown_steps, self.device, self.group)[0]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -317,6 +359,8 @@ class TrainingRun:
 
     def save(self) -> None:
         """Write the checkpoint, then the model files that are made from it."""
+        if not self.group.first:
+            return
         state = {
             "config": self.cfg.flat(),
             "data_digest": self.data_digest,
@@ -334,7 +378,7 @@ class TrainingRun:
 
     def export(self) -> None:
         """Write ``last.safetensors`` and ``best.safetensors``; before the first epoch, nothing."""
-        if not self.history:
+        if not (self.history and self.group.first):
             return
         last, best = self._info(self.history[-1]), self._info(self.best)
         write_model(self.out / "last.safetensors", self._weights(), last)
@@ -379,19 +423,23 @@ class TrainingRun:
             "n_test": len(self.data.test),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "device": device_name(self.device),
+            "world_size": self.group.size,
             "config": self.cfg.flat(),
             "data": self.data.augmented.info(),
             "versions": versions(),
             "history": self.history,
         }
-        examples = [sample.numpy() for sample in self.data.examples(10)]
-        write_result(self.out, result, examples, self.data.classes[:10], still=self.data.raw.still)
+        if self.group.first:
+            examples = [sample.numpy() for sample in self.data.examples(10)]
+            still = self.data.raw.still
+            write_result(self.out, result, examples, self.data.classes[:10], still=still)
         return result
 
 
-def _seed_of(seed: int, epoch: int) -> int:
-    """Return the 64-bit seed of an epoch; epoch 0 is the initialisation."""
-    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
+def _seed_of(seed: int, epoch: int, rank: int = 0) -> int:
+    """Return the 64-bit seed of an epoch in a process; epoch 0 is the initialisation."""
+    words = (seed, epoch, rank) if rank else (seed, epoch)
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 def _cpu_state(model: nn.Module) -> dict[str, torch.Tensor]:

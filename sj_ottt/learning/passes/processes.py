@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sj_ottt.errors import InputError
 
-__all__ = ["Processes", "unwrapped"]
+__all__ = ["Processes", "share_buffers", "unwrapped"]
 
 _BUCKET_BYTES = 25 << 20
 _CPU = torch.device("cpu")
@@ -169,6 +169,15 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         kind, size = its_kind, size + its_size
     if bucket:
         yield bucket
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give all processes the buffers that the model has in the first, such as batch statistics.
+
+    `train_step` does so before each batch; do it before an evaluation that processes share.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.group.WORLD is not None:
+        _broadcast(unwrapped(model).buffers(), dist.group.WORLD)
 
 
 @torch.no_grad()

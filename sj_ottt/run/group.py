@@ -1,0 +1,114 @@
+"""The processes of a run, as ``torchrun`` starts them; most runs have but one.
+
+    torchrun --nproc-per-node N -m sj_ottt train ...
+
+The first process writes, shows the progress and prints; all train, and their numbers are added up.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from sj_ottt.errors import InputError
+
+__all__ = ["ALONE", "Group", "joined", "started_by_torchrun"]
+
+# How long a process waits for another one, which may be reading recordings or testing.
+_PATIENCE = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Group:
+    """This process among those of the run.
+
+    Attributes:
+        rank: Its number, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def part(self) -> tuple[int, int] | None:
+        """Return (rank, size) for what divides samples; None for one process."""
+        return None if self.size == 1 else (self.rank, self.size)
+
+    def added_up(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Return the sums of numbers over all processes."""
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.float64, device=_of_exchange(device))
+        dist.all_reduce(sums)
+        return sums.tolist()
+
+    @contextmanager
+    def one_after_the_first(self) -> Iterator[None]:
+        """Let the first process do something before the others do, which then find it done."""
+        if self.size > 1 and not self.first:
+            dist.barrier()
+        yield
+        if self.size > 1 and self.first:
+            dist.barrier()
+
+
+ALONE = Group()
+
+
+def started_by_torchrun() -> tuple[int, int, int] | None:
+    """Return rank, number of processes and local rank where ``torchrun`` has set them."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    if not all(name in os.environ for name in names):
+        return None
+    rank, size, local = (int(os.environ[name]) for name in names)
+    return rank, size, local
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Group]:
+    """Join the processes that ``torchrun`` started, if it did, or those of a group that is there.
+
+    Args:
+        device: Where this process trains: GPUs exchange by NCCL, all others by gloo.
+
+    Raises:
+        InputError: Another process has ended.
+    """
+    if dist.is_available() and dist.is_initialized():
+        yield Group(dist.get_rank(), dist.get_world_size())
+        return
+    if (found := started_by_torchrun()) is None or found[1] == 1:
+        yield ALONE
+        return
+    rank, size, _ = found
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        yield Group(rank, size)
+    except (dist.DistError, RuntimeError) as error:
+        if not isinstance(error, dist.DistError) and not _is_lost_connection(error):
+            raise
+        raise InputError(
+            f"process {rank} of {size} lost another one, whose own message says why; what was "
+            "saved is whole: continue with --resume"
+        ) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    text = str(error).lower()
+    return any(word in text for word in ("gloo", "connection closed", "connection reset"))
+
+
+def _of_exchange(device: torch.device) -> torch.device:
+    return device if device.type == "cuda" else torch.device("cpu")

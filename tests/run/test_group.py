@@ -1,0 +1,152 @@
+"""Runs in several processes, as ``torchrun`` starts them: the same run as in one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sj_ottt import InputError
+from sj_ottt._files import only_writer
+from sj_ottt.data.loading import batches
+from sj_ottt.run import training
+from sj_ottt.run.config import TrainConfig
+from tests.helpers import weights
+
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def start(*arguments: str, command=TWO) -> subprocess.Popen:
+    interface = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+    return subprocess.Popen(
+        [*command, "-m", "sj_ottt", *arguments],
+        env={**os.environ, **interface, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*arguments: str) -> str:
+    process = start(*arguments)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error[-3000:]
+    return out
+
+
+@pytest.fixture
+def flags(recordings) -> dict[str, object]:
+    """A run without dropout and shifts, which each process would draw for itself."""
+    return {
+        "model": "test_ottt_vgg",
+        "data": str(recordings),
+        "steps": 3,
+        "epochs": 2,
+        "batch_size": 5,  # of 24 samples: the last batch has 4
+        "lr": 0.05,
+        "device": "cpu",
+        "val_fraction": 0.2,
+    }
+
+
+def as_arguments(flags) -> list[str]:
+    named = ((f"--{name.replace('_', '-')}", str(value)) for name, value in flags.items())
+    return [word for pair in named for word in pair]
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(flags, tmp_path):
+    """Weights equal to rounding, also where the second epoch has another number of processes."""
+    alone = training.train(TrainConfig(**flags, out=str(tmp_path / "one")))
+    out = run("train", *as_arguments(flags), "--out", str(tmp_path / "two"))
+    assert out.count("test accuracy") == 1
+    # Begun by one process, and carried on by two.
+    begun = training.TrainingRun(TrainConfig(**flags, out=str(tmp_path / "changed")))
+    begun.out.mkdir()
+    begun.run_epoch()
+    begun.save()
+    run("train", "--resume", "--out", str(tmp_path / "changed"))
+    start_weights = {k: v.clone() for k, v in weights(tmp_path / "one").items()}
+    for name in ("two", "changed"):
+        result = json.loads((tmp_path / name / "result.json").read_text())
+        assert result["world_size"] == 2
+        for row, expected in zip(result["history"], alone["history"], strict=True):
+            assert row == pytest.approx(expected, rel=1e-5)
+        assert result["test_accuracy"] == alone["test_accuracy"]
+        for key, value in weights(tmp_path / name).items():
+            assert torch.allclose(value, start_weights[key], rtol=1e-5, atol=1e-6), key
+    table = run("eval", "--checkpoint", str(tmp_path / "two"), "--split", "train")
+    assert table.count("accuracy") == 1 and " 30 " in table
+    assert alone["world_size"] == 1
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others_and_the_run_resumes(flags, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["train", *as_arguments({**flags, "epochs": 200}), "--out", str(out)]
+    process = start(*arguments)
+    for _ in range(600):
+        if (out / "last.safetensors").exists():
+            break
+        time.sleep(0.1)
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert len(children) == 2
+    os.kill(int(children[1]), signal.SIGKILL)
+    began = time.monotonic()
+    _, error = process.communicate(timeout=60)
+    assert time.monotonic() - began < 40 and process.returncode != 0
+    assert "SIGKILL" in error or "Signal 9" in error
+    assert not list(out.glob("*.tmp"))
+    # One process goes on from the last checkpoint.
+    state = torch.load(out / "last.pt", weights_only=True)
+    config = training.configure(None, {"out": str(out)}, resume=True)
+    resumed = training.TrainingRun(config, state)
+    assert 1 <= resumed.epoch < 200 and resumed.run_epoch()["epoch"] == state["epoch"] + 1
+
+
+def test_parts_of_batches_are_the_batches(recordings):
+    from sj_ottt.data import EventFolder
+
+    dataset = EventFolder(recordings, 2, split="train")
+    for size in (1, 2, 4, 7):
+        loaders = [
+            batches(dataset, 4, 0, torch.Generator().manual_seed(3), (rank, size))
+            for rank in range(size)
+        ]
+        whole = batches(dataset, 4, 0, torch.Generator().manual_seed(3))
+        for one, *parts in zip(whole, *loaders, strict=True):
+            x = torch.empty_like(one[0])
+            labels = torch.empty_like(one[1])
+            for rank, (x_part, y_part) in enumerate(parts):
+                x[:, rank::size], labels[rank::size] = x_part, y_part
+                assert x_part.shape[2:] == x.shape[2:]
+            assert torch.equal(x, one[0]) and torch.equal(labels, one[1])
+
+
+@pytest.mark.slow
+def test_a_folder_has_one_writer(flags, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    holding = "import sys, time, pathlib; from sj_ottt._files import only_writer\n"
+    holding += "with only_writer(pathlib.Path(sys.argv[1])):\n print(flush=True); time.sleep(60)"
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding, str(out)],
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    other.stdout.readline()
+    with pytest.raises(InputError, match="run: another process is writing to it; wait"):
+        training.train(TrainConfig(**flags, out=str(out)))
+    other.kill()  # which leaves no lock behind
+    other.wait()
+    with only_writer(out):
+        pass
+    assert not list(out.iterdir())
