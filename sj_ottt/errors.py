@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input."""
+"""The exceptions that stand for bad input."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,6 +11,10 @@ class InputError(ValueError):
     prints it and leaves with exit code 2; any other exception is a defect of ours and keeps its
     traceback.
     """
+
+
+class NotFiniteError(InputError):
+    """A loss or a gradient that is not finite; no parameter was changed by it."""
 
 
 def suggest(name: str, names: Iterable[str]) -> str:

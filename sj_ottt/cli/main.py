@@ -26,6 +26,7 @@ from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import evaluate, load_trained
 from sj_ottt.run.group import started_by_torchrun
+from sj_ottt.run.stopping import RunStopped
 
 # Where a flag's last word would mislead.
 _METAVARS = {
@@ -101,6 +102,11 @@ def _train(args: argparse.Namespace) -> None:
             command = f"sj-ottt train --resume --out {shlex.quote(config.run.out)}"
             raise KeyboardInterrupt(f"continue with: {command}") from None
         raise
+    except RunStopped as stopped:
+        if _is_first():
+            command = f"sj-ottt train --resume --out {shlex.quote(config.run.out)}"
+            print(f"sj-ottt: {stopped}; continue with: {command}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     if not _is_first():
         return
     out = Path(config.run.out)

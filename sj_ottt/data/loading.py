@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -73,8 +75,11 @@ def batches(
     dataset: Dataset,
     batch_size: int,
     workers: int,
-    generator: torch.Generator | None = None,
-    part: tuple[int, int] | None = None,
+    order: torch.Generator | None = None,
+    *,
+    part: tuple[int, int] = (0, 1),
+    skip: int = 0,
+    seed: int | None = None,
 ) -> DataLoader[Any]:
     """Return batches of a data set, shuffled if there is a generator to shuffle with.
 
@@ -82,57 +87,66 @@ def batches(
         dataset: An `EventFolder`, an `ImageSet`, or a `Subset` of one.
         batch_size: N, samples in a batch; of all processes together.
         workers: Processes that load; 0 loads in this one.
-        generator: Draws the order.
+        order: Draws the order.
         part: (rank, size): the part of each batch that process ``rank`` of ``size`` sees; the parts
-            together are the batches that one process would see, in their order. Where a batch has
-            fewer samples than there are processes, some see an empty one. None for all.
+            together are the batches that one process would see. Where a batch has fewer samples
+            than there are processes, some see an empty one.
+        skip: Leave out so many batches at the start, without loading them.
+        seed: Of the random numbers of each sample, together with its index, so that they depend
+            neither on the process that loads it nor on the samples before it. None draws from
+            torch's generator.
 
     Raises:
         InputError: As `collate_for`.
     """
     collate = collate_for(dataset)
-    if part is None:
-        return DataLoader(
-            dataset,
-            batch_size,
-            shuffle=generator is not None,
-            num_workers=workers,
-            collate_fn=collate,
-            generator=generator,
-        )
-    rank, size = part
-    own = None
-    if generator is not None:
-        # What a DataLoader draws for its workers before the order: of each process its own.
-        seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
-        own = torch.Generator().manual_seed((seed + rank) % (1 << 63))
     numbers = range(len(dataset))  # type: ignore[arg-type]  # torch's class says nothing of length
     indices: Sampler[int] = (
-        SequentialSampler(numbers)
-        if generator is None
-        else RandomSampler(numbers, generator=generator)
+        SequentialSampler(numbers) if order is None else RandomSampler(numbers, generator=order)
     )
+    whole = BatchSampler(indices, batch_size, drop_last=False)
     return DataLoader(
-        dataset,
-        batch_sampler=_Part(BatchSampler(indices, batch_size, drop_last=False), rank, size),
+        dataset if seed is None else _Seeded(dataset, seed),
+        batch_sampler=_Part(whole, part, skip),
         num_workers=workers,
         collate_fn=partial(_collate_part, dataset, collate),
-        generator=own,
+        generator=torch.Generator(),  # so that loading draws nothing from torch's own
     )
 
 
 class _Part(Sampler[list[int]]):
-    """The part of each batch that one of several processes sees."""
+    """The part of each batch that one of several processes sees, without the first batches."""
 
-    def __init__(self, whole: BatchSampler, rank: int, size: int) -> None:
-        self._whole, self._rank, self._size = whole, rank, size
+    def __init__(self, whole: BatchSampler, part: tuple[int, int], skip: int) -> None:
+        self._whole, self._skip = whole, skip
+        self._rank, self._size = part
 
     def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._whole:
+        for batch in islice(self._whole, self._skip, None):
             yield batch[self._rank :: self._size]
 
     def __len__(self) -> int:
-        return len(self._whole)
+        return len(self._whole) - self._skip
+
+
+class _Seeded(Dataset):
+    """Samples that draw their random numbers from a seed of their own."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self._dataset, self._seed = dataset, seed
+
+    def __getitem__(self, index: int) -> Any:
+        before = torch.get_rng_state()
+        torch.manual_seed(seed_of(self._seed, index))
+        try:
+            return self._dataset[index]
+        finally:
+            torch.set_rng_state(before)
+
+
+def seed_of(*words: int) -> int:
+    """Return a 64-bit seed of whole numbers from 0 on; zeros at the end make no difference."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 
 def _collate_part(

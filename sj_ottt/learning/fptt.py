@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, NotFiniteError
 
 __all__ = ["FPTT", "Divergence"]
 
@@ -206,7 +206,7 @@ class FPTT:
         norm = torch.nn.utils.get_total_norm(grads).item()
         if not math.isfinite(norm):
             self.optimizer.zero_grad()
-            raise InputError(
+            raise NotFiniteError(
                 f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
                 "learning rate, or look for extreme values in x_seq and in the weights"
             )

@@ -1,14 +1,17 @@
 """What a run leaves on the disk: the checkpoint that resumes it, and the files of its models.
 
 ``last.pt`` alone is the state of a run. It holds the best weights too, so the model files are made
-from it and written after it. Every file is written under a temporary name, flushed to the disk and
-renamed; none is read with pickle.
+from it and written after it. ``previous.pt`` is the state that was saved before, for the case that
+the disk damages the last one: each holds a digest of its content. Every file is written under a
+temporary name, flushed to the disk and renamed; none is read with pickle.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
+import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +20,14 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sj_ottt._files import atomic_write
+from sj_ottt._files import atomic_write, temporary_sibling
 from sj_ottt.data import Preprocessing
 from sj_ottt.errors import InputError
 from sj_ottt.run.sections import FrameOptions, LearningOptions
 
 CHECKPOINT_FORMAT = 1
 MODEL_FORMAT = 1
+_LAST, _PREVIOUS = "last.pt", "previous.pt"
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
@@ -47,39 +51,82 @@ def remove_leftovers(out: Path) -> None:
 
 
 def save_checkpoint(out: Path, state: Mapping[str, Any]) -> None:
-    """Write ``out/last.pt``: tensors and plain values only.
+    """Write ``out/last.pt``, tensors and plain values only; what it was becomes ``previous.pt``.
 
     Raises:
         InputError: The disk is full or not writable; the old checkpoint is untouched.
     """
+    content = {"format": CHECKPOINT_FORMAT, **state}
     buffer = io.BytesIO()
-    torch.save({"format": CHECKPOINT_FORMAT, **state}, buffer)
-    write_file(out / "last.pt", buffer.getbuffer())
+    torch.save({**content, "sha256": _digest(content)}, buffer)
+    _keep(out / _LAST, out / _PREVIOUS)
+    write_file(out / _LAST, buffer.getbuffer())
+
+
+def _keep(path: Path, copy: Path) -> None:
+    """Give a file that is there a second name, in the place of what has it."""
+    temporary = temporary_sibling(copy)
+    try:
+        os.link(path, temporary)
+        os.replace(temporary, copy)
+    except FileNotFoundError:
+        return
+    except OSError:  # no hard links on this file system: a copy takes longer, and is as good
+        write_file(copy, path.read_bytes())
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_checkpoint(out: str | Path) -> dict[str, Any]:
-    """Read ``out/last.pt``, the state of a run after its last whole epoch.
+    """Read ``out/last.pt``, the state of a run; where it is damaged, the one before it.
+
+    A warning says so then.
 
     Raises:
-        InputError: There is none, it is damaged, or another version of sj_ottt wrote it.
+        InputError: There is none, all are damaged, or another version of sj_ottt wrote them.
     """
-    path = Path(out) / "last.pt"
+    path, previous = Path(out) / _LAST, Path(out) / _PREVIOUS
     if not path.exists():
         raise InputError(f"nothing to resume: {path} does not exist; start without --resume")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        version = state["format"]
-    except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
-        raise InputError(
-            f"{path} is damaged or not a checkpoint ({type(error).__name__}); "
-            "delete it and start again, or choose another --out"
-        ) from error
+        state = _read_checkpoint(path)
+    except _DamagedError as damage:
+        try:
+            state = _read_checkpoint(previous)
+        except (_DamagedError, FileNotFoundError):
+            raise InputError(
+                f"{path} is damaged or not a checkpoint ({damage}); "
+                "delete it and start again, or choose another --out"
+            ) from damage
+        warnings.warn(
+            f"{path} is damaged ({damage}); the one before it is used, {previous}", stacklevel=2
+        )
+    version = state["format"]
     if version != CHECKPOINT_FORMAT:
         raise InputError(
             f"{path} has checkpoint format {version}, this sj_ottt reads {CHECKPOINT_FORMAT}; "
             "resume with the version that wrote it, or choose another --out"
         )
     return state
+
+
+class _DamagedError(Exception):
+    """A file that is no checkpoint, or whose content is not what was written."""
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = {key: value for key, value in state.items() if key != "sha256"}
+        # A checkpoint of before there were digests knows of no middle of an epoch either.
+        unmarked = content["format"] and "sha256" not in state and "middle" in state
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
+        raise _DamagedError(type(error).__name__) from error
+    if unmarked or ("sha256" in state and state["sha256"] != _digest(content)):
+        raise _DamagedError("its content was changed")
+    return content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +224,25 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+def _digest(content: Mapping[str, Any]) -> str:
+    """Digest tensors and plain values in dicts, lists and tuples."""
     sha = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
+
+    def add(name: str, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            tensor = value.detach().cpu().contiguous()
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.flatten().view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            for key in sorted(value, key=str):
+                add(f"{name}.{key}" if name else str(key), value[key])
+        elif isinstance(value, list | tuple):
+            for i, item in enumerate(value):
+                add(f"{name}.{i}", item)
+        else:
+            sha.update(f"{name} {value!r}".encode())
+
+    add("", content)
     return sha.hexdigest()
 
 

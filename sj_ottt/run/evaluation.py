@@ -242,7 +242,7 @@ def _evaluate(
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None
         predict(model, first.to(trained.device), shown)
-        loader = batches(dataset, batch_size, workers, part=group.part())
+        loader = batches(dataset, batch_size, workers, part=group.part)
         accuracy, seconds = measure(model, loader, shown, trained.device, group)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

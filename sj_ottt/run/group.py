@@ -39,9 +39,18 @@ class Group:
         """Whether this is the process that writes."""
         return self.rank == 0
 
-    def part(self) -> tuple[int, int] | None:
-        """Return (rank, size) for what divides samples; None for one process."""
-        return None if self.size == 1 else (self.rank, self.size)
+    @property
+    def part(self) -> tuple[int, int]:
+        """This process's number and how many there are, for what divides samples."""
+        return self.rank, self.size
+
+    def largest(self, value: int, device: torch.device) -> int:
+        """Return the largest of the processes' numbers."""
+        if self.size == 1:
+            return value
+        found = torch.tensor(value, device=_of_exchange(device))
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
 
     def added_up(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Return the sums of numbers over all processes."""

@@ -285,6 +285,17 @@ class RunOptions(Section):
     seed: int = option(0, integer(0), "seed of the weights, the split, the order, the dropout")
     workers: int = option(0, integer(0), "processes that load data; 0 loads in the main one")
     device: str = option("auto", text, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
+    save_every: float = option(10.0, positive, "minutes between checkpoints within an epoch")
+    time_limit: float | None = option(
+        None,
+        optional(positive),
+        "minutes after which the run is saved and ends with exit code 75; no limit if not given",
+    )
+    on_nan: str = option(
+        "stop",
+        choice("stop", "skip"),
+        "what a loss that is not finite does: stop the run, or skip the batch",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

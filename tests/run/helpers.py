@@ -12,11 +12,11 @@ def interrupt_after(monkeypatch, name, calls):
     """Have a method of `TrainingRun` interrupt the run when it was called so often before."""
     method, count = getattr(training.TrainingRun, name), 0
 
-    def wrapper(self):
+    def wrapper(self, *args):
         nonlocal count
         count += 1
         if count > calls:
             raise KeyboardInterrupt
-        return method(self)
+        return method(self, *args)
 
     monkeypatch.setattr(training.TrainingRun, name, wrapper)

@@ -118,7 +118,7 @@ def test_parts_of_batches_are_the_batches(recordings):
     dataset = EventFolder(recordings, 2, split="train")
     for size in (1, 2, 4, 7):
         loaders = [
-            batches(dataset, 4, 0, torch.Generator().manual_seed(3), (rank, size))
+            batches(dataset, 4, 0, torch.Generator().manual_seed(3), part=(rank, size))
             for rank in range(size)
         ]
         whole = batches(dataset, 4, 0, torch.Generator().manual_seed(3))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
@@ -300,7 +300,7 @@ def _check_finite(
         ``learns``, of any process.
 
     Raises:
-        InputError: If a loss is not finite.
+        NotFiniteError: If a loss is not finite.
     """
     finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
     all_finite, any_learns = processes.all_and_any(all(finite), learns)
@@ -311,7 +311,7 @@ def _check_finite(
     if False in finite:
         t = finite.index(False)
         found = f"the loss of time step {first + t} is {losses[t].item()}"
-    raise InputError(
+    raise NotFiniteError(
         f"{found}; no parameter was changed by "
         "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
     )

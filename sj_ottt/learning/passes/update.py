@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sj_ottt.errors import InputError
+from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning.passes.processes import Processes
 
 __all__ = ["Update"]
@@ -98,7 +98,7 @@ class Update:
         norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
         if not math.isfinite(norm) and self.scaler is None:
             self.optimizer.zero_grad()
-            raise InputError(
+            raise NotFiniteError(
                 f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
                 "learning rate, or look for extreme values in x_seq and in the weights"
             )

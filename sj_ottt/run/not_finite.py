@@ -1,0 +1,50 @@
+"""Where a network breaks that gives a loss which is not finite."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sj_ottt.learning import predict
+from sj_ottt.learning.passes.outputs import tensors_in
+
+__all__ = ["first_not_finite"]
+
+
+def first_not_finite(model: nn.Module, x_seq: Tensor, steps: int | None) -> str:
+    """Name the parameter, or the layer and time step, that is not finite first.
+
+    Args:
+        model: Is run once more on the batch, in evaluation mode, and left as it was.
+        x_seq: The batch, as in `predict`.
+        steps: As there.
+
+    Returns:
+        Part of a sentence.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            return f"the parameter {name} is not finite"
+    found: list[str] = []
+    calls: dict[str, int] = {}
+
+    def look(name: str, kind: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            step = calls[name] = calls.get(name, -1) + 1
+            if not found and not all(t.isfinite().all() for t in tensors_in(output)):
+                found.append(f"{name} ({kind}) is the first layer to break, at time step {step}")
+
+        return hook
+
+    hooks = [
+        module.register_forward_hook(look(name, type(module).__name__))
+        for name, module in model.named_modules()
+        if name and not next(module.children(), None)
+    ]
+    try:
+        with torch.no_grad():
+            predict(model, x_seq, steps)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else "all layers give finite values: the loss itself overflowed"

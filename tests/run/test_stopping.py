@@ -1,0 +1,259 @@
+"""Runs that end in the middle of an epoch, and checkpoints that a disk has damaged."""
+
+import io
+import json
+import os
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from sj_ottt import InputError
+from sj_ottt.cli.main import main
+from sj_ottt.data.loading import batches, seed_of
+from sj_ottt.errors import NotFiniteError
+from sj_ottt.run import training
+from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
+from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.not_finite import first_not_finite
+from sj_ottt.run.stopping import Every, RunStopped, Stopping
+from sj_ottt.run.training_run import TrainingRun
+from tests.helpers import assert_same_run
+from tests.run.helpers import train
+
+
+def stop_after(monkeypatch, batches: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal once so many batches of the run are done."""
+    add, count = training.TrainingRun.run_epoch, 0
+
+    def run_epoch(self, pause):
+        def pause_(pause=pause):
+            nonlocal count
+            count += 1
+            if count == batches:
+                os.kill(os.getpid(), number)
+            pause()
+
+        return add(self, pause_)
+
+    monkeypatch.setattr(training.TrainingRun, "run_epoch", run_epoch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2, "ema": 0.5}, {"amp": "float16"}, {"cutmix": 0.5, "backward_steps": 2}],
+)
+def test_stopped_in_the_middle_of_an_epoch_it_is_the_same_run(
+    options, tmp_path, monkeypatch, changes, workers
+):
+    options = {**options, **changes, "workers": workers, "batch_size": 4}
+    train(options)
+    again = {**options, "out": str(tmp_path / "again")}
+    stops = 0
+    for batches_done in (2, 3, None):
+        if batches_done:
+            stop_after(monkeypatch, batches_done)
+            with pytest.raises(
+                RunStopped, match=r"SIGTERM: saved .* in epoch [12], after"
+            ) as stopped:
+                train(again, resume=stops > 0)
+            monkeypatch.undo()
+            stops += 1
+            assert stopped.value.exit_code == 143
+            assert load_checkpoint(again["out"])["middle"]["batch"]
+        else:
+            train(again, resume=True)
+    assert_same_run(options["out"], again["out"])
+
+
+def test_exit_codes_and_advice(options, monkeypatch, capsys):
+    arguments = [f"--{k.replace('_', '-')}={v}" for k, v in options.items()]
+    stop_after(monkeypatch, 1, signal.SIGINT)
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *arguments])
+    assert stopped.value.code == 130
+    assert "SIGINT: saved" in (said := capsys.readouterr().err)
+    assert f"continue with: sj-ottt train --resume --out {options['out']}" in said
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--resume", "--out", options["out"], "--time-limit", "0.0001"])
+    assert stopped.value.code == 75 and "time limit: saved" in capsys.readouterr().err
+    with pytest.raises(InputError, match="holds a run already"):
+        train(options)
+    assert main(["train", "--resume", "--out", options["out"], "--time-limit", "60"]) == 0
+
+
+def test_a_second_signal_does_what_it_always_did():
+    with Stopping() as stopping:
+        assert stopping.code == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.code == 130 and stopping.why(130) == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_every_so_many_minutes():
+    now = 0.0
+    every = Every(2, lambda: now)
+    found = []
+    for now in (0, 119, 120, 121, 239, 240, 1000, 1001):  # noqa: B007, the clock reads it
+        found.append(every.due())
+    assert found == [False, False, True, False, False, True, True, False]
+
+
+@pytest.mark.slow
+def test_saves_within_an_epoch(options, monkeypatch):
+    saved = []
+    save = TrainingRun.save
+
+    def note(self):
+        save(self)
+        saved.append(load_checkpoint(self.out)["middle"]["batch"])
+
+    monkeypatch.setattr(TrainingRun, "save", note)
+    train(options, save_every=1e-9, epochs=1, batch_size=6)
+    assert saved == [0, 1, 2, 3, 4, 0]
+
+
+def test_random_numbers_are_of_the_sample(recordings):
+    """Whoever loads it, and whatever was skipped before it."""
+    from sj_ottt.data import EventFolder
+    from sj_ottt.data.transforms import RandomShift
+
+    dataset = EventFolder(recordings, 2, split="train").with_transform(RandomShift(6))
+
+    def order():
+        return torch.Generator().manual_seed(1)
+
+    state = torch.get_rng_state()
+    whole = list(batches(dataset, 4, 0, order(), seed=7))
+    assert torch.equal(torch.get_rng_state(), state)
+    for kwargs in ({"workers": 2}, {"workers": 0, "skip": 3}):
+        skip = kwargs.get("skip", 0)
+        some = list(batches(dataset, 4, kwargs["workers"], order(), seed=7, skip=skip))
+        assert len(some) == len(whole) - skip
+        for a, b in zip(some, whole[skip:], strict=True):
+            assert all(map(torch.equal, a, b))
+    other = list(batches(dataset, 4, 0, order(), seed=8))
+    assert not torch.equal(other[0][0], whole[0][0])
+    assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
+
+
+# Damaged checkpoints
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    state = {
+        "epoch": 1,
+        "middle": {"batch": 0},
+        "model": {"w": torch.arange(6.0)},
+        "config": {"lr": 0.1},
+        "best": [None],
+    }
+    save_checkpoint(tmp_path, {**state, "epoch": 0})
+    save_checkpoint(tmp_path, state)
+    return tmp_path, state
+
+
+def test_a_checkpoint_damaged_in_any_byte_gives_way_to_the_one_before(checkpoints):
+    folder, state = checkpoints
+    path = folder / "last.pt"
+    data = path.read_bytes()
+    assert load_checkpoint(folder)["epoch"] == 1
+    used = 0
+    for i in range(len(data)):
+        damaged = bytearray(data)
+        damaged[i] ^= 0x55
+        path.write_bytes(damaged)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = load_checkpoint(folder)
+        if found["epoch"] == 0:  # the one before
+            used += 1
+            ours = [w for w in said if "last.pt is damaged" in str(w.message)]
+            assert len(ours) == 1 and "previous.pt" in str(ours[0].message)
+        else:  # a byte that holds nothing
+            assert torch.equal(found["model"]["w"], state["model"]["w"])
+            assert {**found, "model": 0, "format": 0} == {**state, "model": 0, "format": 0}
+    assert used > len(data) // 4
+
+
+def test_without_digests_some_damage_would_go_unseen():
+    """The control: why they are there."""
+    buffer = io.BytesIO()
+    torch.save({"w": torch.arange(6.0)}, buffer)
+    data, wrong = buffer.getvalue(), 0
+    for i in range(len(data)):
+        damaged = bytearray(data)
+        damaged[i] ^= 0x55
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.load(io.BytesIO(damaged), weights_only=True)
+            wrong += not torch.equal(found["w"], torch.arange(6.0))
+        except Exception:
+            continue
+    assert wrong
+
+
+def test_both_damaged_is_refused(checkpoints):
+    folder, _ = checkpoints
+    for name in ("previous.pt", "last.pt"):
+        (folder / name).write_bytes(b"no checkpoint")
+    with pytest.raises(InputError, match=r"last\.pt is damaged .* delete it and start again"):
+        load_checkpoint(folder)
+
+
+# Losses that are not finite
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "the first"])
+def test_what_is_not_finite_is_named(options, name):
+    """Also where neurons hide it: a membrane that is not a number never fires."""
+    run = TrainingRun(TrainConfig(**options))
+    if name == "the first":
+        name = next(name for name, p in run.model.named_parameters() if p.dim() > 1)
+    with torch.no_grad():
+        run.model.get_parameter(name).fill_(float("nan"))
+    words = rf"epoch 1, batch 1: .*time step 0 is nan.* the parameter {name} is"
+    with pytest.raises(NotFiniteError, match=words if "fc" in name else f"parameter {name} is no"):
+        run.run_epoch()
+
+
+def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
+    run = TrainingRun(TrainConfig(**options, on_nan="skip"))
+    loss_fn, count = run.loss_fn, 0
+
+    def sometimes(y, target):
+        nonlocal count
+        count += 1
+        return loss_fn(y, target) * (float("inf") if 4 <= count <= 6 else 1.0)
+
+    run.loss_fn = sometimes
+    with pytest.warns(UserWarning, match="batch 2: the loss of time step 0 is inf.*is skipped"):
+        row = run.run_epoch()
+    assert row["loss"] < 10 and all(p.isfinite().all() for p in run.model.parameters())
+
+
+def test_the_first_layer_that_breaks():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2), torch.nn.Linear(2, 2))
+    x_seq = torch.ones(2, 5, 3)
+    assert "the loss itself" in first_not_finite(net, x_seq, None)
+    with torch.no_grad():
+        net[1].weight.fill_(3e38)
+        net[0].bias.fill_(10.0)
+    assert first_not_finite(net, x_seq, None).startswith("1 (Linear) is the first layer to break")
+    assert not net[0]._forward_hooks
+
+
+def test_the_options_are_in_the_result(finished):
+    out, _ = finished
+    config = json.loads((Path(out) / "result.json").read_text())["config"]
+    assert config["save_every"] == 10.0 and config["on_nan"] == "stop"
