@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import folds, fptt, kernel, loading, networks, rules, sessions, sides
+from benchmarks import folds, fptt, kernel, loading, networks, rules, scaling, sessions, sides
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -99,6 +99,7 @@ def main() -> None:
         "simulating": loading.simulating,
         "folds": folds.folds,
         "sessions": sessions.sessions,
+        "scaling": scaling.scaling,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")
