@@ -29,6 +29,7 @@ ROOMS = (
     {"__main__"},
 )
 ROOMS_OF_DATA = (
+    {"saccade"},
     {"recordings", "transforms", "encodings"},
     {"frames", "splits", "augmentation", "loading"},
     {"simulate"},

@@ -11,7 +11,9 @@ from typing import Any
 
 from sj_ottt import __version__, zoo
 from sj_ottt.cli import data
+from sj_ottt.data.encodings import EVENTS_FROM_IMAGE
 from sj_ottt.data.recordings.readers import open_recording
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.recordings.streams import follow
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.adapt import adapt, open_labelled
@@ -118,7 +120,7 @@ def _train(args: argparse.Namespace) -> None:
         f"pictures  {out / 'curves.png'}  {out / 'frames.png'}\n"
         f"model     {out / 'best.safetensors'}"
     )
-    if "sensor_size" in result["data"]:
+    if "sensor_size" in result["data"] or config.frames.encoding in EVENTS_FROM_IMAGE:
         print(f"predict   sj-ottt predict --checkpoint {shlex.quote(config.run.out)} FILE")
 
 
@@ -218,6 +220,14 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
         help="windows with fewer give no label (default: as for the training samples where these "
         "were sliced and --window is not given, else 1)",
     )
+    parser.add_argument(
+        "--sensor-size",
+        nargs=2,
+        type=int,
+        metavar=("H", "W"),
+        help="height and width of the sensor in pixels (default: what the file states, or the "
+        "training samples had)",
+    )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
 
 
@@ -247,14 +257,15 @@ def _predict(args: argparse.Namespace) -> None:
     fewest = fewest_events(trained, args.min_events, args.window)
     if args.live and args.stride is not None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
+    read = ReadOptions(sensor_size=args.sensor_size)
     if args.live:
-        source = follow(args.file, args.idle)
+        source = follow(args.file, args.idle)._replace(sensor_size=read.sensor_size)
         predictions = label_stream(trained, source, window, fewest)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
-        source = open_recording(args.file)
+        source = open_recording(args.file, read)
         predictions = label_windows(trained, source, window, stride, fewest)
     width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
@@ -313,6 +324,7 @@ def _adapt(args: argparse.Namespace) -> None:
         min_events=fewest,
         lr=args.lr,
         out=args.out,
+        read=ReadOptions(sensor_size=args.sensor_size),
     )
     print(
         f"learned from {result.samples} samples, one at a time; of them "

@@ -33,6 +33,8 @@ from sj_ottt.data.transforms import (
     RandomFlip,
     RandomRotation,
     RandomShift,
+    Saccade,
+    SaccadeDraws,
     cutmix,
 )
 
@@ -55,6 +57,8 @@ __all__ = [
     "RandomShift",
     "ReadOptions",
     "Recording",
+    "Saccade",
+    "SaccadeDraws",
     "SliceConfig",
     "Source",
     "cache_root",

@@ -16,8 +16,8 @@ class Augmentation:
     """How training samples are varied; what is 0 is left out.
 
     Attributes:
-        drop_events: See `DropEvents`; of recordings only.
-        time_jitter: See `JitterTime`; of recordings only.
+        drop_events: See `DropEvents`; of frames of events only.
+        time_jitter: See `JitterTime`; of frames of events only.
         flip: See `RandomFlip`.
         rotate: See `RandomRotation`, in degrees.
         shift: See `RandomShift`, in pixels.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sj_ottt.data import transforms
 from sj_ottt.data.augmentation import Augmentation
-from sj_ottt.data.encodings import ENCODINGS
+from sj_ottt.data.encodings import ENCODINGS, EVENTS_FROM_IMAGE, OF_INTENSITIES
 from sj_ottt.data.frames.framing import Framing
 from sj_ottt.data.sets.event_folder import EventFolder
 from sj_ottt.data.sets.images import ImageSet, ImageStats
@@ -32,7 +32,8 @@ class Preprocessing:
 
     Attributes:
         framing: How recordings become frames; of still images, its steps and size count.
-        normalize: Whether to scale frames (`NormalizeFrames`) and to standardize images.
+        normalize: Whether to scale frames (`NormalizeFrames`) and to standardize images; frames of
+            events from images are scaled.
         encoding: How images become sequences, a name in `ENCODINGS`.
         stats: Of the images that the network learned from; None takes those of the data set.
 
@@ -48,6 +49,11 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.encoding not in ENCODINGS:
             raise InputError(f"encoding={self.encoding!r}: choose one of {', '.join(ENCODINGS)}")
+
+    @property
+    def events_from_images(self) -> bool:
+        """Whether images become frames of events, so that a network takes recordings as well."""
+        return self.encoding in EVENTS_FROM_IMAGE
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "Preprocessing":
@@ -112,16 +118,13 @@ class Preprocessing:
             split: ``"train"`` or ``"test"``; of recordings, None for both.
 
         Raises:
-            InputError: Bad data, or an encoding for images of recordings.
+            InputError: Bad data, or recordings with an encoding that makes no events of images.
         """
         dataset = open_dataset(spec, split=split, stats=self.stats, **asdict(self.framing))
         if isinstance(dataset, ImageSet):
             return dataset.with_transform(*self._transform_of_images(dataset))
-        if self.encoding != "direct":
-            raise InputError(
-                f"encoding={self.encoding} makes sequences of still images, but {spec} holds "
-                "recordings: leave it out"
-            )
+        if not self.events_from_images:
+            self._check_for_recordings(spec)
         return dataset.with_transform(self._transform_of_frames())
 
     def augment(
@@ -130,28 +133,43 @@ class Preprocessing:
         """Return a data set of `open` for training: the same samples, augmented.
 
         Raises:
-            InputError: An option for recordings, but the data set holds still images.
+            InputError: An option for recordings, but the data set holds still images, or the
+                reverse.
         """
         if isinstance(dataset, EventFolder):
+            self._check_for_recordings(dataset.root)
             return dataset.with_transform(self._transform_of_frames(augmentation))
         self._check_for_images(dataset, augmentation)
         return dataset.with_transform(*self._transform_of_images(dataset, augmentation))
 
     def _transform_of_frames(
-        self, augmentation: Augmentation | None = None
+        self, augmentation: Augmentation | None = None, first: _Chain | None = None
     ) -> transforms.Compose | None:
         normalize: _Chain = [transforms.NormalizeFrames()] if self.normalize else []
-        return _compose([], normalize, augmentation)
+        return _compose(first or [], normalize, augmentation)
 
     def _transform_of_images(
         self, dataset: ImageSet, augmentation: Augmentation | None = None
     ) -> tuple[transforms.Compose | None, Callable[[Tensor], Tensor] | None]:
         """Return what is done to an image, and what then makes a sequence of it."""
+        training = augmentation is not None
+        fit, encode = dataset.fit(training), ENCODINGS[self.encoding](self.framing.steps, training)
+        if self.events_from_images and encode is not None:
+            # What is done to recordings is done to the frames: moved or cut before, an image would
+            # have edges that no camera sees.
+            return _compose(fit, [], None), self._transform_of_frames(augmentation, [encode])
         normalize: _Chain = []
-        if self.normalize and self.encoding != "poisson":  # there, an intensity is a probability
+        if self.normalize and self.encoding not in OF_INTENSITIES:
             normalize = [transforms.Normalize(dataset.mean, dataset.std)]
-        transform = _compose(dataset.fit(augmentation is not None), normalize, augmentation)
-        return transform, ENCODINGS[self.encoding](self.framing.steps)
+        return _compose(fit, normalize, augmentation), encode
+
+    def _check_for_recordings(self, source: object) -> None:
+        """Refuse what only images have."""
+        if self.encoding != "direct":
+            raise InputError(
+                f"encoding={self.encoding} makes sequences of still images, but {source} holds "
+                "recordings: leave it out"
+            )
 
     def _check_for_images(self, dataset: ImageSet, augmentation: Augmentation) -> None:
         """Refuse options that only recordings have."""
@@ -163,7 +181,7 @@ class Preprocessing:
         for_recordings += [
             (f.name, getattr(augmentation, f.name), f.default)
             for f in fields(Augmentation)
-            if f.name in ("drop_events", "time_jitter")
+            if f.name in ("drop_events", "time_jitter") and not self.events_from_images
         ]
         for name, value, default in for_recordings:
             if value != default:

@@ -1,4 +1,4 @@
-"""Transforms of event frames [T, 2, H, W] and of images [C, H, W], and one of batches.
+"""Transforms of event frames [T, 2, H, W] and of images [C, H, W], and some of batches.
 
 A random transform draws once per sample, the same for all T steps, and `cutmix` once per batch.
 `DropEvents` and `JitterTime` draw for each event as well; they take whole counts, and go first. All
@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize
 from torchvision.transforms.functional import rotate
 
+from sj_ottt.data.saccade import Saccade, SaccadeDraws
 from sj_ottt.errors import InputError
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "RandomFlip",
     "RandomRotation",
     "RandomShift",
+    "Saccade",
+    "SaccadeDraws",
     "cutmix",
 ]
 

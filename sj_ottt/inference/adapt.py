@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from sj_ottt.data import find_recordings, labels_from_folders, read_labels
 from sj_ottt.data.recordings.label_table import Labelled
 from sj_ottt.data.recordings.readers import open_recording
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.recordings.streams import windows
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.predict import check_source, logits_of
@@ -23,6 +24,7 @@ from sj_ottt.run.evaluation import TrainedModel
 
 __all__ = ["Adapted", "adapt", "open_labelled"]
 
+_DEFAULT = ReadOptions()
 _ALPHA = 0.1  # of FPTT, as in its authors' runs on classes
 
 
@@ -94,6 +96,7 @@ def adapt(
     min_events: int = 1,
     lr: float = 1e-3,
     out: str | Path | None = None,
+    read: ReadOptions = _DEFAULT,
 ) -> Adapted:
     """Learn from labelled recordings as from a stream: each sample once, alone, in order (OTTT_O).
 
@@ -110,12 +113,18 @@ def adapt(
         min_events: Windows with fewer are passed over.
         lr: Learning rate of plain stochastic gradient descent.
         out: Folder to write the adapted model to, as ``best.safetensors``.
+        read: How to read the recordings.
 
     Raises:
         InputError: A label that is no class of the model, no sample at all, a wrong ``lr``, an
             ``out`` that holds a model already or cannot be made, or as `label_windows`.
     """
-    cut = {"window": window, "stride": stride, "min_events": min_events}
+    cut: dict[str, Any] = {
+        "window": window,
+        "stride": stride,
+        "min_events": min_events,
+        "read": read,
+    }
     for labelled in (*recordings, *held_out):
         _check_labels(trained, labelled)
     if not (math.isfinite(lr) and lr >= 0):
@@ -175,9 +184,15 @@ def _check_labels(trained: TrainedModel, labelled: Labelled) -> None:
 
 
 def _samples(
-    trained: TrainedModel, labelled: Labelled, *, window: int, stride: int, min_events: int
+    trained: TrainedModel,
+    labelled: Labelled,
+    *,
+    window: int,
+    stride: int,
+    min_events: int,
+    read: ReadOptions = _DEFAULT,
 ) -> Iterator[_Sample]:
-    source = open_recording(labelled.path)
+    source = open_recording(labelled.path, read)
     sensor_size = check_source(trained, source)
     preprocessing = trained.preprocessing
     fewest = max(min_events, preprocessing.framing.fewest_events)
@@ -191,7 +206,7 @@ def _samples(
 
 
 def _accuracy(
-    trained: TrainedModel, held_out: Sequence[Labelled], **cut: int
+    trained: TrainedModel, held_out: Sequence[Labelled], **cut: Any
 ) -> tuple[float | None, int]:
     right = total = 0
     for labelled in held_out:

@@ -95,28 +95,45 @@ def fewest_events(trained: TrainedModel, min_events: int | None, window: str | N
     return min_events
 
 
-def check_trained(trained: TrainedModel) -> tuple[int, int]:
-    """Check that a model was trained on recordings; return (height, width) of their sensor.
+def check_trained(trained: TrainedModel) -> tuple[int, int] | None:
+    """Check that a model was trained on recordings, or on events of images.
+
+    Returns:
+        (height, width) of its recordings' sensor; None for events of images, which have none.
 
     Raises:
         InputError: It was not.
     """
-    sensor_size = trained.info.sensor_size
-    if trained.info.in_chans != 2 or sensor_size is None:
-        raise InputError(f"{trained.path} was not trained on recordings: train on recordings first")
-    return sensor_size
+    info = trained.info
+    on_recordings = info.in_chans == 2 and info.sensor_size is not None
+    if not on_recordings and not trained.preprocessing.events_from_images:
+        raise InputError(
+            f"{trained.path} was not trained on recordings: train on recordings first, or on "
+            "images with encoding=saccade"
+        )
+    return info.sensor_size
 
 
 def check_source(trained: TrainedModel, source: Source) -> tuple[int, int]:
     """Check that a source's sensor is that of the recordings that a model learned from.
 
+    A model that learned from events of images takes any sensor of known size.
+
     Returns:
         The sensor's (height, width).
 
     Raises:
-        InputError: It is another one, or as `check_trained`.
+        InputError: It is another one, or not known where it must be, or as `check_trained`.
     """
-    height, width = check_trained(trained)
+    if (expected := check_trained(trained)) is None:
+        if source.sensor_size is None:
+            raise InputError(
+                f"{source.name}: does not state the size of its sensor, nor does {trained.path}, "
+                "which learned from images: give --sensor-size H W (in Python "
+                "ReadOptions(sensor_size=(H, W)))"
+            )
+        return source.sensor_size
+    height, width = expected
     if source.sensor_size is not None and source.sensor_size != (height, width):
         h, w = source.sensor_size
         raise InputError(

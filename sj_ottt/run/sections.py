@@ -144,7 +144,8 @@ class FrameOptions(Section):
         Preprocessing.encoding,
         choice(*ENCODINGS),
         "how images become sequences: direct (shown at each step), poisson (random spikes), rows "
-        "or pixels (one a step), or permuted (pixels in a fixed random order)",
+        "or pixels (one a step), permuted (pixels in a fixed random order), or saccade (events "
+        "that a moving camera sees, for networks that are to see recordings)",
     )
 
     def _check_together(self) -> None:
