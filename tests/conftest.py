@@ -43,3 +43,14 @@ def nmnist() -> Path:
             f"{folder} is missing: point SJ_OTTT_SHARED_DATA to a folder with nmnist_small/"
         )
     return folder
+
+
+@pytest.fixture(scope="session")
+def camera_files() -> Path:
+    """Files as cameras and tools really write them."""
+    folder = SHARED / "camera_files"
+    if not folder.is_dir():
+        pytest.skip(
+            f"{folder} is missing: point SJ_OTTT_SHARED_DATA to a folder with camera_files/"
+        )
+    return folder

@@ -1,6 +1,7 @@
 """Recordings in each file format, written byte by byte from the format's definition."""
 
 import struct
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import hdf5plugin  # noqa: F401  (registers the compressions)
 import numpy as np
 
 from sj_ottt.data import EVENT_DTYPE
+from tests.data.recordings.damage import Sample
 
 Event = tuple[int, int, int, int]
 
@@ -160,3 +162,30 @@ def by_path(write: Callable[[Sequence[Event], Path], None], tmp_path: Path, endi
         return path.read_bytes()
 
     return to_bytes
+
+
+def _by_path_apart(write: Callable[[Sequence[Event], Path], None]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return by_path(write, Path(folder), ".npz")(_few())
+
+
+def _few() -> list[Event]:
+    return [tuple(event) for event in sample_events(200, (34, 34)).tolist()]
+
+
+_PACKED = 80.0  # events a byte
+SAMPLES = {
+    "aedat2": Sample(".aedat", lambda: aedat2(_few())),
+    "aedat4": Sample(".aedat4", lambda: aedat4(_few())),
+    "aedat4_lz4": Sample(".aedat4", lambda: aedat4_lz4(_few()), 16.0),  # 255 bytes in one
+    "aedat4_zstd": Sample(".aedat4", lambda: aedat4_zstd(_few()), 2048.0),  # 128 KiB in 4 bytes
+    "dat": Sample(".dat", lambda: dat(_few())),
+    "evt2": Sample(".raw", lambda: evt2(_few())),
+    "evt3": Sample(".raw", lambda: evt3(_few())),
+    "csv": Sample(".csv", lambda: csv(_few())),
+    "npz": Sample(".npz", lambda: _by_path_apart(npz), _PACKED),
+    "dsec": Sample(".h5", lambda: _by_path_apart(dsec), _PACKED),
+    "prophesee_hdf5": Sample(".hdf5", lambda: _by_path_apart(prophesee_hdf5), _PACKED),
+    "nmnist": Sample(".bin", lambda: nmnist(_few())),
+}
+"""Intact files for `tests.data.recordings.damage`."""

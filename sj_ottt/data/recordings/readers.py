@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording
-from sj_ottt.data.recordings.formats import aedat2, aedat4, hdf5, nmnist, npz, prophesee, text
+from sj_ottt.data.recordings.formats import aedat2, aedat4, bin, hdf5, npz, text
+from sj_ottt.data.recordings.formats.prophesee import dat, raw
 from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
 from sj_ottt.errors import InputError
 
@@ -44,8 +45,8 @@ READERS: tuple[Reader, ...] = (
     Reader("npz", (".npz",), npz.sniff, npz.stream),
     Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.stream),
     Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.stream),
-    Reader("Prophesee RAW (EVT2, EVT3)", (".raw",), prophesee.sniff_raw, prophesee.stream_raw),
-    Reader("Prophesee DAT", (".dat",), prophesee.sniff_dat, prophesee.stream_dat),
+    Reader("Prophesee RAW (EVT2, EVT2.1, EVT3)", (".raw",), raw.sniff, raw.stream),
+    Reader("Prophesee DAT", (".dat",), dat.sniff, dat.stream),
     Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.stream),
     Reader(
         "text",
@@ -54,7 +55,7 @@ READERS: tuple[Reader, ...] = (
         text.stream,
         remedy="give t, x, y and p in each line, and name the columns in a first line: t,x,y,p",
     ),
-    Reader("N-MNIST", (".bin",), None, nmnist.stream, nmnist.SENSOR_SIZE),
+    Reader("N-MNIST, N-Caltech101", (".bin",), None, bin.stream),
 )
 
 

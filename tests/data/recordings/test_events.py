@@ -94,7 +94,6 @@ def test_damaged_files(tmp_path):
         "flipped.npz": bytes(middle),
         "empty.npz": b"",
         "text.npz": b"hello",
-        "short.bin": bytes(7),
         "empty.aedat": b"",
     }.items():
         (tmp_path / name).write_bytes(data)
