@@ -4,6 +4,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import h5py
@@ -26,22 +27,54 @@ def sample_events(n: int = 300, size=(100, 120), seed: int = 0) -> np.ndarray:
     return events
 
 
-def aedat2(events: Sequence[Event], chip: str = "DVS128", extra: bytes = b"") -> bytes:
+MIRRORED = {"DVS128": (128, 128), "DAVIS240C": (180, 240), "DAVIS346red": (260, 346)}
+
+
+def aedat2(events: Sequence[Event], chip: str = "DVS128", lines: bytes | None = None) -> bytes:
+    """As jAER writes what a camera of `MIRRORED` saw; ``lines`` in place of its name."""
     header = b"#!AER-DAT2.0\r\n# This is a raw AE data file\r\n"
-    header += f"# AEChip: ch.unizh.ini.jaer.chip.retina.{chip}\r\n".encode() if chip else b""
+    name = f"# AEChip: ch.unizh.ini.jaer.chip.retina.{chip}\r\n".encode()
+    height, width = MIRRORED[chip]
     body = b""
     for t, x, y, p in events:
-        address = x << 12 | y << 22 | p << 11 if "DAVIS" in chip else x << 1 | y << 8 | p
+        x, y = width - 1 - x, height - 1 - y
+        address = x << 1 | y << 8 | (1 - p) if chip == "DVS128" else x << 12 | y << 22 | p << 11
         body += struct.pack(">II", address, t & 0xFFFF_FFFF)
-    return header + extra + body
+    return header + (name if lines is None else lines) + body
+
+
+AEDAT3_LINES = b"#Format: RAW\r\n#Source 1: DVS128\r\n#Start-Time: 2016-11-02\r\n"
+
+
+def aedat3_packet(
+    events: Sequence[Event], source: int = 1, kind: int = 1, invalid: Sequence[int] = ()
+) -> bytes:
+    """Events of one turn of the 31-bit clock; those whose place is in ``invalid`` are not valid."""
+    turn = events[0][0] >> 31 if events else 0
+    n = len(events)
+    head = struct.pack("<2h6i", kind, source, 8, 4, turn, n, n, n - len(invalid))
+    return head + b"".join(
+        struct.pack("<II", x << 17 | y << 2 | p << 1 | (i not in invalid), t & 0x7FFF_FFFF)
+        for i, (t, x, y, p) in enumerate(events)
+    )
+
+
+def aedat3(events: Sequence[Event], lines: bytes = AEDAT3_LINES) -> bytes:
+    packets = [list(turn) for _, turn in groupby(events, lambda event: event[0] >> 31)]
+    halves = (half for turn in packets for half in (turn[: len(turn) // 2], turn[len(turn) // 2 :]))
+    body = b"".join(aedat3_packet(half) for half in halves if half)
+    return b"#!AER-DAT3.1\r\n" + lines + b"#!END-HEADER\r\n" + body
 
 
 XML = """<dv version="2.0"><node name="outInfo">{}</node></dv>"""
 STREAM = """<node name="{}"><attr key="typeIdentifier" type="string">EVTS</attr><node name="info">
-<attr key="sizeX" type="int">{}</attr><attr key="sizeY" type="int">{}</attr></node></node>"""
+<attr key="sizeX" type="int">{}</attr><attr key="sizeY" type="int">{}</attr>
+<attr key="source" type="string">{}</attr></node></node>"""
 
 
-def aedat4_header(streams=((0, 346, 260),), compression: int = 0, end: int = -1) -> bytes:
+def aedat4_header(
+    streams=((0, 346, 260, "DAVIS346_0001"),), compression: int = 0, end: int = -1
+) -> bytes:
     """A size-prefixed flatbuffer: root's offset, identifier, vtable, table, description."""
     description = XML.format("".join(STREAM.format(*stream) for stream in streams)).encode()
     vtable = struct.pack("<5H2x", 10, 24, 4, 16, 8)

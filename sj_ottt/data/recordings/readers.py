@@ -9,8 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording
-from sj_ottt.data.recordings.formats import aedat2, aedat4, bin, hdf5, npz, text
+from sj_ottt.data.recordings.formats import bin, hdf5, npz, text
+from sj_ottt.data.recordings.formats.aedat import aedat2, aedat3, aedat4
 from sj_ottt.data.recordings.formats.prophesee import dat, raw
+from sj_ottt.data.recordings.formats.ros import bag
 from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
 from sj_ottt.errors import InputError
 
@@ -44,9 +46,11 @@ _DEFAULT = ReadOptions()
 READERS: tuple[Reader, ...] = (
     Reader("npz", (".npz",), npz.sniff, npz.stream),
     Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.stream),
+    Reader("AEDAT 3", (".aedat", ".aedat3"), aedat3.sniff, aedat3.stream),
     Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.stream),
     Reader("Prophesee RAW (EVT2, EVT2.1, EVT3)", (".raw",), raw.sniff, raw.stream),
     Reader("Prophesee DAT", (".dat",), dat.sniff, dat.stream),
+    Reader("ROS bag", (".bag", ".db3", ".mcap"), bag.sniff, bag.stream),
     Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.stream),
     Reader(
         "text",

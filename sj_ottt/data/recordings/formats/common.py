@@ -2,7 +2,7 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +13,7 @@ from sj_ottt.data.recordings.source import BLOCK, ReadOptions, Source
 from sj_ottt.errors import InputError
 
 # Deflate packs at most this many bytes into one; no recording is packed nearly so well.
-_DENSEST = 1032
+DENSEST = 1032
 _LONGEST_LINE = 1 << 16
 _PIECE_BYTES = 1 << 18
 _KEPT_BYTES = 1 << 24
@@ -194,15 +194,15 @@ def check_stated_bytes(path: Path, n_bytes: int) -> None:
         InputError: No file of this size can hold so many.
     """
     size = path.stat().st_size
-    if n_bytes > _DENSEST * size:
+    if n_bytes > DENSEST * size:
         raise InputError(
             f"{path}: states {n_bytes} bytes of events in a file of {size}; it is damaged: copy "
             "or convert it again"
         )
 
 
-def optional(package: str, path: Path) -> ModuleType:
-    """Import a package of the ``events`` extra, which reading ``path`` needs.
+def optional(package: str, path: Path, extra: str = "events") -> ModuleType:
+    """Import a package of an extra, which reading ``path`` needs.
 
     Raises:
         InputError: It is missing; the message holds the command that installs it.
@@ -212,13 +212,56 @@ def optional(package: str, path: Path) -> ModuleType:
     except ImportError as error:
         raise InputError(
             f"{path}: reading it needs the package {package} ({error}); "
-            'pip install "sj-ottt[events]"'
+            f'pip install "sj-ottt[{extra}]"'
         ) from error
 
 
 def reason(error: BaseException) -> str:
     """Return another package's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def batched(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Join pieces of events [n], as packets hold them, into blocks of about `BLOCK` events."""
+    held: list[np.ndarray] = []
+    n = 0
+    for piece in pieces:
+        held.append(piece)
+        n += len(piece)
+        if n >= BLOCK:
+            yield np.concatenate(held)
+            held, n = [], 0
+    if n:
+        yield np.concatenate(held)
+
+
+def choose_camera(path: Path, options: ReadOptions, names: Sequence[str]) -> int:
+    """Return the number of the camera to read.
+
+    Args:
+        path: The file.
+        options: Which camera was asked for.
+        names: What the cameras in the file are called, at least one.
+
+    Raises:
+        InputError: There are several and none was chosen, or there is none of that name or number.
+    """
+    listed = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+    if options.camera is None:
+        if len(names) > 1:
+            raise InputError(
+                f"{path}: holds the events of {len(names)} cameras: {listed}; choose one by its "
+                "number or name with --camera"
+            )
+        return 0
+    if names.count(options.camera) == 1:
+        return names.index(options.camera)
+    if options.camera.isdecimal() and int(options.camera) < len(names):
+        return int(options.camera)
+    raise InputError(
+        f"{path}: holds no camera {options.camera!r}; choose one by its number or name with "
+        f"--camera: {listed}"
+    )
 
 
 def pieces(block: np.ndarray) -> Iterator[np.ndarray]:
