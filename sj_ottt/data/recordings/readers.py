@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording
-from sj_ottt.data.recordings.formats import bin, hdf5, npz, text
+from sj_ottt.data.recordings.formats import bin, text
 from sj_ottt.data.recordings.formats.aedat import aedat2, aedat3, aedat4
+from sj_ottt.data.recordings.formats.arrays import hdf5, npy, npz
 from sj_ottt.data.recordings.formats.prophesee import dat, raw
 from sj_ottt.data.recordings.formats.ros import bag
 from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
@@ -45,6 +46,7 @@ _DEFAULT = ReadOptions()
 # The open table: a further format is one more row. The first row that knows a file's mark reads it.
 READERS: tuple[Reader, ...] = (
     Reader("npz", (".npz",), npz.sniff, npz.stream),
+    Reader("npy", (".npy",), npy.sniff, npy.stream),
     Reader("AEDAT 4", (".aedat4", ".aedat"), aedat4.sniff, aedat4.stream),
     Reader("AEDAT 3", (".aedat", ".aedat3"), aedat3.sniff, aedat3.stream),
     Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.stream),
@@ -58,6 +60,12 @@ READERS: tuple[Reader, ...] = (
         text.sniff,
         text.stream,
         remedy="give t, x, y and p in each line, and name the columns in a first line: t,x,y,p",
+    ),
+    Reader(
+        "zipped text",
+        (".zip", ".gz"),
+        text.sniff_zipped,
+        text.stream_zipped,
     ),
     Reader("N-MNIST, N-Caltech101", (".bin",), None, bin.stream),
 )

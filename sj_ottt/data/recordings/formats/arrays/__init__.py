@@ -1,0 +1,1 @@
+"""Events in files of arrays: npy, npz, mat and HDF5."""
