@@ -32,6 +32,7 @@ def write_recordings(root: Path, per_class: dict[str, int], classes=CLASSES) -> 
                     y=y,
                     p=rng.integers(0, 2, n),
                 )
+    (root / "dataset.json").write_text('{"sensor_size": [16, 16]}')
     return root
 
 

@@ -30,7 +30,7 @@ ROOMS = (
 )
 ROOMS_OF_DATA = (
     {"saccade"},
-    {"recordings", "transforms", "encodings"},
+    {"recordings", "transforms", "encodings", "activity"},
     {"frames", "splits", "augmentation", "loading"},
     {"simulate"},
     {"sets"},
@@ -128,8 +128,20 @@ def test_the_wheel_takes_every_room():
     assert set(config["options"]["packages"].split()) == rooms | {"sj_ottt.model_zoo"}
 
 
+def test_the_wheel_takes_every_file_beside_the_modules():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    taken = set()
+    for package, patterns in config["options.package_data"].items():
+        if not package.endswith("model_zoo"):
+            folder = ROOT.joinpath(*package.split("."))
+            taken |= {file for pattern in patterns.split() for file in folder.glob(pattern)}
+    files = {f for f in PACKAGE.rglob("*") if f.is_file() and "__pycache__" not in f.parts}
+    assert taken == {file for file in files if file.suffix != ".py"}
+
+
 def test_no_file_outgrows_its_reader():
-    for file in PACKAGE.rglob("*.py"):
-        assert len(file.read_text().splitlines()) <= 450, file
+    for file in (f for kind in ("py", "js", "css", "html") for f in PACKAGE.rglob(f"*.{kind}")):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 450, file
     beside = {file.stem for file in PACKAGE.glob("*.py")} - {"__init__", "__main__"}
     assert len(beside) <= 9, beside

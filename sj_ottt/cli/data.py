@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sj_ottt.cli import data_view
+from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data import (
     SliceConfig,
     find_recordings,
@@ -20,6 +22,8 @@ from sj_ottt.data.prepare.slice import HELD_OUT
 from sj_ottt.data.prepare.survey import RecordingInfo
 from sj_ottt.data.recordings.folders import SLICES
 from sj_ottt.data.recordings.label_table import parse_duration
+
+_STILLS = 8  # of each class, in the contact sheet
 
 
 def _add_slice(parser: argparse.ArgumentParser) -> None:
@@ -124,13 +128,14 @@ def _add_info(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="data_info", metavar="DIR", help="for the pictures (default: %(default)s)"
     )
+    add_read_options(parser)
 
 
 def _info(args: argparse.Namespace) -> None:
     # matplotlib takes most of a second to import.
     from sj_ottt.cli.data_pictures import draw
 
-    survey = survey_recordings(args.path)
+    survey = survey_recordings(args.path, read_options(args), stills=_STILLS)
     recordings, (height, width) = survey.recordings, survey.sensor_size
     labels = sorted({one.label for one in recordings})
     summary = _count(len(recordings), "recording")
@@ -225,6 +230,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, text, fill, run in (
         ("info", "describe and draw what recordings hold", _add_info, _info),
+        (
+            "view",
+            "make a page of one recording, to look at and to label it",
+            data_view.add,
+            data_view.run,
+        ),
         ("slice", "cut labelled recordings into samples for training", _add_slice, _slice),
         (
             "simulate",

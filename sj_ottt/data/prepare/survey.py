@@ -1,19 +1,28 @@
 """What recordings hold: counts, durations, rates, classes, hot pixels, and frames to look at."""
 
+import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from sj_ottt.data.frames.hot_pixels import hot_pixels
-from sj_ottt.data.recordings.events import LARGEST_SENSOR, check_events, extent
+from sj_ottt.data.prepare.film import Film, fitted
+from sj_ottt.data.recordings.events import extent
 from sj_ottt.data.recordings.folders import find_recordings, scan
-from sj_ottt.data.recordings.readers import read_recording
+from sj_ottt.data.recordings.readers import open_recording
+from sj_ottt.data.recordings.sensor import Seen, agree
+from sj_ottt.data.recordings.source import ReadOptions
+from sj_ottt.data.recordings.walk import walk
 from sj_ottt.data.sets.event_folder import described_size
 from sj_ottt.errors import InputError
+
+_STILL_SIDE = 160
+_DEFAULT = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,20 @@ class RecordingInfo:
         return self.events / (self.duration / 1e6) if self.duration else 0.0
 
 
+class Motion(NamedTuple):
+    """The busiest two seconds of a recording, see `Film`.
+
+    Attributes:
+        counts: Events in frames of equal duration, int32 [T, 2, H, W].
+        step_us: Duration of a frame in µs.
+        recording: Whose they are.
+    """
+
+    counts: np.ndarray
+    step_us: int
+    recording: RecordingInfo
+
+
 @dataclass(frozen=True)
 class Survey:
     """What a file or folder of recordings holds.
@@ -49,10 +72,11 @@ class Survey:
     Attributes:
         recordings: One entry a recording that can be read.
         problems: Why the others cannot be used.
-        sensor_size: (height, width), the smallest that holds every recording, or what a
-            ``dataset.json`` says.
+        sensor_size: (height, width), see `survey_recordings`.
         pixel_counts: Events of each pixel over all recordings, int64 [H, W].
         times_hot: In how many recordings each pixel is hot, see `hot_pixels`, int64 [H, W].
+        stills: The busiest 32 ms of some recordings of each class, int32 [2, H, W].
+        motion: A recording of middling size as it passes; None where no pictures were wanted.
     """
 
     recordings: tuple[RecordingInfo, ...]
@@ -60,6 +84,8 @@ class Survey:
     sensor_size: tuple[int, int]
     pixel_counts: np.ndarray
     times_hot: np.ndarray
+    stills: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    motion: Motion | None = None
 
     def hot(self, share: float = 0.1) -> np.ndarray:
         """Return the pixels (y, x) [n, 2] hot in at least this share of recordings, worst first."""
@@ -68,40 +94,65 @@ class Survey:
         return found[np.argsort(-self.times_hot[tuple(found.T)], kind="stable")]
 
 
-def survey_recordings(path: str | os.PathLike) -> Survey:
+def survey_recordings(
+    path: str | os.PathLike, options: ReadOptions = _DEFAULT, *, stills: int = 0
+) -> Survey:
     """Read one recording, a folder of classes (see `EventFolder`), or a folder of recordings.
 
+    Each file is read once, block by block, so that recordings of any length pass in constant
+    memory.
+
+    Args:
+        path: The file or folder.
+        options: How to read it. Where neither they, a ``dataset.json`` nor the files state the
+            sensor's size, the smallest usual sensor that holds every event is taken, with a
+            warning.
+        stills: Pictures of so many recordings of each class are kept, and one in motion.
+
     Raises:
-        InputError: The path is missing, or none of its recordings can be read.
+        InputError: The path is missing, none of its recordings can be read, or the sensor's size
+            would have to be assumed, and ``options.strict`` is set.
     """
     root = Path(path)
-    found: list[RecordingInfo] = []
-    problems: list[str] = []
     described = described_size(root) if root.is_dir() else None
+    options = dataclasses.replace(options, sensor_size=options.sensor_size or described)
+    sources = _sources(root)
+    shown, moving = _to_draw(sources, stills)
+    problems: list[str] = []
+    found: list[tuple[RecordingInfo, Seen]] = []
+    drawn: dict[str, list[tuple[np.ndarray, int]]] = {}
+    motion: Motion | None = None
+    factor = 1
     # Events of each pixel, and in how many recordings it is hot.
-    totals = np.zeros((2, *(described or (1, 1))), np.int64)
-    sources = tqdm(_sources(root), desc="reading", unit="file", leave=False, disable=None)
-    for file, label, part in sources:
+    totals = np.zeros((2, 1, 1), np.int64)
+    for file, label, part in tqdm(sources, desc="reading", unit="file", leave=False, disable=None):
+        # Where the first of a class cannot be read, the next one is drawn in its place.
+        film = Film() if stills and (file in shown or label not in drawn) else None
         try:
-            events, stated = read_recording(file)
-            size = described or stated or extent(events)
-            check_events(events, file, size)
-            if max(size) > LARGEST_SENSOR:
-                raise InputError(f"{file}: {size[0]} x {size[1]} pixels; mend the recording")
+            info, seen, counts = _look((file, label, part), options, film)
         except InputError as error:
             problems.append(str(error))
             continue
-        grown = [max(0, new - old) for new, old in zip(size, totals.shape[1:], strict=True)]
-        totals = np.pad(totals, [(0, 0), *((0, n) for n in grown)])
-        cells = events["y"].astype(np.int64) * size[1] + events["x"]
-        counts = np.bincount(cells, minlength=size[0] * size[1]).reshape(size)
-        totals[0, : size[0], : size[1]] += counts
-        totals[1, : size[0], : size[1]] += hot_pixels(counts, size)
-        duration, on_events = int(events["t"][-1] - events["t"][0]), int(events["p"].sum())
-        found.append(RecordingInfo(file, label, part, len(events), on_events, duration))
+        found.append((info, seen))
+        height, width = counts.shape
+        totals = _grown(totals, (height, width))
+        totals[:, :height, :width] += np.stack([counts, hot_pixels(counts, (height, width))])
+        if film is None:
+            continue
+        drawn.setdefault(label, []).append(film.still())
+        if motion is None or file == moving:
+            frames, factor = film.motion()
+            motion = Motion(frames, film.step_us, info)
     if not found:
         raise InputError(problems[0])
-    return Survey(tuple(found), tuple(problems), totals.shape[1:], *totals)
+    sensor = agree(root, [seen for _, seen in found], described=root.is_dir())
+    size = sensor.said(strict=options.strict)
+    if motion is not None:
+        motion = motion._replace(counts=fitted(motion.counts, factor, size, factor))
+    infos = tuple(info for info, _ in found)
+    pixel_counts, times_hot = _grown(totals, size)
+    drawings = _alike(drawn, size)
+    return Survey(infos, tuple(problems), size, pixel_counts, times_hot, drawings, motion)
 
 
 def evenly(items: Sequence, n: int) -> list:
@@ -110,33 +161,63 @@ def evenly(items: Sequence, n: int) -> list:
     return [items[i] for i in indices]
 
 
-def busiest_frames(
-    path: Path, sensor_size: tuple[int, int], steps: int, step_us: int, largest_side: int
-) -> np.ndarray:
-    """Count the events of a recording's busiest stretch in frames of equal duration.
+def _to_draw(
+    sources: Sequence[tuple[Path, str, str]], stills: int
+) -> tuple[set[Path], Path | None]:
+    """Choose recordings to draw, before any is read: evenly from each class, and one in motion."""
+    if not stills:
+        return set(), None
+    by_label: dict[str, list[Path]] = {}
+    for file, label, _ in sources:
+        by_label.setdefault(label, []).append(file)
+    shown = {file for files in by_label.values() for file in evenly(files, stills)}
+    by_size = sorted(shown, key=lambda file: (file.stat().st_size, file))
+    return shown, by_size[len(by_size) // 2]
 
-    Args:
-        path: The recording.
-        sensor_size: (height, width) in pixels.
-        steps: T at most; a shorter recording gives fewer frames.
-        step_us: Duration of a frame in µs.
-        largest_side: Larger sensors are binned down to so many pixels at most, by whole factors.
 
-    Returns:
-        Counts, int64 [T, 2, H, W].
-    """
-    events = read_recording(path).events
-    t = events["t"] - events["t"][0]
-    steps = min(steps, int(t[-1]) // step_us + 1)
-    ends = np.searchsorted(t, t + steps * step_us)
-    first = int((ends - np.arange(len(t))).argmax())
-    events, t = events[first : ends[first]], t[first : ends[first]] - t[first]
-    factor = -(-max(sensor_size) // largest_side)
-    height, width = (-(-side // factor) for side in sensor_size)
-    frame = t // step_us * 2 + events["p"]
-    cells = (frame * height + events["y"] // factor) * width + events["x"] // factor
-    counts = np.bincount(cells, minlength=steps * 2 * height * width)
-    return counts.reshape(steps, 2, height, width)
+def _look(
+    source: tuple[Path, str, str], options: ReadOptions, film: Film | None
+) -> tuple[RecordingInfo, Seen, np.ndarray]:
+    """Read a recording once: what it holds, its sensor, and the events of each pixel [H, W]."""
+    file, label, part = source
+    recording = open_recording(file, options)
+    counts = np.zeros(recording.sensor_size or (1, 1), np.int64)
+    n = on_events = 0
+    first = last = None
+    for events in walk(recording):
+        counts = _grown(counts, extent(events))
+        cells = events["y"].astype(np.int64) * counts.shape[1] + events["x"]
+        counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+        n, on_events = n + len(events), on_events + int(np.count_nonzero(events["p"]))
+        first = int(events["t"][0]) if first is None else first
+        last = int(events["t"][-1])
+        if film is not None:
+            film.add(events)
+    assert first is not None and last is not None  # or `walk` has raised
+    info = RecordingInfo(file, label, part, n, on_events, last - first)
+    height, width = counts.shape
+    return info, Seen(str(file), recording.sensor_size, (height, width)), counts
+
+
+def _grown(counts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return counts [..., H, W] with zeros below and to the right, so that they have this size."""
+    missing = [max(0, new - old) for new, old in zip(size, counts.shape[-2:], strict=True)]
+    if not any(missing):
+        return counts
+    return np.pad(counts, [*[(0, 0)] * (counts.ndim - 2), *((0, n) for n in missing)])
+
+
+def _alike(
+    drawn: dict[str, list[tuple[np.ndarray, int]]], size: tuple[int, int]
+) -> dict[str, list[np.ndarray]]:
+    """Bring pictures to one size, with at most 160 pixels a side."""
+    factor = max((factor for stills in drawn.values() for _, factor in stills), default=1)
+    while max(size) > factor * _STILL_SIDE:
+        factor *= 2
+    return {
+        label: [fitted(counts, own, size, factor) for counts, own in stills]
+        for label, stills in drawn.items()
+    }
 
 
 def _sources(root: Path) -> list[tuple[Path, str, str]]:

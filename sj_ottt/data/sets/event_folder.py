@@ -1,12 +1,14 @@
 """A folder of classes of event recordings as a PyTorch data set."""
 
+import contextlib
 import copy
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Generator, Iterable
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -15,17 +17,20 @@ from torch.utils.data import Dataset
 
 from sj_ottt._files import atomic_write, cache_root
 from sj_ottt._parallel import ordered_map
+from sj_ottt.data.activity import Activity, Totals, activity_of
 from sj_ottt.data.frames.frames import Crop, check_size
 from sj_ottt.data.frames.framing import Framing
 from sj_ottt.data.recordings.events import LARGEST_SENSOR, extent
 from sj_ottt.data.recordings.folders import PARTS, SLICES, Classes, digest, part_by_split, scan
-from sj_ottt.data.recordings.readers import READERS, read_events, read_recording
+from sj_ottt.data.recordings.readers import open_recording, read_events
+from sj_ottt.data.recordings.sensor import Agreed, Seen, agree
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.recordings.windows import Window, read_slices
 from sj_ottt.data.sets.frame_cache import cached_counts, open_counts
 from sj_ottt.errors import InputError
 
 # Part of every cache key: raise it when the same recordings would give other frames.
-_FRAMES_VERSION = 2
+_FRAMES_VERSION = 3
 
 
 class EventFolder(Dataset):
@@ -51,10 +56,14 @@ class EventFolder(Dataset):
         crop: (height, width) in the sensor's middle, or (top, left, height, width).
         hot_pixels: Drop pixels that fire this many times as often as those around them.
         sensor_size: (height, width) of the sensor. None takes it from ``root/dataset.json``
-            (``{"sensor_size": [H, W]}``), else 34 x 34 where all recordings are N-MNIST ``.bin``,
-            else the smallest that holds every recording, train and test together: the size that
-            the recording's file states, or where it states none, every event. Give it where
-            neither file nor events tell, since the sensor's outermost pixels may never have fired.
+            (``{"sensor_size": [H, W]}``), else what the files state, of train and test together.
+            Where neither does, the smallest usual sensor that holds every event is taken
+            (`standard_sensor`); where files state different ones, the smallest that holds them
+            all. A warning says so.
+        strict: Refuse recordings that would be repaired, and a sensor that would be assumed, with
+            a warning; see `ReadOptions`, as for the next two.
+        camera: Which of several cameras in a file.
+        time_unit: Unit of times in text and arrays.
         transform: Applied to each sample's frames.
         cache_dir: The cache's folder, see `cache_root`.
         test_fraction: The share of test recordings in a new split.
@@ -71,6 +80,8 @@ class EventFolder(Dataset):
             [n, T, 2, H, W].
         sensor_size: (height, width) of the sensor.
         frame_size: (height, width) of the frames.
+        activity: Rates and polarity of the recordings in this part; None where they have no
+            duration, or are known from a cache only that lacks them.
         steps: T.
         framing: How recordings become frames.
         still: Whether an item is a still image: False, it is a sequence.
@@ -95,6 +106,9 @@ class EventFolder(Dataset):
         crop: Crop | None = None,
         hot_pixels: float | None = None,
         sensor_size: tuple[int, int] | None = None,
+        strict: bool = False,
+        camera: str | None = None,
+        time_unit: str | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
         cache_dir: str | os.PathLike | None = None,
         test_fraction: float = 0.2,
@@ -140,11 +154,11 @@ class EventFolder(Dataset):
         self.targets = np.repeat(
             np.arange(len(self.classes)), [len(chosen.get(name, ())) for name in self.classes]
         )
-        if sensor_size is None:
-            all_files = [file for files in everything.values() for file in files]
-            self.sensor_size = _infer_sensor_size(self.root, all_files, cache, workers)
-        else:
-            self.sensor_size = check_size("sensor_size", sensor_size)
+        self.reading = ReadOptions(strict, sensor_size, camera, time_unit)
+        if (size := self.reading.sensor_size or described_size(self.root)) is None:
+            files = [file for files in everything.values() for file in files]
+            size = _find_sensor(self.root, files, self.reading, cache, workers)
+        self.sensor_size = check_size("sensor_size", size)
         self.frame_size = self.framing.frame_size(self.sensor_size)
 
         key = digest(
@@ -153,15 +167,27 @@ class EventFolder(Dataset):
             split,
             self.sensor_size,
             dataclasses.astuple(dataclasses.replace(self.framing, size=self.frame_size)),
+            dataclasses.astuple(self.reading),
         )
-        read = partial(_frames, self.root, self.framing, self.sensor_size)
+        read = partial(_frames, self.root, self.framing, self.sensor_size, self.reading)
+        totals: list[Totals] = []
+
+        def samples() -> Generator[np.ndarray, None, None]:
+            totals.clear()
+            results = ordered_map(read, self.files, what="event frames", workers=workers)
+            with contextlib.closing(results):
+                for frames, total in results:
+                    totals.append(total)
+                    yield frames
+
+        content = _fingerprint(self.root, self.files)
         self._cache_file, self.counts = cached_counts(
-            cache / "frames",
-            key,
-            _fingerprint(self.root, self.files),
-            self._shape,
-            lambda: ordered_map(read, self.files, what="event frames", workers=workers),
+            cache / "frames", key, content, self._shape, samples
         )
+        if self.window is not None:  # which may begin and end in silence
+            totals = [total._replace(duration=self.window) for total in totals]
+        memo = self._cache_file.with_suffix(".activity.json")
+        self.activity = _remembered(memo, activity_of(totals, self.sensor_size))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -245,9 +271,14 @@ class EventFolder(Dataset):
         return (len(self.files), self.steps, 2, *self.frame_size)
 
 
-def _frames(root: Path, framing: Framing, sensor_size: tuple[int, int], file: str) -> np.ndarray:
-    frames = framing(read_events(root / file), sensor_size, root / file)
-    return frames.astype(np.min_scalar_type(frames.max()))  # less to send between processes
+def _frames(
+    root: Path, framing: Framing, sensor_size: tuple[int, int], reading: ReadOptions, file: str
+) -> tuple[np.ndarray, Totals]:
+    events = read_events(root / file, reading)
+    frames = framing(events, sensor_size, root / file)
+    t = events["t"]
+    totals = Totals(len(events), int(np.count_nonzero(events["p"])), int(t[-1] - t[0]))
+    return frames.astype(np.min_scalar_type(frames.max())), totals  # less to send to us
 
 
 def _merge(parts: Iterable[Classes]) -> Classes:
@@ -291,43 +322,56 @@ def _description(root: Path) -> dict[str, Any] | None:
     return description
 
 
-def _infer_sensor_size(
-    root: Path, files: list[str], cache: Path, workers: int | None
+def _find_sensor(
+    root: Path, files: list[str], reading: ReadOptions, cache: Path, workers: int | None
 ) -> tuple[int, int]:
     """Find the sensor's size where nobody gave it; see `EventFolder`."""
-    if (described := described_size(root)) is not None:
-        return described
-
-    suffixes = {PurePosixPath(file).suffix.lower() for file in files}
-    for reader in READERS:
-        if reader.sensor_size is not None and suffixes <= set(reader.suffixes):
-            return reader.sensor_size
-
-    key = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files))
+    key = digest(_FRAMES_VERSION, str(root.resolve()), sorted(files), dataclasses.astuple(reading))
     memo = cache / "frames" / f"{key}-{_fingerprint(root, files)}.json"
     try:
-        height, width = json.loads(memo.read_text(encoding="utf-8"))
+        (height, width), assumed = json.loads(memo.read_text(encoding="utf-8"))
+        agreed = Agreed((height, width), assumed)
     except (OSError, ValueError, TypeError):
-        height, width = _extent(root, files, workers)
+        look = partial(_seen, root, reading)
+        seen = list(ordered_map(look, files, what="sensor size", workers=workers))
+        agreed = agree(root, seen, described=True)
         with atomic_write(memo) as file:
-            file.write(json.dumps([height, width]).encode())
-    return height, width
+            file.write(json.dumps(agreed).encode())
+    return agreed.said(strict=reading.strict)
 
 
-def _extent(root: Path, files: list[str], workers: int | None) -> tuple[int, int]:
-    """Return (height, width) of the smallest sensor that holds every recording."""
-    extents = ordered_map(partial(_extent_of, root), files, what="sensor size", workers=workers)
-    height, width = np.max(list(extents), axis=0).tolist()
-    return height, width
-
-
-def _extent_of(root: Path, file: str) -> tuple[int, int]:
-    recording = read_recording(root / file)
-    height, width = recording.sensor_size or extent(recording.events)
+def _seen(root: Path, reading: ReadOptions, file: str) -> Seen:
+    """Return what a recording tells of its sensor."""
+    source = open_recording(root / file, reading)
+    height, width = source.sensor_size or (0, 0)
+    if source.sensor_size is None:
+        with warnings.catch_warnings():
+            # Its frames will be made, and what there is to say of it said, from another reading.
+            warnings.simplefilter("ignore")
+            for events in source.chunks:
+                rows, columns = extent(events)
+                height, width = max(height, rows), max(width, columns)
     if max(height, width) > LARGEST_SENSOR:
         raise InputError(
             f"{root / file}: reaches out to x={width - 1}, y={height - 1}, beyond "
             f"{LARGEST_SENSOR} pixels; mend the recording, or pass sensor_size if the sensor is "
             "that large"
         )
-    return max(height, 1), max(width, 1)
+    return Seen(str(root / file), source.sensor_size, (height, width))
+
+
+def _remembered(memo: Path, activity: Activity | None) -> Activity | None:
+    """Save the activity of recordings that were read just now, or load that of an earlier time."""
+    if activity is not None:
+        with atomic_write(memo) as file:
+            file.write(json.dumps(activity).encode())
+        for stale in memo.parent.glob(f"{memo.name.partition('-')[0]}-*.activity.json"):
+            with contextlib.suppress(OSError):
+                if stale != memo:
+                    stale.unlink()
+        return activity
+    try:
+        (low, middle, high), (off, half, on) = json.loads(memo.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        return None
+    return Activity((low, middle, high), (off, half, on))

@@ -8,8 +8,10 @@ from PIL import Image
 
 from sj_ottt import InputError, plots
 from sj_ottt.cli.main import main
-from sj_ottt.data import EVENT_DTYPE, write_events
-from sj_ottt.data.prepare.survey import busiest_frames, evenly, survey_recordings
+from sj_ottt.data import EVENT_DTYPE, ReadOptions, write_events
+from sj_ottt.data.prepare import survey
+from sj_ottt.data.prepare.film import Film, fitted
+from sj_ottt.data.prepare.survey import evenly, survey_recordings
 from tests.recording_files import dat, sample_events
 
 
@@ -34,6 +36,7 @@ def folder(tmp_path):
         part, label = ("test" if i < 4 else "train"), ("rare" if i % 4 == 0 else "common")
         hot = [(3, 4), (9, 0)] if i % 2 else []
         write(tmp_path / "data" / part / label / f"{i}.npz", n=400 + 100 * i, seed=i, hot=hot)
+    (tmp_path / "data" / "dataset.json").write_text('{"sensor_size": [12, 10]}')
     return tmp_path / "data"
 
 
@@ -55,7 +58,7 @@ def test_sensors_of_several_sizes_and_of_a_description(folder, tmp_path):
     mixed = tmp_path / "mixed"
     write(mixed / "a.npz")
     (mixed / "b.dat").write_bytes(dat(sample_events(50, (20, 30)).tolist()))
-    found = survey_recordings(mixed)
+    found = survey_recordings(mixed)  # the one that states its sensor speaks for the other
     assert found.sensor_size == (240, 304) and found.pixel_counts.sum() == 450
     assert [(one.label, one.part) for one in found.recordings] == [("", "")] * 2
     (folder / "dataset.json").write_text('{"sensor_size": [16, 18]}')
@@ -63,6 +66,46 @@ def test_sensors_of_several_sizes_and_of_a_description(folder, tmp_path):
     # What the description says goes before what a file states.
     (folder / "train" / "common" / "small.dat").write_bytes(dat([(1, 2, 3, 1), (9, 4, 5, 0)]))
     assert survey_recordings(folder).sensor_size == (16, 18)
+
+
+def test_a_sensor_that_nothing_states_is_said(folder, tmp_path):
+    (folder / "dataset.json").unlink()
+    with pytest.warns(UserWarning, match=r"34 x 34 pixels .* smallest usual .*dataset\.json$"):
+        found = survey_recordings(folder)
+    assert found.sensor_size == found.pixel_counts.shape == (34, 34)
+    with pytest.raises(InputError, match=r"--sensor-size H W .*--strict takes none"):
+        survey_recordings(folder, ReadOptions(strict=True))
+    given = ReadOptions(strict=True, sensor_size=(16, 20))
+    assert survey_recordings(folder, given).sensor_size == (16, 20)
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "a.dat").write_bytes(dat(sample_events(50, (20, 30)).tolist()))
+    wide = "% Width 640\n% Height 480\n"
+    (two / "b.dat").write_bytes(dat(sample_events(50, (20, 30)).tolist(), wide))
+    with pytest.warns(UserWarning, match=r"different sensors \(.*a\.dat from one of 240 x 304"):
+        assert survey_recordings(two).sensor_size == (480, 640)
+
+
+def test_each_file_is_opened_once(folder, monkeypatch):
+    seen = []
+    real = survey.open_recording
+    monkeypatch.setattr(
+        survey, "open_recording", lambda path, options: seen.append(path) or real(path, options)
+    )
+    found = survey_recordings(folder, stills=2)
+    assert len(seen) == len(set(seen)) == 12
+    assert {label: len(stills) for label, stills in found.stills.items()} == {
+        "rare": 2,
+        "common": 2,
+    }
+    assert found.motion.counts.shape[1:] == (2, 12, 10)
+
+
+def test_a_class_whose_first_recording_is_damaged_is_drawn_all_the_same(folder):
+    (folder / "train" / "rare" / "4.npz").write_bytes(b"PK")
+    (folder / "test" / "rare" / "0.npz").write_bytes(b"PK")
+    found = survey_recordings(folder, stills=1)
+    assert len(found.problems) == 2 and len(found.stills["rare"]) == 1 and found.motion is not None
 
 
 def test_recordings_that_cannot_be_used_are_reported(folder, tmp_path):
@@ -84,20 +127,68 @@ def test_evenly():
     assert evenly([5, 6], 8) == [5, 6]
 
 
-def test_busiest_frames(tmp_path):
-    events = np.zeros(6, EVENT_DTYPE)
-    events["t"] = [100, 5_100, 5_200, 5_400, 6_150, 9_000]
-    events["x"], events["y"] = [0, 1, 2, 3, 7, 0], [0, 0, 1, 1, 5, 0]
-    events["p"] = [0, 1, 1, 0, 1, 0]
-    write_events(tmp_path / "a.npz", events)
-    counts = busiest_frames(tmp_path / "a.npz", (6, 8), 2, 1000, 8)
-    # From 5,100 µs: three events in the first ms, one in the second.
-    assert counts.shape == (2, 2, 6, 8) and counts.sum((2, 3)).tolist() == [[1, 2], [0, 1]]
-    assert counts[0, 1, 0, 1] == counts[0, 1, 1, 2] == counts[0, 0, 1, 3] == counts[1, 1, 5, 7] == 1
-    binned = busiest_frames(tmp_path / "a.npz", (6, 8), 2, 1000, 4)
-    assert binned.shape == (2, 2, 3, 4) and binned[0, 1, 0, 0] == binned[0, 1, 0, 1] == 1
-    # Shorter than asked for: as many frames as there are, with every event.
-    assert busiest_frames(tmp_path / "a.npz", (6, 8), 50, 1000, 8).sum() == 6
+def events_at(t, x=0, y=0, p=0):
+    events = np.zeros(len(t), EVENT_DTYPE)
+    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    return events
+
+
+def filmed(events, block=1 << 20, size=None):
+    film = Film(size)
+    for i in range(0, len(events), block):
+        film.add(events[i : i + block])
+    return film
+
+
+def test_a_short_film_shows_every_event_where_and_when_it_was():
+    rng = np.random.default_rng(0)
+    events = events_at(
+        5_000 + np.sort(rng.integers(0, 60_000, 500)), rng.integers(0, 8, 500),
+        rng.integers(0, 6, 500), rng.integers(0, 2, 500),
+    )  # fmt: skip
+    events["t"][0] = 5_000
+    film = filmed(events)
+    counts, factor = film.motion()
+    expected = np.zeros((60, 2, 6, 8), int)
+    frame = (events["t"] - 5_000) // 1000
+    np.add.at(expected, (frame, events["p"], events["y"], events["x"]), 1)
+    assert film.step_us == 1000 and factor == 1 and np.array_equal(counts, expected)
+    per_frame = expected.sum((1, 2, 3))
+    start = max(range(60 - 32 + 1), key=lambda i: (per_frame[i : i + 32].sum(), -i))
+    assert np.array_equal(film.still()[0], expected[start : start + 32].sum(0))
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_a_long_film_keeps_the_busiest_two_seconds(block):
+    """In any blocks: 64 frames of 32 ms, and of those the busiest."""
+    rng = np.random.default_rng(1)
+    quiet = rng.integers(0, 9_000_000, 900)
+    busy = rng.integers(6_144_000, 8_192_000, 600)  # frames 192 to 255
+    flash = np.full(300, 7_000_000)
+    events = events_at(np.sort(np.concatenate([[0], quiet, busy, flash])), x=3, y=2)
+    film = filmed(events, block)
+    counts, _ = film.motion()
+    assert film.step_us == 32_000 and counts.shape == (64, 2, 3, 4)
+    seconds = (events["t"] >= 6_144_000) & (events["t"] < 8_192_000)
+    assert counts.sum() == seconds.sum() and counts[:, 0, 2, 3].sum() == counts.sum()
+    still, _ = film.still()
+    assert still.sum() == np.count_nonzero(events["t"] // 32_000 == 7_000_000 // 32_000)
+    late = events_at([0, 10**12, 10**12 + 1])
+    assert filmed(late, block).motion()[0].sum() == 2  # the silence between costs nothing
+
+
+def test_a_film_of_a_large_sensor_is_coarse():
+    events = events_at([0, 1, 2, 3], x=[0, 1, 1279, 1278], y=[0, 1, 719, 0], p=1)
+    for film in (filmed(events), filmed(events, 1), filmed(events, 1, (720, 1280))):
+        counts, factor = film.motion()
+        assert factor == 4 and counts.shape == (1, 2, 180, 320)
+        assert counts[0, 1, 0, 0] == 2 and counts[0, 1, 179, 319] == counts[0, 1, 0, 319] == 1
+        assert fitted(counts, 4, (720, 1280), 8).shape == (1, 2, 90, 160)
+    small, _ = filmed(events[:2]).motion()
+    assert (
+        fitted(small, 1, (10, 13), 2).tolist()
+        == np.pad([[[2]]], [(1, 0), (0, 4), (0, 6)])[None].tolist()
+    )
 
 
 def test_pictures():
@@ -131,7 +222,7 @@ def test_the_command(folder, tmp_path, capsys):
         assert sheet.size[0] > 500 and motion.n_frames > 10
     one = folder / "train" / "rare" / "4.npz"
     assert main(["data", "info", str(one), "--out", str(out)]) == 0
-    assert "4.npz: 1 recording, sensor 12 x 10" in capsys.readouterr().out
+    assert "4.npz: 1 recording, sensor 34 x 34" in capsys.readouterr().out
     assert main(["data", "info", str(tmp_path / "none")]) == 2
 
 

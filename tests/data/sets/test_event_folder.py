@@ -29,12 +29,17 @@ def record(file, n=40, seed=0, size=(12, 10)):
     write_events(file, table)
 
 
+def described(root):
+    (root / "dataset.json").write_text('{"sensor_size": [12, 10]}')
+    return root
+
+
 @pytest.fixture
 def flat(tmp_path):
     """Two classes of 10 recordings, no split."""
     for i in range(20):
         record(tmp_path / "data" / f"class{i % 2}" / f"{i}.npz", seed=i)
-    return tmp_path / "data"
+    return described(tmp_path / "data")
 
 
 @pytest.fixture
@@ -43,7 +48,7 @@ def parts(tmp_path):
         record(
             tmp_path / "data" / ("test" if i < 2 else "train") / f"c{i % 2}" / f"{i}.npz", seed=i
         )
-    return tmp_path / "data"
+    return described(tmp_path / "data")
 
 
 def open_(root, tmp_path, **kwargs):
@@ -71,8 +76,14 @@ def test_items_and_attributes(parts, tmp_path):
 
 
 def test_train_and_test_agree_on_the_sensor(parts, tmp_path):
-    record(parts / "test" / "c0" / "wide.npz", size=(15, 20))
-    assert open_(parts, tmp_path, split="train").frame_size == (15, 20)
+    (parts / "dataset.json").unlink()
+    record(parts / "test" / "c0" / "wide.npz", size=(15, 200))
+    for _ in range(2):  # also where the size is known from the cache
+        with pytest.warns(UserWarning, match=r"180 x 240 pixels .* --sensor-size H W .*\.json$"):
+            assert open_(parts, tmp_path, split="train").frame_size == (180, 240)
+    with pytest.raises(InputError, match=r"180 x 240 .*--strict takes none"):
+        open_(parts, tmp_path, split="train", strict=True)
+    assert open_(parts, tmp_path, sensor_size=(20, 220), strict=True).frame_size == (20, 220)
     (parts / "dataset.json").write_text('{"sensor_size": [16, 24]}')
     assert open_(parts, tmp_path, split="train").frame_size == (16, 24)
     (parts / "dataset.json").write_text("{}")
@@ -109,7 +120,9 @@ def test_split_depends_on_names_and_seed_only(flat, tmp_path):
 def test_cache_is_used_and_notices_changes(parts, tmp_path, monkeypatch):
     reads = []
     real = event_folder.read_events
-    monkeypatch.setattr(event_folder, "read_events", lambda path: reads.append(path) or real(path))
+    monkeypatch.setattr(
+        event_folder, "read_events", lambda path, how: reads.append(path) or real(path, how)
+    )
     (parts / "dataset.json").write_text('{"sensor_size": [12, 10]}')
 
     def opened():
@@ -132,6 +145,25 @@ def test_cache_is_used_and_notices_changes(parts, tmp_path, monkeypatch):
         cache_files(tmp_path)[0].write_bytes(damage)
         repaired, n = opened()
         assert n == 4 and torch.equal(repaired[0][0], changed[0][0])
+
+
+def test_how_active_the_recordings_are(parts, tmp_path):
+    """5%, 50% and 95% of the training recordings, also where the frames come from the cache."""
+    files = sorted((parts / "train").rglob("*.npz"))
+    rates, shares = [], []
+    for i, file in enumerate(files):
+        events = read_events(file)
+        events["p"][: 10 * i] = 1
+        write_events(file, events)
+        rates.append(40 / (int(events["t"][-1] - events["t"][0]) / 1e6) / 120)
+        shares.append(i / 4)
+    for _ in range(2):
+        found = open_(parts, tmp_path, split="train").activity
+        assert found.rates == pytest.approx(tuple(np.quantile(rates, (0.05, 0.5, 0.95))))
+        assert found.on_shares == pytest.approx(tuple(np.quantile(shares, (0.05, 0.5, 0.95))))
+    (memo,) = (tmp_path / "own_cache" / "frames").glob("*.activity.json")
+    memo.write_text("[")
+    assert open_(parts, tmp_path, split="train").activity is None  # an older cache, or a lost file
 
 
 def test_counts_above_a_byte(parts, tmp_path):
@@ -192,7 +224,7 @@ def test_the_cache_has_the_same_bytes_from_any_number_of_processes(parts, tmp_pa
         assert data.counts.dtype == np.dtype("<u2") and data.counts.max() == 1000
         assert not list((cache / "frames").glob(".*"))
     files = [sorted((tmp_path / str(n) / "frames").iterdir()) for n in (0, 2, 3)]
-    assert len(files[0]) == 3  # two of counts and the sensor's size
+    assert len(files[0]) == 4  # counts, and the recordings' activity
     for others in files[1:]:
         assert [p.name for p in others] == [p.name for p in files[0]]
         assert [p.read_bytes() for p in others] == [p.read_bytes() for p in files[0]]
@@ -211,10 +243,13 @@ def test_an_error_in_a_process_is_the_users_line(parts, tmp_path):
     assert messages[0] == messages[1]
 
 
-def _slow_frames(root, framing, sensor_size, file):
+_frames = event_folder._frames
+
+
+def _slow_frames(root, *args):
     time.sleep(0.2)
     (root.parent / f"worker-{os.getpid()}").touch()
-    return framing(read_events(root / file), sensor_size, root / file)
+    return _frames(root, *args)
 
 
 def _build_slowly(root, cache):
@@ -284,6 +319,7 @@ def test_what_can_be_wrong_with_a_folder(tmp_path, flat):
     record(flat / "class2" / "only.npz", n=0 + 3)
     refuses("3 events cannot fill 4 frames", flat)
     shutil.rmtree(flat / "class2")
+    (flat / "dataset.json").unlink()
     far = np.zeros(9, EVENT_DTYPE)
     far["x"][4] = 30_000
     write_events(flat / "class0" / "far.npz", far)
