@@ -12,7 +12,18 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from benchmarks import folds, fptt, kernel, loading, networks, rules, scaling, sessions, sides
+from benchmarks import (
+    folds,
+    fptt,
+    kernel,
+    loading,
+    networks,
+    rules,
+    scaling,
+    sessions,
+    sides,
+    transfer,
+)
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,6 +111,7 @@ def main() -> None:
         "folds": folds.folds,
         "sessions": sessions.sessions,
         "scaling": scaling.scaling,
+        "transfer": transfer.transfer,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")
@@ -112,7 +124,7 @@ def main() -> None:
     parser.add_argument("--nf-resnet", action="store_true", help="step: NF-ResNet-34 as well")
     parser.add_argument("--compile", action="store_true", help="step: torch.compile as well")
     parser.add_argument("--recipe", help="rules, folds: a file of examples/recipes")
-    parser.add_argument("--data", help="rules, folds: the data set")
+    parser.add_argument("--data", help="rules, folds: the data set; transfer: the folder of both")
     parser.add_argument("--epochs", type=int, help="rules, folds (default: the recipe's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="rules, sessions")
     parser.add_argument("--rows", nargs="+", choices=rules.ROWS, help="rules: some of them")
@@ -122,10 +134,18 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2], help="loading (default: 0 1 2)"
     )
+    parser.add_argument(
+        "--models", nargs="+", default=[], metavar="MODEL[=WEIGHTS]", help="transfer: networks"
+    )
+    parser.add_argument("--sets", nargs="+", choices=transfer.FEW, help="transfer: some of them")
+    parser.add_argument("--few", type=int, nargs="+", help="transfer: recordings a class")
+    parser.add_argument("--starts", nargs="+", help="transfer: scratch, or some of the WEIGHTS")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):
         parser.error("rules and folds need --recipe and --data")
+    if "transfer" in args.what and not (args.models and args.data):
+        parser.error("transfer needs --models and --data")
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
         on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")

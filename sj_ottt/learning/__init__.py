@@ -5,6 +5,7 @@
 
 from sj_ottt._passthrough import pass_through
 from sj_ottt.learning import online_learning
+from sj_ottt.learning.distill import Distillation, StageTarget
 from sj_ottt.learning.fptt import FPTT, Divergence
 from sj_ottt.learning.losses import CrossEntropyMSE
 from sj_ottt.learning.passes.processes import share_buffers
@@ -16,11 +17,13 @@ from sj_ottt.learning.train_step import ottt_online_training, train_step
 __all__ = [
     "FPTT",
     "CrossEntropyMSE",
+    "Distillation",
     "Divergence",
     "MSTDPETLearner",
     "MSTDPLearner",
     "Pull",
     "STDPLearner",
+    "StageTarget",
     "fptt_online_training",
     "fptt_online_training_init_w_ra",
     "online_learning",

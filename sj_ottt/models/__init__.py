@@ -1,5 +1,6 @@
 """Spiking networks for online training, registered in timm on import."""
 
+from sj_ottt.models.calibrate import calibrate
 from sj_ottt.models.ltc_nets import LTCCNN, LTCRNN, LTCCNNCfg, LTCRNNCfg
 from sj_ottt.models.ottt_nf_resnet import NFResNet, NFResNetCfg
 from sj_ottt.models.ottt_vgg import VGG, VGGCfg
@@ -13,4 +14,5 @@ __all__ = [
     "NFResNet",
     "NFResNetCfg",
     "VGGCfg",
+    "calibrate",
 ]

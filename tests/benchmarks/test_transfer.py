@@ -1,0 +1,85 @@
+"""Transfer: what a training learns from and is tested on, which are run, what the table says."""
+
+import argparse
+from collections import Counter
+
+import pytest
+from PIL import Image
+
+from benchmarks import transfer
+from benchmarks.transfer import Cell
+from tests.helpers import write_recordings
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A folder like that of the two data sets: three characters, and two digits of N-MNIST."""
+    write_recordings(tmp_path / "nmnist_small", {"train": 20, "test": 5})
+    (tmp_path / "alphabet").mkdir()
+    for character, count in (("A", 2), ("B", 2), ("F", 3)):
+        folder = tmp_path / "alphabet" / character
+        folder.mkdir()
+        for k in range(count):
+            (folder / f"{character}{k}.npz").touch()
+    return tmp_path
+
+
+def test_one_recording_of_each_character_is_learnt_from_and_the_others_tested_on(shared):
+    for which, others in (("0", {"A1", "B1", "F1", "F2"}), ("1", {"A0", "B0", "F0", "F2"})):
+        cell = Cell(f"alphabet {which}", 1, "model", "scratch", 0)
+        parts = transfer.split(cell, shared)
+        assert {file.stem for _, file in parts["test"]} == others
+        assert sorted(label for label, _ in parts["train"]) == ["A", "B", "F"]
+        assert {file.stem for _, file in parts["train"]} == {f"{c}{which}" for c in "ABF"}
+
+
+def test_digits_are_learnt_from_in_equal_number_and_never_tested_on(shared):
+    seen = []
+    for seed in (0, 1):
+        parts = transfer.split(Cell("nmnist", 5, "model", "scratch", seed), shared)
+        assert set(Counter(label for label, _ in parts["train"]).values()) == {5}
+        assert not {file for _, file in parts["train"]} & {file for _, file in parts["test"]}
+        seen.append({file for _, file in parts["train"]})
+    assert seen[0] != seen[1]
+    more = transfer.split(Cell("nmnist", 8, "model", "scratch", 0), shared)
+    assert seen[0] < {file for _, file in more["train"]}  # so that only their number differs
+
+
+def test_every_training_is_of_its_own_and_the_command_line_chooses():
+    args = argparse.Namespace(
+        models=["a=x/weights.safetensors", "b"], seeds=[0, 1], sets=None, few=None, starts=None
+    )
+    cells = list(transfer.wanted(args))
+    assert len(cells) == len({cell.name for cell in cells}) == 2 * 6 * 3
+    args.sets, args.few, args.starts, args.seeds = ["nmnist"], [5], ["scratch"], [1]
+    assert [(cell.model, cell.start) for cell in transfer.wanted(args)] == [
+        ("a", "scratch"),
+        ("b", "scratch"),
+    ]
+
+
+def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(shared, monkeypatch):
+    ran = []
+
+    def train(config, resume):
+        ran.append(config)
+        accuracy = 0.5 + 0.1 * config.run.seed
+        folder = transfer.Path(config.run.out)
+        assert len(list((folder / "data" / "train").glob("*/*"))) == 3 * 5
+        (folder / "result.json").write_text(f'{{"test_accuracy": {accuracy}}}')
+        return {"test_accuracy": accuracy}
+
+    monkeypatch.setattr(transfer.training, "train", train)
+    args = argparse.Namespace(
+        models=["ottt_vgg5_ws=fashion_events"], seeds=[0, 1], sets=["nmnist"], few=[5],
+        starts=None, data=str(shared), runs=str(shared / "runs"),
+    )  # fmt: skip
+    rows = transfer.transfer(args)
+    assert transfer.transfer(args) == rows and len(ran) == 4
+    assert {config.network.pretrained for config in ran} == {None, "fashion_events"}
+    assert [(row["start"], row["accuracy"], row["sd"]) for row in rows] == [
+        ("zoo", "55.0", "7.1"),
+        ("scratch", "55.0", "7.1"),
+    ]
+    with Image.open(shared / "runs" / "transfer.png") as picture:
+        assert picture.size[0] > 300
