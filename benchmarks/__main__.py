@@ -17,6 +17,7 @@ from benchmarks import (
     fptt,
     kernel,
     loading,
+    long,
     networks,
     rules,
     scaling,
@@ -108,6 +109,8 @@ def main() -> None:
         "fptt": fptt.fptt,
         "loading": loading.loading,
         "simulating": loading.simulating,
+        "saccades": loading.saccades,
+        "long": long.long,
         "folds": folds.folds,
         "sessions": sessions.sessions,
         "scaling": scaling.scaling,
@@ -115,7 +118,7 @@ def main() -> None:
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=what, metavar=f"{{{','.join(what)}}}")
-    parser.add_argument("--device", default="cpu", help="for step (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="for step, saccades (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
     parser.add_argument(
         "--batch", type=int, nargs="+", help="of the VGG (default: 1 16 on a CPU, 128 on a GPU)"
@@ -135,6 +138,10 @@ def main() -> None:
         "--workers", type=int, nargs="+", default=[0, 1, 2], help="loading (default: 0 1 2)"
     )
     parser.add_argument(
+        "--events", type=int, default=300_000_000, help="long (default: %(default)s)"
+    )
+    parser.add_argument("--scratch", help="long: folder for a file of 8 bytes an event")
+    parser.add_argument(
         "--models", nargs="+", default=[], metavar="MODEL[=WEIGHTS]", help="transfer: networks"
     )
     parser.add_argument("--sets", nargs="+", choices=transfer.FEW, help="transfer: some of them")
@@ -148,7 +155,7 @@ def main() -> None:
         parser.error("transfer needs --models and --data")
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
-        on_gpu = name == "kernel" or (name == "step" and args.device != "cpu")
+        on_gpu = name == "kernel" or (name in ("step", "saccades") and args.device != "cpu")
         device = "gpu" if on_gpu else f"cpu{torch.get_num_threads()}"
         stem = f"{name}-{Path(args.recipe).stem}" if name in ("rules", "folds") else name
         rows = what[name](argparse.Namespace(**{**vars(args), "runs": args.runs or f"runs/{stem}"}))

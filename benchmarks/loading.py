@@ -1,12 +1,14 @@
-"""How fast recordings are simulated, put into the cache and read from it."""
+"""How fast recordings and frames are simulated, put into the cache and read from it."""
 
 import argparse
 import itertools
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks.measure import interleaved_medians
 from sj_ottt.data import (
@@ -19,6 +21,7 @@ from sj_ottt.data import (
     RandomFlip,
     RandomRotation,
     RandomShift,
+    Saccade,
     saccade_events,
     write_events,
 )
@@ -62,6 +65,21 @@ def simulating(args: argparse.Namespace) -> list[dict]:
     return [
         {"effects": name, "events": len(runs[name]()), "ms": f"{1000 * s:.1f}"}
         for name, s in seconds.items()
+    ]
+
+
+def saccades(args: argparse.Namespace) -> list[dict]:
+    """Samples per second that Saccade makes events of, of noise images on --device."""
+    runs = {}
+    for (n, channels, side), steps in itertools.product(
+        ((128, 1, 28), (128, 3, 64), (1, 3, 64)), (1, 4, 10)
+    ):
+        images = torch.rand(n, channels, side, side, device=args.device)
+        runs[n, f"{channels} x {side} x {side}", steps] = partial(Saccade(steps), images)
+    seconds = interleaved_medians(runs, args.repeats)
+    return [
+        {"batch": n, "image": image, "T": steps, "samples/s": f"{n / s:.0f}"}
+        for (n, image, steps), s in seconds.items()
     ]
 
 

@@ -85,26 +85,40 @@ def atomic_write(
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a hidden folder to fill, which appears at ``path`` complete, or not at all.
 
     Where filling it takes long, touch the folder now and then (``os.utime``): after an hour
     (`ABANDONED_AFTER_S`) another process takes it for a killed process's, and removes it.
 
+    Args:
+        path: Where the folder is to appear.
+        replace: Put it in the place of a folder that is there; until then, the old one stays.
+
     Raises:
-        OSError: The folder cannot be made, or ``path`` is a file or a folder that is not empty.
+        OSError: The folder cannot be made, or ``path`` is a file, or a folder that is not empty and
+            not to be replaced.
     """
     for leftover in abandoned_siblings(path):
         shutil.rmtree(leftover, ignore_errors=True)
-    temporary = temporary_sibling(path)
+    temporary, old = temporary_sibling(path), temporary_sibling(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
         with contextlib.suppress(OSError):  # not empty, or not there
             path.rmdir()  # Windows renames onto no folder, not even onto an empty one
-        os.rename(temporary, path)
+        if replace and path.is_dir():
+            os.rename(path, old)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():  # or the old folder, hidden, is all that is left
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -216,7 +216,6 @@ SAMPLES = {
     "evt2": Sample(".raw", lambda: evt2(_few())),
     "evt3": Sample(".raw", lambda: evt3(_few())),
     "csv": Sample(".csv", lambda: csv(_few())),
-    "npz": Sample(".npz", lambda: _by_path_apart(npz), _PACKED),
     "dsec": Sample(".h5", lambda: _by_path_apart(dsec), _PACKED),
     "prophesee_hdf5": Sample(".hdf5", lambda: _by_path_apart(prophesee_hdf5), _PACKED),
     "nmnist": Sample(".bin", lambda: nmnist(_few())),

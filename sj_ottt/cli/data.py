@@ -33,7 +33,8 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
         "--labels",
         metavar="FILE.csv",
         help="table whose first line names its columns: file,start,end,label and, if wanted, "
-        "session; times count from the recording's first event, in µs or as in 20ms, 1.5s",
+        "session and part (train or test); times count from the recording's first event, in µs or "
+        "as in 20ms, 1.5s",
     )
     labels.add_argument(
         "--label-from-folder",
@@ -61,13 +62,32 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
         help="leave out windows with fewer (default: %(default)s)",
     )
     parser.add_argument(
-        "--split-by",
+        "--test-by",
         dest="hold_out",
         default=SliceConfig.hold_out,
         choices=HELD_OUT,
         help="test on whole recordings, on whole sessions, or on the end of every recording "
         "(default: %(default)s)",
     )
+    # Its name until it turned out that `train --split-by` means something else.
+    parser.add_argument(
+        "--split-by",
+        dest="hold_out",
+        default=argparse.SUPPRESS,
+        choices=HELD_OUT,
+        help=argparse.SUPPRESS,
+    )
+    for kind in ("recording", "session"):
+        parser.add_argument(
+            f"--test-{kind}",
+            dest=f"test_{kind}s",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="NAME",
+            help=f"test on {kind}s of these names (default: some are drawn, or the table's column "
+            "part says which)",
+        )
     parser.add_argument(
         "--test-fraction",
         type=float,
@@ -82,6 +102,12 @@ def _add_slice(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draws the recordings or sessions to test on (default: %(default)s)",
     )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace an earlier data set of this command in --out",
+    )
+    add_read_options(parser)
 
 
 def _slice(args: argparse.Namespace) -> None:
@@ -92,13 +118,16 @@ def _slice(args: argparse.Namespace) -> None:
         hold_out=args.hold_out,
         test_fraction=args.test_fraction,
         seed=args.seed,
+        test_recordings=tuple(args.test_recordings),
+        test_sessions=tuple(args.test_sessions),
     )
+    options = read_options(args)
     recordings = find_recordings(args.recordings)
     if args.labels:
         labelled = read_labels(args.labels, recordings)
     else:
         labelled = labels_from_folders(recordings)
-    result = slice_recordings(labelled, args.out, config)
+    result = slice_recordings(labelled, args.out, config, options, overwrite=args.overwrite)
 
     parts = {name: Counter(w.label for w in windows) for name, windows in result.parts.items()}
     names = sorted(parts["train"] | parts["test"])

@@ -1,19 +1,23 @@
 """The `sj-ottt` command: arguments in, the package called, what it returns printed."""
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from sj_ottt import __version__, zoo
 from sj_ottt.cli import data
+from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data.encodings import EVENTS_FROM_IMAGE
 from sj_ottt.data.recordings.readers import open_recording
-from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.recordings.streams import follow
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.inference.adapt import adapt, open_labelled
@@ -40,6 +44,7 @@ _METAVARS = {
     "out": "DIR",
     "pull_to": "DIR",
     "split_by": "HOW",
+    "camera": "NAME",
 }
 
 
@@ -68,7 +73,7 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
     kwargs: dict[str, Any] = {}
     if isinstance(field.default, bool):
         kwargs["action"] = argparse.BooleanOptionalAction
-    elif field.name == "size":
+    elif field.name in ("size", "sensor_size"):
         kwargs |= {"nargs": 2, "metavar": ("H", "W")}
     elif field.name == "crop":
         kwargs |= {"nargs": "+", "metavar": "PIXELS"}
@@ -149,6 +154,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, metavar="N", help="processes that load data (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
+    add_read_options(parser)
 
 
 def _eval(args: argparse.Namespace) -> None:
@@ -160,6 +166,7 @@ def _eval(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         workers=args.workers,
         device=args.device,
+        reading=read_options(args),
     )
     if not _is_first():
         return
@@ -220,15 +227,8 @@ def _add_window(parser: argparse.ArgumentParser) -> None:
         help="windows with fewer give no label (default: as for the training samples where these "
         "were sliced and --window is not given, else 1)",
     )
-    parser.add_argument(
-        "--sensor-size",
-        nargs=2,
-        type=int,
-        metavar=("H", "W"),
-        help="height and width of the sensor in pixels (default: what the file states, or the "
-        "training samples had)",
-    )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
+    add_read_options(parser)
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
@@ -257,27 +257,29 @@ def _predict(args: argparse.Namespace) -> None:
     fewest = fewest_events(trained, args.min_events, args.window)
     if args.live and args.stride is not None:
         raise InputError("--stride: with --live, windows follow one another; leave it out")
-    read = ReadOptions(sensor_size=args.sensor_size)
+    read = read_options(args)
+    for name in ("camera", "time_unit"):
+        if args.live and getattr(read, name) is not None:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}: a stream is text of one camera, in µs; leave it out")
     if args.live:
         source = follow(args.file, args.idle)._replace(sensor_size=read.sensor_size)
-        predictions = label_stream(trained, source, window, fewest)
+        predictions = label_stream(trained, source, window, fewest, strict=read.strict)
     elif args.idle is not None or args.file == "-":
         what = "standard input" if args.file == "-" else "--idle"
         raise InputError(f"{what}: goes with --live only; add it")
     else:
         source = open_recording(args.file, read)
-        predictions = label_windows(trained, source, window, stride, fewest)
+        predictions = label_windows(trained, source, window, stride, fewest, strict=read.strict)
     width = max(len(name) for name in trained.info.classes)
     print(f"{'start s':>9}  {'end s':>9}  {'label':{width}}  confidence  events")
     for prediction in predictions:
         label = "-" if prediction.label is None else prediction.label
         confidence = "" if prediction.label is None else f"{prediction.confidence:.3f}"
         start, end = prediction.start / 1e6, prediction.end / 1e6
-        # Flushed, for whoever reads them as they come.
-        print(
-            f"{start:9.3f}  {end:9.3f}  {label:{width}}  {confidence:>10}  {prediction.events:6}",
-            flush=True,
-        )
+        line = f"{start:9.3f}  {end:9.3f}  {label:{width}}  {confidence:>10}  {prediction.events:6}"
+        tqdm.write(line)  # above a progress bar, where there is one
+        sys.stdout.flush()  # for whoever reads them as they come
 
 
 def _add_adapt(parser: argparse.ArgumentParser) -> None:
@@ -324,7 +326,7 @@ def _adapt(args: argparse.Namespace) -> None:
         min_events=fewest,
         lr=args.lr,
         out=args.out,
-        read=ReadOptions(sensor_size=args.sensor_size),
+        read=read_options(args),
     )
     print(
         f"learned from {result.samples} samples, one at a time; of them "
@@ -386,11 +388,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Show warnings as errors are shown, without the line of code that they come from."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"sj-ottt: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 on bad input, 130 on Ctrl-C, 141 where its output is closed."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _plain_warnings():
+            args.run(args)
     except InputError as error:
         print(f"sj-ottt: error: {error}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Activity", "Totals", "activity_of", "unlike"]
+__all__ = ["Activity", "Totals", "activity_of", "totals_of", "unlike"]
 
 _QUANTILES = (0.05, 0.5, 0.95)
 # What lies further than so from most of the samples is worth a word.
@@ -37,6 +37,11 @@ class Activity(NamedTuple):
 
     rates: tuple[float, float, float]
     on_shares: tuple[float, float, float]
+
+
+def totals_of(events: np.ndarray, duration: int) -> Totals:
+    """Count the events [n] of a sample of ``duration`` µs."""
+    return Totals(len(events), int(np.count_nonzero(events["p"])), duration)
 
 
 def activity_of(samples: Sequence[Totals], sensor_size: tuple[int, int]) -> Activity | None:

@@ -16,6 +16,7 @@ from sj_ottt.data import transforms
 from sj_ottt.data.augmentation import Augmentation
 from sj_ottt.data.encodings import ENCODINGS, EVENTS_FROM_IMAGE, OF_INTENSITIES
 from sj_ottt.data.frames.framing import Framing
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.sets.event_folder import EventFolder
 from sj_ottt.data.sets.images import ImageSet, ImageStats
 from sj_ottt.data.sets.open import open_dataset
@@ -24,6 +25,7 @@ from sj_ottt.errors import InputError
 __all__ = ["Preprocessing"]
 
 _Chain = list[Callable[[Tensor], Tensor]]
+_AS_IT_IS = ReadOptions()
 
 
 @dataclass(frozen=True)
@@ -110,18 +112,27 @@ class Preprocessing:
         transform = self._transform_of_frames()
         return frames if transform is None else transform(frames)
 
-    def open(self, spec: str | PathLike, split: str | None) -> EventFolder | ImageSet:
+    def open(
+        self, spec: str | PathLike, split: str | None, reading: ReadOptions = _AS_IT_IS
+    ) -> EventFolder | ImageSet:
         """Open a data set as a network sees it, without augmentation.
 
         Args:
             spec: See `open_dataset`.
             split: ``"train"`` or ``"test"``; of recordings, None for both.
+            reading: How recordings are read.
 
         Raises:
-            InputError: Bad data, or recordings with an encoding that makes no events of images.
+            InputError: Bad data; recordings with an encoding that makes no events of images; or a
+                way to read recordings, for images.
         """
-        dataset = open_dataset(spec, split=split, stats=self.stats, **asdict(self.framing))
+        # What is not given is left to the data set: a published one knows its sensor.
+        given = {name: value for name, value in asdict(reading).items() if value}
+        options = {**asdict(self.framing), **given}
+        dataset = open_dataset(spec, split=split, stats=self.stats, **options)
         if isinstance(dataset, ImageSet):
+            for name, value in given.items():
+                raise InputError(_for_recordings(name, value, dataset))
             return dataset.with_transform(*self._transform_of_images(dataset))
         if not self.events_from_images:
             self._check_for_recordings(spec)
@@ -185,10 +196,11 @@ class Preprocessing:
         ]
         for name, value, default in for_recordings:
             if value != default:
-                raise InputError(
-                    f"{name}={value} is for recordings, but {dataset.spec} holds still images: "
-                    "leave it out"
-                )
+                raise InputError(_for_recordings(name, value, dataset))
+
+
+def _for_recordings(name: str, value: object, dataset: ImageSet) -> str:
+    return f"{name}={value} is for recordings, but {dataset.spec} holds still images: leave it out"
 
 
 def _compose(

@@ -1,25 +1,27 @@
 """Online adaptation: a trained model learns from labelled recordings, one sample at a time."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sj_ottt.data import find_recordings, labels_from_folders, read_labels
+from sj_ottt.data.activity import Totals, activity_of, totals_of
+from sj_ottt.data.frames.frames import TooFewEvents
 from sj_ottt.data.recordings.label_table import Labelled
 from sj_ottt.data.recordings.readers import open_recording
 from sj_ottt.data.recordings.source import ReadOptions
-from sj_ottt.data.recordings.streams import windows
 from sj_ottt.errors import InputError, suggest
-from sj_ottt.inference.predict import check_source, logits_of
+from sj_ottt.inference.camera import Fit, Watch, fit_source
+from sj_ottt.inference.predict import cut, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
 from sj_ottt.learning.rules import rule_of
-from sj_ottt.run.checkpoint import write_model
+from sj_ottt.run.checkpoint import ModelInfo, write_model
 from sj_ottt.run.evaluation import TrainedModel
 
 __all__ = ["Adapted", "adapt", "open_labelled"]
@@ -80,10 +82,12 @@ class Adapted:
 
 
 class _Sample(NamedTuple):
-    """Frames [T, 2, H, W] and the index of their class."""
+    """Frames [T, 2, H, W], the index of their class, and where they come from."""
 
     frames: Tensor
     target: int
+    totals: Totals
+    fit: Fit
 
 
 def adapt(
@@ -113,30 +117,31 @@ def adapt(
         min_events: Windows with fewer are passed over.
         lr: Learning rate of plain stochastic gradient descent.
         out: Folder to write the adapted model to, as ``best.safetensors``.
-        read: How to read the recordings.
+        read: How to read the recordings. Those of another sensor than the model's are made to fit,
+            with a warning; ``strict`` refuses them. What is written is a model of that sensor where
+            all that it learned from are of one.
 
     Raises:
         InputError: A label that is no class of the model, no sample at all, a wrong ``lr``, an
             ``out`` that holds a model already or cannot be made, or as `label_windows`.
     """
-    cut: dict[str, Any] = {
-        "window": window,
-        "stride": stride,
-        "min_events": min_events,
-        "read": read,
-    }
+    cutter = _Cutter(trained, read, window, stride, min_events)
     for labelled in (*recordings, *held_out):
         _check_labels(trained, labelled)
     if not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"lr={lr}: give a learning rate of 0 or more")
     if out is not None:
         _make_folder(Path(out))
-    before, n_held_out = _accuracy(trained, held_out, **cut)
+    before, n_held_out = _accuracy(cutter, held_out)
     optimizer = torch.optim.SGD(trained.model.parameters(), lr)
     fptt = FPTT(optimizer, _ALPHA) if rule_of(trained.model).through_time else None
+    watch = Watch(trained, "the recordings to learn from")
+    learned: dict[Fit, list[Totals]] = {}
     samples = right = 0
     for labelled in recordings:
-        for frames, target in _samples(trained, labelled, **cut):
+        for frames, target, totals, fit in cutter(labelled):
+            watch.add(totals, fit)
+            learned.setdefault(fit, []).append(totals)
             trained.model.train()
             _, logits = train_step(
                 trained.model,
@@ -154,12 +159,26 @@ def adapt(
             "min_events, or mend the labels"
         )
     with fptt.averaged() if fptt else nullcontext():
-        after, _ = _accuracy(trained, held_out, **cut)
+        after, _ = _accuracy(cutter, held_out)
         tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
+    watch.report()
     if out is not None:
-        info = replace(trained.info, adapted=samples)
+        info = replace(_of_camera(trained.info, learned), adapted=samples)
         write_model(Path(out) / "best.safetensors", tensors, info)
     return Adapted(samples, right, before, after, n_held_out)
+
+
+def _of_camera(info: ModelInfo, learned: Mapping[Fit, list[Totals]]) -> ModelInfo:
+    """Describe a model that has learned from recordings: where all are of one other sensor, of it.
+
+    From then on it takes that camera's recordings as its own, and fits others to them.
+    """
+    (fit, totals), *others = learned.items()
+    if others or not fit.other:
+        return info
+    frames = replace(info.frames, crop=fit.preprocessing.framing.crop)
+    activity = activity_of(totals, fit.sensor_size)
+    return replace(info, sensor_size=fit.sensor_size, frames=frames, activity=activity)
 
 
 def _make_folder(out: Path) -> None:
@@ -183,34 +202,45 @@ def _check_labels(trained: TrainedModel, labelled: Labelled) -> None:
             )
 
 
-def _samples(
-    trained: TrainedModel,
-    labelled: Labelled,
-    *,
-    window: int,
-    stride: int,
-    min_events: int,
-    read: ReadOptions = _DEFAULT,
-) -> Iterator[_Sample]:
-    source = open_recording(labelled.path, read)
-    sensor_size = check_source(trained, source)
-    preprocessing = trained.preprocessing
-    fewest = max(min_events, preprocessing.framing.fewest_events)
-    for start, end, events in windows(source.chunks, window, stride):
-        if len(events) < fewest:
-            continue
-        for stretch in labelled.stretches:
-            if stretch.start <= start and (stretch.end is None or end <= stretch.end):
-                frames = preprocessing(events, sensor_size, source.name)
-                yield _Sample(frames, trained.classes.index(stretch.label))
+class _Cutter:
+    """Cuts labelled recordings into samples, as the model sees them.
+
+    Args:
+        trained: The model.
+        read: How to read recordings.
+        window: Length of a sample in µs.
+        stride: From one sample's start to the next one's, in µs.
+        min_events: Windows with fewer are passed over, and so are those with too few left of the
+            crop.
+    """
+
+    def __init__(
+        self, trained: TrainedModel, read: ReadOptions, window: int, stride: int, min_events: int
+    ) -> None:
+        self.trained = trained
+        self._read = read
+        self._cut = window, stride
+        self._min_events = max(1, min_events)
+        self._said: set[tuple[int, int]] = set()
+
+    def __call__(self, labelled: Labelled) -> Iterator[_Sample]:
+        source = open_recording(labelled.path, self._read)
+        fit = fit_source(self.trained, source, strict=self._read.strict, said=self._said)
+        for start, end, events in cut(source, fit.sensor_size, *self._cut):
+            if len(events) < self._min_events:
+                continue
+            for stretch in labelled.stretches:
+                if stretch.start <= start and (stretch.end is None or end <= stretch.end):
+                    with suppress(TooFewEvents):
+                        frames = fit.preprocessing(events, fit.sensor_size, source.name)
+                        target = self.trained.classes.index(stretch.label)
+                        yield _Sample(frames, target, totals_of(events, end - start), fit)
 
 
-def _accuracy(
-    trained: TrainedModel, held_out: Sequence[Labelled], **cut: Any
-) -> tuple[float | None, int]:
+def _accuracy(cutter: _Cutter, held_out: Sequence[Labelled]) -> tuple[float | None, int]:
     right = total = 0
     for labelled in held_out:
-        for frames, target in _samples(trained, labelled, **cut):
-            right += int(logits_of(trained, [frames])[0].argmax()) == target
+        for frames, target, *_ in cutter(labelled):
+            right += int(logits_of(cutter.trained, [frames])[0].argmax()) == target
             total += 1
     return (right / total if total else None), total

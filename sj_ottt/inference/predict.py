@@ -1,8 +1,11 @@
 """A trained model on raw recordings and streams: labels, window by window.
 
-Nothing here holds more than a window of events beside what a source gives at once.
+Nothing here holds more than a window of events and a batch of frames, beside what a source gives at
+once.
 """
 
+import contextlib
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
@@ -13,18 +16,22 @@ import torch
 from torch import Tensor
 
 from sj_ottt.data import Preprocessing, check_events, crop_events
+from sj_ottt.data.activity import totals_of
+from sj_ottt.data.frames.frames import TooFewEvents
 from sj_ottt.data.recordings.label_table import parse_duration
-from sj_ottt.data.recordings.source import Source
+from sj_ottt.data.recordings.source import Source, gather
 from sj_ottt.data.recordings.streams import WHOLE, windows
+from sj_ottt.data.recordings.walk import walk
 from sj_ottt.errors import InputError
+from sj_ottt.inference.camera import Watch, check_trained, fit_source
 from sj_ottt.learning import predict, reset_state
 from sj_ottt.learning.predict import predicts_last
 from sj_ottt.run.evaluation import TrainedModel, fixed_seed
 
 __all__ = [
     "Prediction",
-    "check_source",
     "check_trained",
+    "cut",
     "durations",
     "fewest_events",
     "label_stream",
@@ -33,6 +40,8 @@ __all__ = [
 ]
 
 _BATCH = 32
+_BATCH_BYTES = 1 << 27  # of frames, where sensors are large
+_MANY = 1 << 26
 
 
 class Prediction(NamedTuple):
@@ -95,66 +104,28 @@ def fewest_events(trained: TrainedModel, min_events: int | None, window: str | N
     return min_events
 
 
-def check_trained(trained: TrainedModel) -> tuple[int, int] | None:
-    """Check that a model was trained on recordings, or on events of images.
-
-    Returns:
-        (height, width) of its recordings' sensor; None for events of images, which have none.
-
-    Raises:
-        InputError: It was not.
-    """
-    info = trained.info
-    on_recordings = info.in_chans == 2 and info.sensor_size is not None
-    if not on_recordings and not trained.preprocessing.events_from_images:
-        raise InputError(
-            f"{trained.path} was not trained on recordings: train on recordings first, or on "
-            "images with encoding=saccade"
-        )
-    return info.sensor_size
-
-
-def check_source(trained: TrainedModel, source: Source) -> tuple[int, int]:
-    """Check that a source's sensor is that of the recordings that a model learned from.
-
-    A model that learned from events of images takes any sensor of known size.
-
-    Returns:
-        The sensor's (height, width).
-
-    Raises:
-        InputError: It is another one, or not known where it must be, or as `check_trained`.
-    """
-    if (expected := check_trained(trained)) is None:
-        if source.sensor_size is None:
-            raise InputError(
-                f"{source.name}: does not state the size of its sensor, nor does {trained.path}, "
-                "which learned from images: give --sensor-size H W (in Python "
-                "ReadOptions(sensor_size=(H, W)))"
-            )
-        return source.sensor_size
-    height, width = expected
-    if source.sensor_size is not None and source.sensor_size != (height, width):
-        h, w = source.sensor_size
-        raise InputError(
-            f"{source.name}: comes from a sensor of {h} x {w} pixels (height x width), but "
-            f"{trained.path} learned from one of {height} x {width}: take recordings of that "
-            "camera, or train on a data set whose dataset.json states the sensor_size"
-        )
-    return height, width
-
-
 def label_windows(
-    trained: TrainedModel, source: Source, window: int, stride: int, min_events: int = 1
+    trained: TrainedModel,
+    source: Source,
+    window: int,
+    stride: int,
+    min_events: int = 1,
+    *,
+    strict: bool = False,
 ) -> Iterator[Prediction]:
     """Label windows of a recording, each on its own, as the samples in training were.
 
+    Memory holds a window of events and a batch of frames, whatever the recording's length; with
+    `WHOLE` for a window, it holds the recording, of 17 bytes an event.
+
     Args:
         trained: From `load_trained`.
-        source: The recording.
+        source: The recording. One of another sensor than the model's is made to fit, with a
+            warning; and events at another rate than in training are said in the end.
         window: Length in µs.
         stride: From one window's start to the next one's, in µs.
-        min_events: Windows with fewer get no label.
+        min_events: Windows with fewer get no label, nor do those with too few left of the crop.
+        strict: Refuse another sensor.
 
     Yields:
         A prediction for each window.
@@ -162,34 +133,67 @@ def label_windows(
     Raises:
         InputError: Events that cannot be right, or a model that was not trained on recordings.
     """
-    sensor_size = check_source(trained, source)
-    preprocessing = trained.preprocessing
-    fewest = max(min_events, preprocessing.framing.fewest_events)
-    batch: list[tuple[int, int, np.ndarray]] = []
+    fit, watch = fit_source(trained, source, strict=strict), Watch(trained, source.name)
+    batch: list[tuple[int, int, int, Tensor | None]] = []
+    held = 0
 
     def flush() -> Iterator[Prediction]:
-        samples = [
-            preprocessing(events, sensor_size, source.name)
-            for *_, events in batch
-            if len(events) >= fewest
-        ]
-        logits = iter(logits_of(trained, samples))
-        for start, end, events in batch:
-            if len(events) >= fewest:
-                yield Prediction(start, end, len(events), *_label(trained, next(logits)))
-            else:
-                yield Prediction(start, end, len(events), None, 0.0)
+        logits = iter(logits_of(trained, [x for *_, x in batch if x is not None]))
+        for start, end, events, frames in batch:
+            label = (None, 0.0) if frames is None else _label(trained, next(logits))
+            yield Prediction(start, end, events, *label)
         batch.clear()
 
-    for item in windows(source.chunks, window, stride):
-        batch.append(item)
-        if len(batch) == _BATCH:
+    for start, end, events in cut(source, fit.sensor_size, window, stride):
+        frames = None
+        if len(events) >= max(1, min_events):
+            watch.add(totals_of(events, end - start), fit)
+            with contextlib.suppress(TooFewEvents):
+                frames = fit.preprocessing(events, fit.sensor_size, source.name)
+                held += frames.nbytes
+        batch.append((start, end, len(events), frames))
+        if len(batch) == _BATCH or held > _BATCH_BYTES:
             yield from flush()
+            held = 0
     yield from flush()
+    watch.report()
+
+
+def cut(
+    source: Source, sensor_size: tuple[int, int], window: int, stride: int
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Cut a recording into windows, see `windows`; with `WHOLE`, into one.
+
+    Args:
+        source: The recording.
+        sensor_size: (height, width) that must hold every event.
+        window: Length in µs.
+        stride: From one window's start to the next one's, in µs.
+
+    Raises:
+        InputError: Events that cannot be right.
+    """
+    blocks = walk(source, sensor_size)
+    if window != WHOLE:
+        yield from windows(blocks, window, stride)
+        return
+    if (source.expected or 0) > _MANY:
+        warnings.warn(
+            f"{source.name}: is one sample, whose about {source.expected:,} events are all held in "
+            "memory (17 bytes each); give --window for a label per window",
+            stacklevel=2,
+        )
+    events = gather(blocks)
+    yield 0, int(events["t"][-1] - events["t"][0]) + 1, events
 
 
 def label_stream(
-    trained: TrainedModel, source: Source, window: int, min_events: int = 1
+    trained: TrainedModel,
+    source: Source,
+    window: int,
+    min_events: int = 1,
+    *,
+    strict: bool = False,
 ) -> Iterator[Prediction]:
     """Label a stream as it comes, the membranes kept from one window to the next.
 
@@ -202,6 +206,7 @@ def label_stream(
         source: The stream.
         window: Length in µs.
         min_events: Windows with fewer get no label; the network sees them all the same.
+        strict: As in `label_windows`.
 
     Yields:
         A prediction at the end of each window.
@@ -210,8 +215,8 @@ def label_stream(
         InputError: As `label_windows`; a window shorter than a µs for each step; or a model that
             sees anything but counts of events, whose next frame depends on the whole window.
     """
-    sensor_size = check_source(trained, source)
-    framing, single = trained.preprocessing.framing, trained.preprocessing.single_frame()
+    fit, watch = fit_source(trained, source, strict=strict), Watch(trained, source.name)
+    framing, single = fit.preprocessing.framing, fit.preprocessing.single_frame()
     if framing.frames != "counts" or framing.hot_pixels is not None:
         raise InputError(
             f"{trained.path} sees time surfaces or drops hot pixels, which need whole windows: "
@@ -231,7 +236,8 @@ def label_stream(
         for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
             counts.append(len(events))
             if sum(counts):
-                x = _frame(single, events, sensor_size, source.name).to(trained.device)
+                watch.add(totals_of(events, step), fit)
+                x = _frame(single, events, fit.sensor_size, source.name).to(trained.device)
                 with fixed_seed(trained.device):
                     outputs.append(model(x)[0])
             else:
@@ -246,6 +252,7 @@ def label_stream(
                 else:
                     yield Prediction(begin, end, total, None, 0.0)
     reset_state(model)
+    watch.report()
 
 
 def _frame(

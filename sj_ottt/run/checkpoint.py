@@ -21,7 +21,8 @@ import safetensors.torch
 import torch
 
 from sj_ottt._files import atomic_write, temporary_sibling
-from sj_ottt.data import Preprocessing
+from sj_ottt.data import Preprocessing, ReadOptions
+from sj_ottt.data.activity import Activity
 from sj_ottt.errors import InputError
 from sj_ottt.run.sections import FrameOptions, LearningOptions
 
@@ -138,6 +139,7 @@ class ModelInfo:
         classes: Names of its classes.
         in_chans: Channels of its input.
         data: What it was trained on, as in `TrainConfig`.
+        reading: How the recordings of that were read, as the user said it.
         frames: How samples became its input; `steps` and `size` are those that it saw, also where
             the data decided.
         readout: As in `TrainConfig`, as the next one. The rule itself is not part of the model:
@@ -147,6 +149,8 @@ class ModelInfo:
         sensor_size: (height, width) in pixels of its recordings' sensor; None for images.
         window: Length of its samples in µs where they were sliced from longer recordings.
         min_events: The fewest events in one of them.
+        activity: How active its recordings were; None for images, and in files from before that
+            was kept.
         epoch: The epoch that it is of.
         val_accuracy: Its accuracy on the samples kept aside, 0 to 1; None where there were none.
         adapted: How many samples it has learned from since, one at a time; None if it has not.
@@ -163,6 +167,8 @@ class ModelInfo:
     sensor_size: tuple[int, int] | None = None
     window: int | None = None
     min_events: int | None = None
+    activity: Activity | None = None
+    reading: ReadOptions = dataclasses.field(default_factory=ReadOptions)
     epoch: int | None = None
     val_accuracy: float | None = None
     adapted: int | None = None
@@ -175,6 +181,7 @@ class ModelInfo:
         """Return flat names and values that JSON can hold, with the version of this format."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         del values["frames"]  # the section; its own option "frames" is among its fields
+        values["reading"] = dataclasses.asdict(self.reading)
         return {
             "format": f"sj_ottt/{MODEL_FORMAT}",
             "num_classes": len(self.classes),
@@ -216,6 +223,11 @@ class ModelInfo:
             frames = FrameOptions(**{k: v for k, v in values.items() if k in of_frames})
         except InputError as error:
             raise InputError(f"{source}: {error}; train again") from None
+        if values.get("activity") is not None:
+            values["activity"] = Activity(*values["activity"])
+        of_reading = {f.name for f in dataclasses.fields(ReadOptions)}
+        reading = {k: v for k, v in values.pop("reading", {}).items() if k in of_reading}
+        values["reading"] = ReadOptions(**reading)
         return cls(frames=frames, **{k: v for k, v in values.items() if k in own})
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
-from sj_ottt.data import EventFolder, ImageSet, Preprocessing, collate_for
+from sj_ottt.data import EventFolder, ImageSet, Preprocessing, ReadOptions, collate_for
 from sj_ottt.data.loading import batches
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
@@ -127,20 +127,25 @@ class TrainedModel:
         """Names of the classes, in the order of the model's outputs."""
         return self.info.classes
 
-    def dataset(self, data: str | None, split: str, steps: int) -> EventFolder | ImageSet:
+    def dataset(
+        self, data: str | None, split: str, steps: int, reading: ReadOptions | None = None
+    ) -> EventFolder | ImageSet:
         """Open a data set as the model sees it.
 
         Args:
             data: The data set; None takes that of the run.
             split: "train" or "test".
             steps: T, time steps of a sample.
+            reading: How recordings are read; what it leaves open is as it was in the run.
 
         Raises:
             InputError: Bad data, classes other than the model's, or steps that the encoding does
                 not make.
         """
         source = data or self.info.data
-        dataset = self.preprocessing.with_steps(steps).open(source, split)
+        given = {k: v for k, v in dataclasses.asdict(reading or ReadOptions()).items() if v}
+        reading = dataclasses.replace(self.info.reading, **given)
+        dataset = self.preprocessing.with_steps(steps).open(source, split, reading)
         if tuple(dataset.classes) != self.classes:
             raise InputError(
                 f"{source} has the classes {', '.join(dataset.classes)}, but {self.path} "
@@ -194,6 +199,7 @@ def evaluate(
     batch_size: int = 64,
     workers: int = 0,
     device: str = "auto",
+    reading: ReadOptions | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a run's best model with different numbers of time steps.
 
@@ -207,6 +213,7 @@ def evaluate(
             several.
         workers: Processes that load data.
         device: As in `TrainConfig`.
+        reading: How recordings are read; what it leaves open is as it was in the run.
 
     Returns:
         A row for each number of steps: ``steps``, ``accuracy`` (0 to 1), ``n`` recordings and
@@ -222,7 +229,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
     with joined(trained.device) as group:
-        return _evaluate(trained, data, split, steps, batch_size, workers, group)
+        return _evaluate(trained, data, split, steps, batch_size, workers, group, reading)
 
 
 def _evaluate(
@@ -233,11 +240,12 @@ def _evaluate(
     batch_size: int,
     workers: int,
     group: Group,
+    reading: ReadOptions | None,
 ) -> list[dict[str, Any]]:
     model, rows = trained.model, []
     for count in steps:
         with group.one_after_the_first():
-            dataset = trained.dataset(data, split, count)
+            dataset = trained.dataset(data, split, count, reading)
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None

@@ -156,6 +156,11 @@ def name_list(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
+def name_or_number(value: Any) -> str:
+    """Check a name that may be a number, which YAML reads as one."""
+    return text(str(value) if type(value) is int else value)
+
+
 def weight_source(value: Any) -> bool | str | None:
     """Check what names pretrained weights: True for the default ones, a tag, or a path."""
     if value in (None, False):

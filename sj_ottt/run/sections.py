@@ -11,6 +11,7 @@ from sj_ottt.data import ENCODINGS, Augmentation, Framing, Preprocessing
 from sj_ottt.data.encodings import STEPS_FROM_IMAGE
 from sj_ottt.data.frames.frames import SPLITS_BY
 from sj_ottt.data.frames.framing import CONTENTS
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.data.sets.images import IMAGE_SETS
 from sj_ottt.data.sets.open import EMBEDDED
 from sj_ottt.data.sets.published import EVENT_SETS
@@ -24,6 +25,7 @@ from sj_ottt.run.options import (
     frame_size,
     integer,
     name_list,
+    name_or_number,
     not_negative,
     number,
     option,
@@ -58,6 +60,29 @@ class DatasetOptions(Section):
         share_below_one,
         "share of the training samples kept aside to choose the best epoch",
     )
+    sensor_size: tuple[int, int] | None = option(
+        None,
+        optional(frame_size),
+        "height and width of the recordings' sensor in pixels; what the files state if not given",
+    )
+    strict: bool = option(
+        False, flag, "refuse what is otherwise repaired, or assumed, of a recording with a warning"
+    )
+    camera: str | None = option(
+        None,
+        optional(name_or_number),
+        "which of several cameras in a recording, by its name or its number from 0 on",
+    )
+    time_unit: str | None = option(
+        None,
+        optional(choice("us", "ns", "ms", "s")),
+        "of times in text and arrays: us, ns, ms or s; told by the file if not given",
+    )
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How recordings are read."""
+        return ReadOptions(self.strict, self.sensor_size, self.camera, self.time_unit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,8 @@ class TrainingData:
         source = cfg.dataset.data
         preprocessing = Preprocessing.from_options(dataclasses.asdict(cfg.frames))
         augmentation = Augmentation.from_options(dataclasses.asdict(cfg.augmentation))
-        plain, test = (preprocessing.open(source, part) for part in ("train", "test"))
+        reading = cfg.dataset.reading
+        plain, test = (preprocessing.open(source, part, reading) for part in ("train", "test"))
         augmented = preprocessing.augment(plain, augmentation)
         if test.classes != plain.classes:
             raise InputError(
@@ -98,13 +99,14 @@ class TrainingData:
 
     def describe_input(self) -> dict[str, Any]:
         """Return what a model's file says of its input beside the options, see `ModelInfo`."""
-        test = self.test
+        train, test = self.augmented, self.test
         if isinstance(test, ImageSet):
             return {"stats": (test.mean, test.std)}
         return {
             "sensor_size": test.sensor_size,
             "window": test.window,
             "min_events": test.min_events,
+            "activity": None if isinstance(train, ImageSet) else train.activity,
         }
 
     def examples(self, count: int) -> Iterator[Tensor]:

@@ -385,6 +385,7 @@ class TrainingRun:
             classes=data.classes,
             in_chans=data.in_chans,
             data=cfg.dataset.data,
+            reading=cfg.dataset.reading,
             frames=dataclasses.replace(cfg.frames, steps=data.steps, size=data.test.frame_size),
             readout=cfg.learning.readout,
             rule_variant=cfg.learning.rule_variant,

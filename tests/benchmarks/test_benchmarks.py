@@ -83,6 +83,14 @@ def test_simulating_has_each_effect():
     assert len(events) == 5 and all(float(row["ms"]) > 0 for row in rows)
 
 
+def test_saccades_are_timed_alone_and_in_batches():
+    rows = loading.saccades(argparse.Namespace(repeats=1, device="cpu"))
+    assert len(rows) == 9 and all(float(row["samples/s"]) > 0 for row in rows)
+    assert rows[4] | {"samples/s": ""} == {
+        "batch": 128, "image": "3 x 64 x 64", "T": 4, "samples/s": ""
+    }  # fmt: skip
+
+
 @pytest.mark.slow
 def test_loading_visits_every_sample(monkeypatch):
     opened = []

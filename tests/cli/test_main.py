@@ -275,6 +275,7 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "batch_size": "3", "lr": "0.1", "optimizer": "sgd", "weight_decay": "0.2",
         "schedule": "constant", "update": "online", "steps": "4", "size": ["5", "6"],
         "split_by": "duration", "shift": "1", "drop_rate": "0.3", "mse_weight": "0.4",
+        "sensor_size": ["480", "640"], "camera": "0", "time_unit": "ns",
         "val_fraction": "0.2", "seed": "7", "workers": "1", "device": "cpu",
         "backward_steps": "2", "amp": "bfloat16", "rule": "ndot", "rule_variant": "code",
         "readout": "exact", "pull": "0.01", "pull_norm": "l1",
@@ -287,15 +288,16 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
     others = {
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
         "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
+        "save_every": "5", "time_limit": "60", "on_nan": "skip",
     }  # fmt: skip
-    names = {"normalize", "class_weights"}
+    names = {"normalize", "class_weights", "strict"}
     for given in (values, others):  # which do not go together
-        argv = ["train", "--no-normalize", "--class-weights"]
+        argv = ["train", "--no-normalize", "--class-weights", "--strict"]
         for name, value in given.items():
             argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
         seen.clear()
         fails(capsys, *argv)
-        assert seen == {**given, "normalize": False, "class_weights": True}
+        assert seen == {**given, "normalize": False, "class_weights": True, "strict": True}
         names |= set(given)
     assert names == set(TrainConfig.option_names())
 

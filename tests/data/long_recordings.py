@@ -4,11 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sj_ottt.data import EVENT_DTYPE, write_events
+from sj_ottt.data import EVENT_DTYPE, ReadOptions, write_events
 from sj_ottt.data.prepare.slice import SliceConfig, slice_recordings
 from sj_ottt.data.recordings.folders import find_recordings
 from sj_ottt.data.recordings.label_table import read_labels
 from tests.recording_files import dat
+
+SENSOR = ReadOptions(sensor_size=(16, 20))
 
 
 def record(path: Path, seconds: float, seed: int = 0, start: int = 5_000, rate: int = 2000):
@@ -47,4 +49,4 @@ def config(**kwargs) -> SliceConfig:
 def sliced(raw: Path, out: Path, **kwargs):
     recordings = find_recordings([raw])
     labelled = read_labels(all_labels(raw), recordings)
-    return slice_recordings(labelled, out, config(**kwargs))
+    return slice_recordings(labelled, out, config(**kwargs), SENSOR)

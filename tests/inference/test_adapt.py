@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sj_ottt import InputError
-from sj_ottt.data import write_events
+from sj_ottt.data import ReadOptions, write_events
 from sj_ottt.data.recordings.streams import WHOLE
-from sj_ottt.inference.adapt import _samples, adapt, open_labelled
+from sj_ottt.inference.adapt import _Cutter, adapt, open_labelled
 from sj_ottt.run import evaluation
 from tests.inference.recordings import WINDOW, long_recording
 
@@ -38,7 +38,7 @@ def test_adapt_takes_windows_inside_labels(trained, tmp_path):
     csv = tmp_path / "labels.csv"
     csv.write_text("file,start,end,label\none.npz,0,100ms,left\none.npz,150ms,,right\n")
     learned, _ = open_labelled([path], [], csv)
-    seen = list(_samples(trained, learned[0], window=WINDOW, stride=WINDOW, min_events=1))
+    seen = list(_Cutter(trained, ReadOptions(), WINDOW, WINDOW, 1)(learned[0]))
     assert [sample.target for sample in seen] == [0, 2, 2]
 
 

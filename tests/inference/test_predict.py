@@ -12,11 +12,12 @@ import torch
 
 from sj_ottt import InputError
 from sj_ottt.cli.main import main
-from sj_ottt.data import EventFolder, NormalizeFrames, write_events
+from sj_ottt.data import EventFolder, NormalizeFrames, open_recording, write_events
 from sj_ottt.data.recordings import streams
 from sj_ottt.data.recordings.streams import WHOLE
+from sj_ottt.inference import predict as predict_module
+from sj_ottt.inference.camera import fit_source
 from sj_ottt.inference.predict import (
-    check_source,
     durations,
     fewest_events,
     label_stream,
@@ -37,7 +38,7 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     events = long_recording(labels)
     path = tmp_path / "long.npz"
     write_events(path, events)
-    found = list(label_windows(trained, streams.open_source(path), WINDOW, WINDOW))
+    found = list(label_windows(trained, open_recording(path), WINDOW, WINDOW))
     assert [CLASSES.index(one.label) for one in found] == labels
     assert [one.start for one in found] == [i * WINDOW for i in range(36)]
     # The same numbers as the data set of those windows gives.
@@ -49,7 +50,7 @@ def test_label_windows_is_predict_on_each_window(trained, tmp_path):
     assert found[1].confidence == pytest.approx(logits.softmax(0).max().item(), abs=1e-6)
     assert found[1].end - found[1].start == WINDOW and found[1].events == 240
     # Overlapping windows.
-    half = list(label_windows(trained, streams.open_source(path), WINDOW, WINDOW // 2))
+    half = list(label_windows(trained, open_recording(path), WINDOW, WINDOW // 2))
     assert half[::2] == found and len(half) == 71
 
 
@@ -167,9 +168,9 @@ def test_standard_input(trained, monkeypatch):
 def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
     model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"
     write_events(path, band(1))
-    source = streams.open_source(path)
+    source = open_recording(path)
     torch.manual_seed(0)
-    frames = model.preprocessing(band(1), check_source(model, source), source.name)[:, None]
+    frames = model.preprocessing(band(1), fit_source(model, source).sensor_size, "x")[:, None]
     logits = predict(model.model, frames)[0]
     other = predict(model.model, frames)[0]
     assert not torch.equal(logits, other)  # from other membranes
@@ -177,12 +178,12 @@ def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_pa
         lambda source: label_windows(model, source, WHOLE, WHOLE),
         lambda source: label_stream(model, source, WINDOW),
     ):
-        (found,), (again,) = (list(label(streams.open_source(path))) for _ in range(2))
+        (found,), (again,) = (list(label(open_recording(path))) for _ in range(2))
         assert found == again and found.label == CLASSES[logits.argmax()]
         assert found.confidence == pytest.approx(logits.softmax(0).max().item(), abs=0.02)
     late = band(1, begin=4 * WINDOW)
     write_events(path, np.concatenate((band(1), late)))
-    labels = [found.label for found in label_stream(model, streams.open_source(path), WINDOW)]
+    labels = [found.label for found in label_stream(model, open_recording(path), WINDOW)]
     assert labels[0] == CLASSES[logits.argmax()] and labels[2] is None  # silence
 
 
@@ -226,7 +227,7 @@ def test_real_recordings_as_they_are(nmnist, tmp_path, capsys):
     trained = evaluation.load_trained(tmp_path / "run", "cpu")
     right = 0
     for file in files:
-        (one,) = label_windows(trained, streams.open_source(file), WHOLE, WHOLE)
+        (one,) = label_windows(trained, open_recording(file), WHOLE, WHOLE)
         right += one.label == file.parent.name
     (row,) = evaluation.evaluate(tmp_path / "run", device="cpu")
     assert right == round(100 * row["accuracy"])
@@ -256,6 +257,9 @@ def test_a_model_of_sliced_samples_knows_its_window(trained):
     [
         (["predict", "/nowhere.npz"], "no such recording"),
         (["predict", "--live", "/nowhere.csv"], "cannot be read"),
+        (["predict", "--sensor-size", "0", "5", "x"], "sensor_size=[0, 5]: give (height, width)"),
+        (["predict", "--time-unit", "min", "x"], "time_unit='min': choose one of us, ns, ms, s"),
+        (["predict", "--live", "--window", "1s", "--camera", "0", "x"], "--camera: a stream is"),
         (["predict", "--window", "0ms", "x"], "window=0ms: give a time above 0"),
         (["predict", "--window", "fast", "x"], "time 'fast'"),
         (["predict", "--live", "/dev/null"], "a stream has no end"),
@@ -295,18 +299,6 @@ def test_a_stream_of_a_binary_recording_is_refused(run, tmp_path, capsys):
     assert "is a recording of the format Prophesee DAT" in capsys.readouterr().err
 
 
-def test_another_sensor_is_refused(trained):
-    source = streams.Source("x", [band(0)], (480, 640))
-    for label in (
-        label_windows(trained, source, WINDOW, WINDOW),
-        label_stream(trained, source, WINDOW),
-    ):
-        with pytest.raises(InputError, match=r"x: comes from a sensor of 480 x 640 .* of 16 x 16"):
-            list(label)
-    same = source._replace(sensor_size=(16, 16))
-    assert next(label_windows(trained, same, WINDOW, WINDOW)).label == "left"
-
-
 def test_a_step_of_a_stream_outside_the_crop_is_a_frame_of_zeros(trained):
     """The model sees the left half, where the second of three steps has no event."""
     frames = dataclasses.replace(trained.info.frames, crop=(0, 0, 16, 8), size=None)
@@ -320,6 +312,55 @@ def test_a_step_of_a_stream_outside_the_crop_is_a_frame_of_zeros(trained):
     assert prediction.label is not None and prediction.events == len(events)
     assert [bool(x.any()) for x in frames_seen] == [True, False, True]
     assert {tuple(x.shape) for x in frames_seen} == {(1, 2, 16, 8)}
+
+
+def test_a_window_outside_the_crop_gets_no_label(trained):
+    """The model sees the left half, where the second of three windows has no event, or only two."""
+    frames = dataclasses.replace(trained.info.frames, crop=(0, 0, 16, 8), size=None)
+    cropped = with_info(trained, frames=frames)
+    events = np.concatenate([band(0, begin=0), band(2, begin=WINDOW), band(0, begin=2 * WINDOW)])
+    events["x"] = np.where(events["t"] // WINDOW == 1, 12, np.minimum(events["x"], 7))
+    for left in (0, 2):  # of which three frames of equal count cannot be made
+        events["x"][300 : 300 + left] = 3
+        found = list(label_windows(cropped, streams.Source("s", [events]), WINDOW, WINDOW))
+        assert [one.label is None for one in found] == [False, True, False]
+        assert [one.events for one in found] == [240] * 3 and found[1].confidence == 0
+    hot = dataclasses.replace(trained.info.frames, hot_pixels=1.0)
+    lone = np.repeat(band(0)[:1], 500)
+    lone["t"] = np.linspace(0, WINDOW - 1, 500).astype(int)
+    (one,) = label_windows(with_info(trained, frames=hot), streams.Source("s", [lone]), WINDOW, 1)
+    assert one.label is None
+
+
+def test_large_frames_are_labelled_in_small_batches(trained, monkeypatch):
+    sizes = []
+    real = predict_module.logits_of
+    monkeypatch.setattr(predict_module, "_BATCH_BYTES", 3 * 3 * 2 * 16 * 16 * 4 - 1)
+    monkeypatch.setattr(
+        predict_module, "logits_of", lambda t, x: sizes.append(len(x)) or real(t, x)
+    )
+    source = streams.Source("s", [long_recording([0, 1, 2, 2, 1, 0, 1])])
+    found = list(label_windows(trained, source, WINDOW, WINDOW))
+    assert [CLASSES.index(one.label) for one in found] == [0, 1, 2, 2, 1, 0, 1]
+    assert sizes == [3, 3, 1]
+
+
+def test_a_recording_as_one_window_says_what_it_takes(trained, monkeypatch):
+    monkeypatch.setattr(predict_module, "_MANY", 200)
+    source = streams.Source("s", [band(1)[:100], band(1)[100:]], None, 240)
+    with pytest.warns(UserWarning, match="is one sample, whose about 240 events .*--window"):
+        (one,) = label_windows(trained, source, WHOLE, WHOLE)
+    assert one.events == 240 and one.end == WINDOW
+
+
+@pytest.mark.parametrize("piece", [1, 100, 1000])
+def test_what_is_wrong_across_blocks_is_found(trained, piece):
+    events = np.concatenate([band(0), band(0, begin=WINDOW // 2)])
+    chunks = [events[i : i + piece] for i in range(0, 480, piece)]
+    with pytest.raises(InputError, match=r"x(, behind its first \d+ events)?: time runs backwards"):
+        list(label_windows(trained, streams.Source("x", chunks), WINDOW, WINDOW))
+    with pytest.raises(InputError, match="x: holds no events"):
+        list(label_windows(trained, streams.Source("x", [events[:0]]), WINDOW, WINDOW))
 
 
 def test_few_events_of_a_stream_get_no_label(trained):

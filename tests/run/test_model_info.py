@@ -8,6 +8,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sj_ottt import InputError
+from sj_ottt.data import ReadOptions
+from sj_ottt.data.activity import Activity
 from sj_ottt.run.checkpoint import ModelInfo, read_model, write_model
 from sj_ottt.run.sections import FrameOptions
 
@@ -24,6 +26,8 @@ OF_RECORDINGS = ModelInfo(
     sensor_size=(20, 22),
     window=5000,
     min_events=7,
+    activity=Activity((0.1, 0.2, 0.4), (0.4, 0.5, 0.6)),
+    reading=ReadOptions(strict=True, sensor_size=(20, 22), camera="left"),
     epoch=3,
     val_accuracy=0.75,
     adapted=12,
@@ -63,6 +67,10 @@ def test_the_names_in_a_file_are_flat_and_stay():
         "hot_pixels": 9.0, "normalize": True, "encoding": "direct", "readout": "exact",
         "rule_variant": "code", "stats": None, "sensor_size": [20, 22], "window": 5000,
         "min_events": 7, "epoch": 3, "val_accuracy": 0.75, "adapted": 12,
+        "activity": [[0.1, 0.2, 0.4], [0.4, 0.5, 0.6]],
+        "reading": {
+            "strict": True, "sensor_size": [20, 22], "camera": "left", "time_unit": None,
+        },
     }  # fmt: skip
 
 
@@ -70,12 +78,13 @@ def test_what_a_file_lacks_was_at_its_default():
     values = through_json(OF_RECORDINGS)
     for name in ("frames", "tau_us", "crop", "hot_pixels", "encoding", "readout", "rule_variant"):
         del values[name]
-    for name in ("stats", "sensor_size", "window", "min_events", "adapted"):
+    for name in ("stats", "sensor_size", "window", "min_events", "adapted", "activity", "reading"):
         del values[name]
     info = ModelInfo.from_metadata(values, "old.safetensors")
     assert info.frames == FrameOptions(steps=4, size=(16, 18))
     assert (info.readout, info.rule_variant) == ("traced", "paper")
     assert info.sensor_size is info.window is info.min_events is info.adapted is None
+    assert info.activity is None and info.reading == ReadOptions()
     assert (info.epoch, info.val_accuracy) == (3, 0.75)
 
 

@@ -88,13 +88,15 @@ def test_exit_codes_and_advice(options, monkeypatch, capsys):
 
 
 def test_a_second_signal_does_what_it_always_did():
+    before = signal.getsignal(signal.SIGTERM)
     with Stopping() as stopping:
         assert stopping.code == 0
         os.kill(os.getpid(), signal.SIGINT)
         assert stopping.code == 130 and stopping.why(130) == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_every_so_many_minutes():

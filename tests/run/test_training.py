@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.run import evaluation, training
+from sj_ottt.run import evaluation, training, training_run
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
 from tests.run.helpers import interrupt_after, train
@@ -95,13 +95,13 @@ def test_augmentations_are_of_the_training_part_only(options, monkeypatch):
     assert run.data.train.dataset is run.data.augmented
 
     seen = []
-    real = training.train_step
+    real = training_run.train_step
 
     def spy(model, optimizer, x_seq, target, **kwargs):
         seen.append(target)
         return real(model, optimizer, x_seq, target, **kwargs)
 
-    monkeypatch.setattr(training, "train_step", spy)
+    monkeypatch.setattr(training_run, "train_step", spy)
     run.run_epoch()
     run.run_epoch()
     assert {target.dim() for target in seen} == {1, 2}

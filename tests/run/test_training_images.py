@@ -34,11 +34,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
     broken = image_run(tmp_path, encoding=encoding, out=str(tmp_path / "broken"))
     run_epoch, calls = training.TrainingRun.run_epoch, []
 
-    def once(run):
+    def once(run, *args):
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        return run_epoch(run)
+        return run_epoch(run, *args)
 
     monkeypatch.setattr(training.TrainingRun, "run_epoch", once)
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ from sj_ottt.data import Saccade, read_events, transforms, write_events
 from sj_ottt.data.recordings.source import Source
 from sj_ottt.data.recordings.streams import WHOLE
 from sj_ottt.data.simulate.camera import saccade_events
-from sj_ottt.inference.predict import check_source, check_trained, label_stream, label_windows
+from sj_ottt.inference.predict import check_trained, label_stream, label_windows
 from sj_ottt.run import evaluation, training
 from sj_ottt.run.training_data import TrainingData
 from tests.helpers import same, weights, write_recordings
@@ -122,11 +122,11 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     broken = image_run(tmp_path, **OPTIONS, out=str(tmp_path / "broken"))
     run_epoch, calls = training.TrainingRun.run_epoch, []
 
-    def once(run):
+    def once(run, *args):
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        return run_epoch(run)
+        return run_epoch(run, *args)
 
     monkeypatch.setattr(training.TrainingRun, "run_epoch", once)
     with pytest.raises(KeyboardInterrupt):
@@ -158,7 +158,7 @@ def test_recordings_of_any_sensor_can_be_predicted(trained, recordings):
 def test_the_size_of_the_sensor_must_be_known(run, trained, recordings, capsys):
     path = sorted(recordings.rglob("*.npz"))[0]
     with pytest.raises(InputError, match=r"does not state the size .* give --sensor-size H W"):
-        check_source(trained, Source("here", []))
+        next(label_windows(trained, Source("here", []), WHOLE, WHOLE))
     argv = ["--checkpoint", run.run.out, "--device", "cpu", str(path)]
     assert main(["predict", *argv]) == 2
     assert "give --sensor-size H W" in capsys.readouterr().err

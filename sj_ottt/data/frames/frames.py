@@ -8,11 +8,16 @@ from typing import SupportsIndex
 import numpy as np
 
 from sj_ottt.data.recordings.events import check_events
+from sj_ottt.data.recordings.source import BLOCK
 from sj_ottt.errors import InputError
 
 SPLITS_BY = ("count", "duration")
 
 Crop = tuple[int, int] | tuple[int, int, int, int]
+
+
+class TooFewEvents(InputError):
+    """Fewer events than frames can be made of, none of which need be wrong."""
 
 
 def events_to_frames(
@@ -48,14 +53,21 @@ def events_to_frames(
         Counts, int32 [T, 2, H, W]; channel 0 holds polarity 0 (darker), channel 1 polarity 1.
 
     Raises:
-        InputError: A wrong argument, events that fail `check_events`, or fewer than T events to
-            share by count.
+        InputError: A wrong argument, events that fail `check_events`, or (`TooFewEvents`) fewer
+            than T events to share by count.
     """
     edges, _ = _cut(events, steps, split_by, sensor_size, source)
-    cell, (height, width) = _cells(events, sensor_size, size)
-    cell += np.repeat(np.arange(len(edges) - 1), np.diff(edges)) * (2 * height * width)
-    counts = np.bincount(cell, minlength=(len(edges) - 1) * 2 * height * width)
-    return counts.astype(np.int32).reshape(-1, 2, height, width)
+    height, width = check_size("size", size) if size is not None else sensor_size
+    counts = np.zeros((len(edges) - 1, 2 * height * width), np.int32)
+    for begin in range(0, len(events), BLOCK):  # a long recording needs no memory beside its events
+        end = min(begin + BLOCK, len(events))
+        frame = np.repeat(np.arange(len(counts)), np.diff(np.clip(edges, begin, end)))
+        first, last = frame[0], frame[-1]
+        cell, _ = _cells(events[begin:end], sensor_size, size)
+        cell += (frame - first) * counts.shape[1]
+        part = counts[first : last + 1]
+        part += np.bincount(cell, minlength=part.size).reshape(part.shape)
+    return counts.reshape(-1, 2, height, width)
 
 
 def time_surface(
@@ -205,7 +217,7 @@ def _cut(
     n, t = len(events), events["t"]
     if split_by == "count":
         if n < steps:
-            raise InputError(
+            raise TooFewEvents(
                 f"{source}: {n} events cannot fill {steps} frames; use at most {n} steps, "
                 "split_by='duration', or remove the recording"
             )

@@ -8,6 +8,7 @@ import torch
 
 from sj_ottt.data.frames.frames import (
     Crop,
+    TooFewEvents,
     check_crop,
     check_size,
     check_split_by,
@@ -92,13 +93,13 @@ class Framing:
         """Return the frames of a recording in whole numbers of `unit`, [T, 2, H, W].
 
         Raises:
-            InputError: Events that cannot be right, or of which too few are left.
+            InputError: Events that cannot be right, or (`TooFewEvents`) of which too few are left.
         """
         if self.hot_pixels is not None or self.crop is not None:
             check_events(events, source, sensor_size)
             events, sensor_size = self._select(events, sensor_size)
             if not len(events):
-                raise InputError(
+                raise TooFewEvents(
                     f"{source}: has no events but those of hot pixels or outside the crop; change "
                     "crop or hot_pixels, or remove the recording"
                 )

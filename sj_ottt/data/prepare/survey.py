@@ -187,7 +187,7 @@ def _look(
     for events in walk(recording):
         counts = _grown(counts, extent(events))
         cells = events["y"].astype(np.int64) * counts.shape[1] + events["x"]
-        counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+        np.add.at(counts.reshape(-1), cells, 1)  # blocks are smaller than a large sensor
         n, on_events = n + len(events), on_events + int(np.count_nonzero(events["p"]))
         first = int(events["t"][0]) if first is None else first
         last = int(events["t"][-1])

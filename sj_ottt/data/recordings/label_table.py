@@ -1,6 +1,7 @@
 """Labels of stretches of recordings, from a CSV file or from the names of folders.
 
-The CSV begins with a line of names: ``file,start,end,label`` and, where wanted, ``session``. The
+The CSV begins with a line of names: ``file,start,end,label`` and, where wanted, ``session`` and
+``part`` (``train`` or ``test``, the same in all lines of a file; all lines have one, or none). The
 file is a recording's name, with as many of its folders as tell it from the others. Times count from
 the recording's first event, in µs or with a unit (``1500``, ``20ms``, ``1.5 s``); an empty start or
 end is the recording's own. Stretches of one recording may overlap where they carry the same label;
@@ -8,8 +9,9 @@ they are then joined. Further columns are passed over.
 """
 
 import csv
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,11 +48,13 @@ class Labelled:
         path: The file.
         session: The session that it belongs to.
         stretches: Its labelled parts, in order of time.
+        part: ``"train"`` or ``"test"`` where the table says so, else None.
     """
 
     path: Path
     session: str
     stretches: tuple[Stretch, ...]
+    part: str | None = None
 
 
 def parse_duration(text: str, *, unit: bool = False) -> int:
@@ -75,12 +79,16 @@ def parse_duration(text: str, *, unit: bool = False) -> int:
 
 
 def labels_from_folders(recordings: Sequence[Path]) -> list[Labelled]:
-    """Label each recording as a whole by its folder; the folder above that is the session."""
+    """Label each recording as a whole by its folder; the folder above that is the session.
+
+    Sessions are named by their folders' paths from the folder that holds them all.
+    """
+    sessions = _session_names([path.resolve().parent.parent for path in recordings])
     found = []
     for path in recordings:
         folder = path.resolve().parent
         stretch = Stretch(0, None, _check_label(folder.name, f"{path}: folder"), str(path))
-        found.append(Labelled(path, str(folder.parent), (stretch,)))
+        found.append(Labelled(path, sessions[folder.parent], (stretch,)))
     return found
 
 
@@ -88,6 +96,8 @@ def read_labels(
     path: str | Path, recordings: Sequence[Path], *, others: bool = False
 ) -> list[Labelled]:
     """Read a CSV of labels and find the recording of each row.
+
+    Where a row names no session, the recording's folder is it, as in `labels_from_folders`.
 
     Args:
         path: The CSV; see this module for its form.
@@ -99,8 +109,12 @@ def read_labels(
     """
     rows: dict[Path, list[Stretch]] = {}
     sessions: dict[Path, str] = {}
-    for source, row in _rows(Path(path)):
-        if (recording := _find(row["file"], recordings, source)) is None:
+    parts: dict[Path, str | None] = {}
+    folders = _session_names([recording.resolve().parent for recording in recordings])
+    lines = _rows(Path(path))
+    divided = any(row.get("part") for _, row in lines)
+    for source, row in lines:
+        if (recording := find_named(row["file"], recordings, source)) is None:
             if others:
                 continue
             near = suggest(row["file"], {p.name for p in recordings})
@@ -114,13 +128,44 @@ def read_labels(
             raise InputError(f"{source}: end {row['end']} is not behind start {row['start'] or 0}")
         label = _check_label(row["label"], source)
         rows.setdefault(recording, []).append(Stretch(start, end, label, source))
-        session = row.get("session") or str(recording.resolve().parent)
+        session = row.get("session") or folders[recording.resolve().parent]
         if sessions.setdefault(recording, session) != session:
             raise InputError(
                 f"{source}: session {session!r}, where an earlier line says "
                 f"{sessions[recording]!r} for the same file; give one session for each file"
             )
-    return [Labelled(p, sessions[p], join_stretches(rows[p])) for p in recordings if p in rows]
+        part = _check_part(row["part"], source) if divided else None
+        if parts.setdefault(recording, part) != part:
+            raise InputError(
+                f"{source}: part {part!r}, where an earlier line says {parts[recording]!r} for the "
+                "same file; a recording is learned from or tested on as a whole"
+            )
+    return [
+        Labelled(p, sessions[p], join_stretches(rows[p]), parts[p]) for p in recordings if p in rows
+    ]
+
+
+def find_named(name: str, recordings: Sequence[Path], source: str) -> Path | None:
+    """Return the recording of a name: that of its file, with as many folders as tell it apart.
+
+    Args:
+        name: Such as ``A0.raw`` or ``monday/A0.raw``.
+        recordings: Those that it may be.
+        source: Where the name comes from, for messages.
+
+    Raises:
+        InputError: It names no file, or fits two.
+    """
+    wanted = Path(name).parts
+    if not wanted:
+        raise InputError(f"{source}: names no file; give the recording's name")
+    matches = [p for p in recordings if p.resolve().parts[-len(wanted) :] == wanted]
+    matches = matches or [p for p in recordings if p.resolve() == Path(name).resolve()]
+    if len(matches) > 1:
+        raise InputError(
+            f"{source}: file {name!r} fits {matches[0]} and {matches[1]}; give its folder too"
+        )
+    return matches[0] if matches else None
 
 
 def is_table_of_labels(path: Path) -> bool:
@@ -198,23 +243,30 @@ def _rows(path: Path) -> list[tuple[str, Mapping[str, str]]]:
     return found
 
 
-def _find(name: str, recordings: Sequence[Path], source: str) -> Path | None:
-    wanted = Path(name).parts
-    if not wanted:
-        raise InputError(f"{source}: names no file; give the recording's name")
-    matches = [p for p in recordings if p.resolve().parts[-len(wanted) :] == wanted]
-    if len(matches) > 1:
-        raise InputError(
-            f"{source}: file {name!r} fits {matches[0]} and {matches[1]}; give its folder too"
-        )
-    return matches[0] if matches else None
-
-
 def _time(text: str, source: str) -> int | None:
     try:
         return parse_duration(text) if text else None
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def _check_part(part: str, source: str) -> str:
+    if part.lower() not in ("train", "test"):
+        raise InputError(
+            f"{source}: part {part!r} is neither train nor test; where one line has a part, each "
+            "line needs one"
+        )
+    return part.lower()
+
+
+def _session_names(folders: Iterable[Path]) -> dict[Path, str]:
+    """Name folders by their paths from the one that holds them all, which is none of them."""
+    folders = set(folders)
+    if not folders:
+        return {}
+    root = Path(os.path.commonpath(folders))
+    root = root.parent if root in folders else root
+    return {folder: folder.relative_to(root).as_posix() for folder in folders}
 
 
 def _check_label(label: str, source: str) -> str:

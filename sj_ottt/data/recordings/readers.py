@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.events import Recording
-from sj_ottt.data.recordings.formats import bin, text
+from sj_ottt.data.recordings.formats import bin, es, text
 from sj_ottt.data.recordings.formats.aedat import aedat2, aedat3, aedat4
 from sj_ottt.data.recordings.formats.arrays import hdf5, npy, npz
 from sj_ottt.data.recordings.formats.prophesee import dat, raw
@@ -52,6 +52,7 @@ READERS: tuple[Reader, ...] = (
     Reader("AEDAT 2", (".aedat", ".aedat2"), aedat2.sniff, aedat2.stream),
     Reader("Prophesee RAW (EVT2, EVT2.1, EVT3)", (".raw",), raw.sniff, raw.stream),
     Reader("Prophesee DAT", (".dat",), dat.sniff, dat.stream),
+    Reader("Event Stream", (".es",), es.sniff, es.stream),
     Reader("ROS bag", (".bag", ".db3", ".mcap"), bag.sniff, bag.stream),
     Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.stream),
     Reader(

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from sj_ottt._files import atomic_write, cache_root
 from sj_ottt._parallel import ordered_map
-from sj_ottt.data.activity import Activity, Totals, activity_of
+from sj_ottt.data.activity import Activity, Totals, activity_of, totals_of
 from sj_ottt.data.frames.frames import Crop, check_size
 from sj_ottt.data.frames.framing import Framing
 from sj_ottt.data.recordings.events import LARGEST_SENSOR, extent
@@ -277,7 +277,7 @@ def _frames(
     events = read_events(root / file, reading)
     frames = framing(events, sensor_size, root / file)
     t = events["t"]
-    totals = Totals(len(events), int(np.count_nonzero(events["p"])), int(t[-1] - t[0]))
+    totals = totals_of(events, int(t[-1] - t[0]))
     return frames.astype(np.min_scalar_type(frames.max())), totals  # less to send to us
 
 

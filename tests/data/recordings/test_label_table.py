@@ -4,7 +4,12 @@ import pytest
 
 from sj_ottt import InputError
 from sj_ottt.data.recordings.folders import find_recordings
-from sj_ottt.data.recordings.label_table import parse_duration, read_labels
+from sj_ottt.data.recordings.label_table import (
+    find_named,
+    labels_from_folders,
+    parse_duration,
+    read_labels,
+)
 from tests.data.long_recordings import labels_file
 
 
@@ -70,3 +75,26 @@ def test_wrong_files_of_labels(raw, tmp_path):
     path = labels_file(tmp_path, *rows, head="file,start,end,label,session")
     with pytest.raises(InputError, match="line 3: session 'y', where an earlier line says 'x'"):
         read_labels(path, recordings)
+
+
+def test_sessions_are_named_from_the_folder_that_holds_them_all(tmp_path):
+    def sessions(*names):
+        paths = [tmp_path / "raw" / name for name in names]
+        return [one.session for one in labels_from_folders(paths)]
+
+    assert sessions("A/seven/1.npz", "A/one/2.npz", "B/deep/one/1.npz") == ["A", "A", "B/deep"]
+    assert sessions("seven/1.npz", "one/2.npz") == ["raw", "raw"]
+    # A folder and one inside it are two sessions, whatever they are called.
+    assert sessions("seven/1.npz", "raw/one/2.npz") == ["raw", "raw/raw"]
+
+
+def test_names_find_recordings_by_as_much_of_their_path_as_is_needed(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a/0.npz", "b/0.npz", "b/1.npz")]
+    assert find_named("1.npz", paths, "x") == find_named("b/1.npz", paths, "x") == paths[2]
+    assert find_named(str(paths[0]), paths, "x") == paths[0]
+    (tmp_path / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "c")
+    assert find_named("../a/0.npz", paths, "x") == paths[0]
+    assert find_named("2.npz", paths, "x") is None
+    with pytest.raises(InputError, match=r"x: file '0\.npz' fits .*a/0\.npz and .*give its folder"):
+        find_named("0.npz", paths, "x")

@@ -5,7 +5,8 @@ import pytest
 
 from sj_ottt.data import EVENT_DTYPE
 from sj_ottt.data.recordings import streams
-from sj_ottt.data.recordings.windows import window_starts
+from sj_ottt.data.recordings.label_table import Stretch
+from sj_ottt.data.recordings.windows import stretch_windows, window_starts
 from tests.inference.recordings import WINDOW, band
 
 
@@ -36,3 +37,31 @@ def test_windows_of_short_and_empty_streams():
     ((*place, whole),) = streams.windows([events[:5], events[5:]], 10**9, 10**9)
     assert place == [0, WINDOW] and np.array_equal(whole, events)
     assert list(streams.windows([events[:0]], 5, 5)) == []
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize(("length", "stride"), [(30, 30), (30, 10), (20, 50), (300, 1)])
+@pytest.mark.parametrize("last_end", [None, 200, 230])
+def test_windows_of_stretches_of_any_pieces(piece, length, stride, last_end):
+    rng = np.random.default_rng(1)
+    events = np.zeros(400, EVENT_DTYPE)
+    events["t"] = 1000 + np.sort(rng.integers(0, 200, 400))
+    events["t"][[0, -1]], events["x"] = (1000, 1199), np.arange(400)
+    bounds = [(0, 45), (45, 46), (60, 120), (130, last_end)]
+    stretches = [Stretch(start, end, "a", "") for start, end in bounds]
+    chunks = [events[i : i + piece] for i in range(0, 400, piece)]
+    taken = []
+    passing = (taken.append(len(chunk)) or chunk for chunk in chunks)
+    found = list(stretch_windows(passing, stretches, length, stride))
+    assert sum(taken) == 400  # whoever counts on the way sees all
+    t = events["t"] - 1000
+    places = [
+        (number, start)
+        for number, (begin, end) in enumerate(bounds)
+        for start in range(begin, (200 if end is None else end) - length + 1, stride)
+        if start < 200
+    ]
+    assert [(number, start) for number, start, _ in found] == places
+    for _, start, part in found:
+        assert np.array_equal(part, events[(t >= start) & (t < start + length)])
+    assert list(stretch_windows([], stretches, length, stride)) == []

@@ -17,6 +17,7 @@ DENSEST = 1032
 _LONGEST_LINE = 1 << 16
 _PIECE_BYTES = 1 << 18
 _KEPT_BYTES = 1 << 24
+_JOINED = 1 << 15
 
 
 def text_header(path: Path, mark: bytes, end: bytes) -> tuple[list[str], int]:
@@ -222,13 +223,13 @@ def reason(error: BaseException) -> str:
 
 
 def batched(pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Join pieces of events [n], as packets hold them, into blocks of about `BLOCK` events."""
+    """Join pieces of events [n], as packets hold them, into longer ones that still fit a cache."""
     held: list[np.ndarray] = []
     n = 0
     for piece in pieces:
         held.append(piece)
         n += len(piece)
-        if n >= BLOCK:
+        if n >= min(_JOINED, BLOCK):
             yield np.concatenate(held)
             held, n = [], 0
     if n:

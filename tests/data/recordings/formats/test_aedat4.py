@@ -111,7 +111,7 @@ def test_cut_off_at_every_byte(name, tmp_path):
     begin = len(files.aedat4_header())
     path = tmp_path / "a.aedat4"
     counts, silent = [], []
-    for length in range(0 if name == "lz4" else begin, len(whole)):
+    for length in range(len(b"#!AER-DAT") if name == "lz4" else begin, len(whole)):
         path.write_bytes(whole[:length])
         if length < begin:
             with pytest.raises(InputError, match=r"header|AEDAT , |does not begin|empty"):
