@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
     frames = f"{view.step_us / 1000:g} ms"
     if view.factor > 1:
         frames += f", in squares of {view.factor} x {view.factor} pixels"
+    if view.share > 1:
+        frames += f", one in {view.share} events drawn"
     print(f"frames    {frames}")
     print(f"page      {out} ({len(data) / 1000:,.0f} kB): open it in a browser")
 
@@ -82,14 +84,14 @@ def _data(view: View, path: Path) -> dict:
     packed = {
         name: base64.b64encode(stream).decode() for name, stream in view.packed._asdict().items()
     }
-    numbers = ("start", "end", "whole", "events", "on_events", "step_us", "factor", "frames")
+    numbers = ("start", "end", "whole", "events", "on_events", "step_us", "factor", "share")
     return {
         "name": path.name,
         "stem": path.stem,
         # With its folder, which tells it from those of other folders.
         "file": "/".join(path.resolve().parts[-2:]),
         "sensor_size": view.sensor_size,
-        **{name: getattr(view, name) for name in numbers},
+        **{name: getattr(view, name) for name in (*numbers, "frames")},
         "finest_us": SHORTEST_US,
         "n_hot": len(view.hot),
         "hot": view.hot[:_MOST_HOT].tolist(),

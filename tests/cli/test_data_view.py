@@ -112,11 +112,17 @@ def test_frames_are_those_of_a_plain_loop(opened, events):
 
 
 def test_long_recordings_are_shown_coarsely_and_say_so(chromium, recording, events, tmp_path):
-    coarse = paged(recording, tmp_path / "coarse.html", most=700)
-    chromium.open(coarse)
-    step = chromium.evaluate("step")
-    assert step > 125 and f"frames of {step // MS} ms" in chromium.evaluate("$('note').innerText")
+    chromium.open(paged(recording, tmp_path / "coarse.html", most=2000))
+    step, note = chromium.evaluate("step"), chromium.evaluate("$('note').innerText")
+    assert step > 125 and f"frames last {step // MS} ms at least" in note
+    assert "one in" not in note
     assert counts_in(chromium, 2, 3) == expected(events, 2 * step, 5 * step, 1)
+    chromium.open(paged(recording, tmp_path / "coarse.html", most=100))
+    share = chromium.evaluate("data.share")
+    assert share > 1 and f"one in {share} events" in chromium.evaluate("$('note').innerText")
+    assert 0 < sum(counts_in(chromium, 0, 1000).values()) < len(events) / 2
+    # Rates and totals are of all events, drawn or not.
+    assert chromium.evaluate("eventsIn(0, data.frames)") == len(events)
 
 
 def test_a_part_keeps_the_recordings_times(chromium, recording, events, tmp_path):

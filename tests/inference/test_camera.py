@@ -115,7 +115,7 @@ def test_adapting_to_another_camera_makes_a_model_of_it(trained, tmp_path):
     labelled = labels_from_folders(files)
     cut = {"window": WHOLE, "stride": WHOLE}
     with pytest.raises(InputError, match="leave out --strict"):
-        adapt(trained, labelled, **cut, options=ReadOptions(strict=True))
+        adapt(trained, labelled, **cut, read=ReadOptions(strict=True))
     with pytest.warns(UserWarning, match="comes from a sensor of 48 x 66") as said:
         result = adapt(trained, labelled, labelled[:2], **cut, lr=0.0, out=tmp_path / "adapted")
     assert result.before == result.after == 1.0 and result.right == 6

@@ -28,7 +28,9 @@ def test_parts(recordings):
     assert np.bincount(data.train_targets).tolist() == [6, 6, 6]
     assert (data.classes, data.steps, data.in_chans) == (CLASSES, 3, 2)
     of_recordings = {"sensor_size": (16, 16), "window": None, "min_events": None}
-    assert data.describe_input() == of_recordings
+    described = data.describe_input()
+    activity = described.pop("activity")
+    assert described == of_recordings and len(activity.rates) == len(activity.on_shares) == 3
 
 
 def test_images_state_their_channels_and_statistics(tmp_path):

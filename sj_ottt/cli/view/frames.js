@@ -41,9 +41,9 @@ function varints(bytes) {
 }
 
 async function unpack(packed) {
-  const [lengths, gaps, numbers] = await Promise.all(
-    [packed.lengths, packed.gaps, packed.counts].map(inflate));
-  const nextLength = varints(lengths), nextGap = varints(gaps), nextNumber = varints(numbers);
+  const names = ["lengths", "gaps", "counts", "totals"];
+  const streams = await Promise.all(names.map((name) => inflate(packed[name])));
+  const [nextLength, nextGap, nextNumber, nextTotal] = streams.map(varints);
   offsets = new Uint32Array(data.frames + 1);
   for (let i = 0; i < data.frames; i++) offsets[i + 1] = offsets[i] + nextLength();
   cells = new Uint32Array(offsets[data.frames]);
@@ -51,14 +51,12 @@ async function unpack(packed) {
   summed = [0, 1].map(() => new Float64Array(data.frames + 1));
   for (let i = 0; i < data.frames; i++) {
     let cell = -1;
-    const sums = [0, 0];
     for (let j = offsets[i]; j < offsets[i + 1]; j++) {
       cell += nextGap() + 1;
       cells[j] = cell;
       counts[j] = nextNumber() + 1;
-      sums[cell & 1] += counts[j];
     }
-    for (const p of [0, 1]) summed[p][i + 1] = summed[p][i] + sums[p];
+    for (const p of [0, 1]) summed[p][i + 1] = summed[p][i] + nextTotal();
   }
 }
 
@@ -72,6 +70,12 @@ function frameCounts(first, n, pool = 1) {
     sums[(y * wide + x) * 2 + (cells[j] & 1)] += counts[j];
   }
   return sums;
+}
+
+/** All events of frames, those too that are not shown. */
+function eventsIn(first, behind) {
+  behind = Math.min(behind, data.frames);
+  return [0, 1].reduce((sum, p) => sum + summed[p][behind] - summed[p][first], 0);
 }
 
 const startOf = (index) => data.start + index * step;
@@ -135,7 +139,8 @@ function drawFrame() {
   context.drawImage(small, 0, 0, small.width * scale, small.height * scale);
   if ($("hot").checked) drawHot(context, canvas.width / width);
   $("time").textContent =
-    `${clock(startOf(at))} to ${clock(endOf(at + exposure))} s · ${total.toLocaleString("en")} events`;
+    `${clock(startOf(at))} to ${clock(endOf(at + exposure))} s · ` +
+    `${eventsIn(at, at + exposure).toLocaleString("en")} events`;
 }
 
 function drawHot(context, scale) {
@@ -166,7 +171,7 @@ function drawRate() {
     const left = place(start), right = place(end ?? data.end);
     context.globalAlpha = 0.16;
     context.fillStyle = style("--ink");
-    context.fillRect(left, 0, Math.max(1, right - left), high);
+    context.fillRect(left, 0, Math.max(2, right - left), high);
     context.globalAlpha = 1;
     context.save();
     context.beginPath();

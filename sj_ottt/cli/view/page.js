@@ -57,10 +57,13 @@ function facts() {
     notes.push(`This page shows ${seconds(data.start)} s to ${seconds(data.end)} s of the ` +
       "recording; the facts are those of this part.");
   }
-  const square = data.factor > 1 ? `, and in squares of ${data.factor} × ${data.factor} pixels` : "";
-  notes.push(data.step_us > data.finest_us || square
-    ? `So that this page stays small, events are counted in frames of ${duration(step)}${square}. ` +
-      "For finer ones, make a page of a part: sj-ottt data view FILE --start 10s --length 5s."
+  const means = [];
+  if (step > data.finest_us) means.push(`frames last ${duration(step)} at least`);
+  if (data.factor > 1) means.push(`${data.factor} × ${data.factor} pixels are shown as one`);
+  if (data.share > 1) means.push(`only one in ${data.share} events is drawn (the rates are of all)`);
+  notes.push(means.length
+    ? `So that this page stays small, ${means.join(", and ")}. For more, make a page of a part: ` +
+      "sj-ottt data view FILE --start 10s --length 5s."
     : `Every event is shown; the shortest frame lasts ${duration(step)}.`);
   $("note").textContent = notes.join(" ");
   $("hot-label").lastElementChild.textContent = data.n_hot > data.hot.length

@@ -115,8 +115,9 @@ def test_recordings_that_cannot_be_used_are_reported(folder, tmp_path):
     write_events(folder / "train" / "rare" / "8.npz", backwards)
     found = survey_recordings(folder)
     assert len(found.recordings) == 10
-    assert "4.npz: truncated" in found.problems[0] and "8.npz: time runs" in found.problems[1]
-    with pytest.raises(InputError, match=r"4\.npz: truncated"):
+    assert "4.npz: does not begin as" in found.problems[0]
+    assert "8.npz: time runs" in found.problems[1]
+    with pytest.raises(InputError, match=r"4\.npz: does not begin as"):
         survey_recordings(folder / "train" / "rare" / "4.npz")
     with pytest.raises(InputError, match="none: no such recording"):
         survey_recordings(tmp_path / "none")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt.data import EVENT_DTYPE, read_events
+from sj_ottt.data import EVENT_DTYPE, ReadOptions, read_events
 from sj_ottt.data.recordings.readers import READERS, SNIFFED_BYTES
 from tests.data.recordings import damage
 from tests.data.recordings.damage import cut_everywhere, damaged, samples, survives
@@ -24,13 +24,37 @@ def test_damaged_files_of_every_format(name, tmp_path):
         sample.write(),
         sample.suffix,
         tmp_path,
-        files=150,
+        files=120,
         densest=sample.densest,
         other=other.write(),
     )
     # Without a mark, any bytes are events.
     assert outcomes["refused"] or sample.suffix == ".bin", outcomes
-    assert outcomes["refused"] < 150, outcomes
+    assert outcomes["refused"] < 120, outcomes
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_strict_reading_repairs_nothing(name, tmp_path):
+    sample = SAMPLES[name]
+    path = tmp_path / f"intact{sample.suffix}"
+    path.write_bytes(sample.write())
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read_events(path)
+    if said:  # even the intact file leaves something to be assumed
+        with pytest.raises(InputError, match="which --strict refuses"):
+            read_events(path, ReadOptions(strict=True))
+        return
+    outcomes = survives(
+        sample.write(),
+        sample.suffix,
+        tmp_path,
+        files=40,
+        seed=1,
+        densest=sample.densest,
+        read=lambda path: read_events(path, ReadOptions(strict=True)),
+    )
+    assert not outcomes["warned"], outcomes
 
 
 def test_every_reader_has_a_file_that_is_damaged():

@@ -65,7 +65,7 @@ def test_content_goes_before_ending(tmp_path):
     ("columns", "words"),
     [
         ({"x": np.arange(4)}, "differ in length"),
-        ({"x": np.arange(5.0)}, "flat array of integers"),
+        ({"x": np.arange(5.0) + 0.5}, "fractions"),
         ({"x": np.zeros((5, 1), int)}, "flat array of integers"),
         ({"x": np.full(5, 2**20)}, "beyond int16"),
         ({"x": np.array([None] * 5, object)}, "pickled"),
