@@ -19,6 +19,8 @@ from benchmarks import (
     loading,
     long,
     networks,
+    reading,
+    recordings,
     rules,
     scaling,
     sessions,
@@ -114,6 +116,7 @@ def main() -> None:
         "folds": folds.folds,
         "sessions": sessions.sessions,
         "scaling": scaling.scaling,
+        "reading": reading.reading,
         "transfer": transfer.transfer,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -138,9 +141,11 @@ def main() -> None:
         "--workers", type=int, nargs="+", default=[0, 1, 2], help="loading (default: 0 1 2)"
     )
     parser.add_argument(
-        "--events", type=int, default=300_000_000, help="long (default: %(default)s)"
+        "--events", type=int, help="long (default: 300 million), reading (default: 10 million)"
     )
     parser.add_argument("--scratch", help="long: folder for a file of 8 bytes an event")
+    parser.add_argument("--formats", nargs="+", choices=recordings.FORMATS, help="reading: some")
+    parser.add_argument("--rivals", help="reading: a Python that has the decoders by others")
     parser.add_argument(
         "--models", nargs="+", default=[], metavar="MODEL[=WEIGHTS]", help="transfer: networks"
     )

@@ -21,10 +21,11 @@ _PIECE = 1_000_000
 
 def long(args: argparse.Namespace) -> list[dict]:
     """Seconds and peak memory of each command on one Prophesee DAT file of --events events."""
+    n = args.events or 300_000_000
     with tempfile.TemporaryDirectory(dir=args.scratch) as folder:
         root = Path(folder)
-        recording = write_dat(root / "long.dat", args.events)
-        write_labels(root / "labels.csv", recording.name, args.events // _EVENTS_PER_US)
+        recording = write_dat(root / "long.dat", n)
+        write_labels(root / "labels.csv", recording.name, n // _EVENTS_PER_US)
         write_untrained(root / "run")
         commands = {
             "data info": ["data", "info", recording, "--out", root / "info"],
@@ -41,7 +42,7 @@ def long(args: argparse.Namespace) -> list[dict]:
             rows.append(
                 {
                     "command": name,
-                    "events": f"{args.events:,}",
+                    "events": f"{n:,}",
                     "seconds": f"{seconds:.0f}",
                     "CPU seconds": f"{on_cpu:.0f}",
                     "peak MB": f"{peak / 1e6:.0f}",

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from typing import Any
 
 from spikingjelly.activation_based import base
@@ -20,12 +21,15 @@ __all__ = ["convert"]
 _LIF = (sj_neuron.LIFNode, sj_neuron.OTTTLIFNode, sj_neuron.SLTTLIFNode)
 _NEURONS = (*_LIF, sj_neuron.IFNode, sj_neuron.ParametricLIFNode)
 _NOT_SPIKING = (sj_neuron.NonSpikingBaseNode, sj_neuron.NoisyNonSpikingBaseNode)
+_OF_ALL_STEPS = (sj_layer.MultiStepContainer, sj_layer.SeqToANNContainer)
+_CHAINS = (nn.Sequential, *_OF_ALL_STEPS, sj_layer.StepModeContainer)
+_ATTENTION = (sj_layer.SpikingSelfAttention, sj_layer.QKAttention)
 _RECURRENT = (sj_layer.ElementWiseRecurrentContainer, sj_layer.LinearRecurrentContainer)
 _IN_PYTORCH_TOO = ("Linear", "Conv2d", "AvgPool2d", "MaxPool2d", "AdaptiveAvgPool2d", "Flatten")
 _IN_SPIKINGJELLY = ("WSConv2d", "WSLinear", "OTTTSequential", "Dropout", "Dropout2d")
 # Class of theirs → class of ours, which adds behaviour and no state.
 _LAYERS = {
-    nn.Sequential: layer.OTTTSequential,
+    **dict.fromkeys(_CHAINS, layer.OTTTSequential),
     **{getattr(nn, name): getattr(layer, name) for name in _IN_PYTORCH_TOO},
     **{
         getattr(sj_layer, name): getattr(layer, name)
@@ -49,7 +53,12 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
 
     An IF node becomes `neuron.OTTTLIFNode(tau=inf)`, whose trace sums up all spikes. A
     ParametricLIF node becomes `neuron.OTTTParametricLIFNode`, whose trace decays by the current
-    time constant, and which learns it online. The result runs in step mode "s".
+    time constant, and which learns it online.
+
+    The result runs in step mode "s", also where the model ran all time steps in one call, layer by
+    layer (step mode "m", `MultiStepContainer`, `SeqToANNContainer`): that is the same function in
+    evaluation. A batch norm in it normalised all time steps together in training, and then
+    normalises each by itself.
 
     Args:
         model: The model; it is not changed.
@@ -62,6 +71,9 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
     Raises:
         InputError: If the rule is unknown, or parts of the model cannot be converted; all of them
             are named.
+
+    Warns:
+        UserWarning: If a batch norm has normalised all time steps together; it is named.
     """
     find_rule(rule)
     obstacles = [
@@ -71,6 +83,12 @@ def convert(model: nn.Module, rule: str = "ottt", share: bool = True) -> nn.Modu
     ]
     if obstacles:
         raise InputError(f"{type(model).__name__} cannot be converted: {'; '.join(obstacles)}")
+    if over_time := _norms_over_time(model):
+        warnings.warn(
+            f"{', '.join(over_time)} normalised all time steps together in training, and will "
+            "normalise each by itself: in evaluation nothing changes",
+            stacklevel=2,
+        )
     # What a deep copy takes from here, it does not copy.
     not_copied = {id(t): t for t in (*model.parameters(), *model.buffers())} if share else {}
     for module in model.modules():
@@ -100,7 +118,13 @@ def _obstacle(module: nn.Module) -> str | None:
         return "a Feedback is bound to neurons that are replaced: connect it after the conversion"
     if isinstance(module, _BatchNorm):
         return _batch_norm_obstacle(module)
-    if isinstance(module, base.MultiStepModule):
+    if isinstance(module, _ATTENTION):
+        return (
+            f"{name} takes all time steps [T, N, C, L] in its forward: write it for one step, "
+            'where rule="sltt" takes products of spikes as they are, and the others those of q[0], '
+            "k[0] and v[0], the spikes alone"
+        )
+    if isinstance(module, base.MultiStepModule) and kind not in _OF_ALL_STEPS:
         return f"{name} needs all time steps at once"
     if kind is sj_layer.WSConv2d and module.padding_mode != "zeros":
         return f'padding_mode="{module.padding_mode}", which SpikingJelly\'s WSConv2d ignores'
@@ -116,7 +140,7 @@ def _obstacle(module: nn.Module) -> str | None:
 
 
 def _batch_norm_obstacle(module: _BatchNorm) -> str | None:
-    """Return why a batch norm cannot stay; None where it sees one time step as PyTorch's do."""
+    """Return why a batch norm cannot stay; None where it does what PyTorch's do."""
     kind = type(module)
     if kind.__module__.startswith("torch."):
         return None
@@ -127,9 +151,24 @@ def _batch_norm_obstacle(module: _BatchNorm) -> str | None:
         )
     if isinstance(module, base.MultiStepModule):
         return f'{kind.__name__} normalises over time: use layer.BatchNorm2d in step mode "s"'
-    if module.step_mode == "s":
-        return None
-    return f'{kind.__name__} in step mode "m" normalises over time: train it in "s"'
+    return None
+
+
+def _norms_over_time(model: nn.Module) -> list[str]:
+    """Return the names of batch norms whose batch is that of all time steps."""
+    joining = [
+        part
+        for part in model.modules()
+        if isinstance(part, sj_layer.SeqToANNContainer)
+        or (isinstance(part, sj_layer.StepModeContainer) and part.step_mode == "m")
+    ]
+    within = {inner for container in joining for inner in container.modules()}
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and (module in within or getattr(module, "step_mode", "s") == "m")
+    ]
 
 
 def _replaced(module: nn.Module, done: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -226,6 +226,12 @@ def synops(found: Mapping[str, float]) -> bytes:
     return _bars(millions, "million synaptic operations per recording", "{:.3g}")
 
 
+def energy(joules: Mapping[str, float]) -> bytes:
+    """Draw the joules of each layer of what `analysis.energy` returns."""
+    nanojoules = {name: 1e9 * value for name, value in joules.items()}
+    return _bars(nanojoules, "nanojoules per recording", "{:.3g}")
+
+
 def _bars(found: Mapping[str, float], label: str, text: str) -> bytes:
     """Draw one horizontal bar a name, the last (the sum or the mean) in another colour."""
     names, values = list(found), list(found.values())

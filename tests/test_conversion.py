@@ -9,7 +9,7 @@ from spikingjelly.activation_based import functional as sj_functional
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate
-from spikingjelly.activation_based.model import sew_resnet, spiking_resnet
+from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
 from torch import nn
 
 from sj_ottt import InputError, convert, layer, learning
@@ -172,6 +172,122 @@ def test_a_model_in_step_mode_m_comes_out_in_s():
     assert net(torch.rand(2, 4)).shape == (2, 3)
 
 
+def test_a_model_of_all_steps_at_once_becomes_one_of_single_steps():
+    """The same function in evaluation, and the same gradient where nothing is normalised."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        sj_layer.SeqToANNContainer(nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)),
+        lif(step_mode="m"),
+        sj_layer.StepModeContainer(False, "m", nn.Conv2d(6, 6, 3), nn.BatchNorm2d(6)),
+        sj_layer.MultiStepContainer(lif(), nn.AvgPool2d(2)),
+        sj_layer.Conv2d(6, 4, 1, step_mode="m"),
+        sj_layer.BatchNorm2d(4, step_mode="m"),
+        lif(step_mode="m"),
+        sj_layer.SeqToANNContainer(nn.Flatten(), nn.Linear(36, 4)),
+    ).double()
+    x_seq, _ = batch()
+    with torch.no_grad():  # running statistics that are not those of the start
+        model(x_seq)
+        sj_functional.reset_net(model)
+        expected = model.eval()(x_seq)
+    words = "0.1, 2.1, 5 normalised all time steps together in training"
+    with pytest.warns(UserWarning, match=words):
+        net = convert(model)
+    assert net.state_dict().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        found = torch.stack([net.eval()(x) for x in x_seq])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert expected.std() > 1e-3 and gradients(net.train())
+
+
+class AttentionBlock(nn.Module):
+    """Spiking self-attention of one time step, residual, as in Spikformer."""
+
+    def __init__(self, width: int, traced: bool):
+        super().__init__()
+        self.qkv, self.norm, self.fire = nn.Linear(width, 3 * width), nn.LayerNorm(3 * width), lif()
+        self.attend, self.project, self.last = lif(), nn.Linear(width, width), lif()
+        self.traced = traced
+
+    def forward(self, x):
+        q, k, v = self.fire(self.norm(self.qkv(x))).chunk(3, -1)
+        if self.traced:  # the spikes alone: no weight takes part in their product
+            q, k, v = q[0], k[0], v[0]
+        return self.last(self.project(self.attend(0.5 * (q @ k.transpose(1, 2) @ v)))) + x
+
+
+def transformer(traced: bool) -> nn.Module:
+    torch.manual_seed(0)
+    first = nn.Linear(8, 6)
+    net = nn.Sequential(
+        nn.Flatten(2), first, lif(), AttentionBlock(6, traced), nn.Flatten(), nn.Linear(48, 4)
+    ).double()
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1.0)
+    return net
+
+
+def of_tokens() -> torch.Tensor:
+    x_seq, _ = batch()
+    return x_seq.flatten(3)[:, :, :, :64].reshape(STEPS, 6, 8, 2, 8)[:, :, :, 0]
+
+
+def test_attention_is_exact_where_the_product_takes_spikes_and_refused_elsewhere():
+    """d(q kᵀ v) goes through the spikes of this step: no weight is in the product.
+
+    The reference writes OTTT out: a weight takes the trace of what enters it, and every other
+    gradient is autograd's of the step.
+    """
+    x_seq, target = of_tokens(), batch()[1]
+    with pytest.raises(InputError, match=r"matmul\(\) was called in AttentionBlock.*x\[0\]"):
+        convert(transformer(False)).train()(x_seq[0])
+    net = convert(transformer(True))
+    loss = torch.nn.CrossEntropyLoss()
+    learning.train_step(net, torch.optim.SGD(net.parameters(), 0.0), x_seq, target, loss_fn=loss)
+    expected = attention_by_hand(net, x_seq, target, traces=True)
+    for name, parameter in net.named_parameters():
+        assert parameter.grad.norm() > 0, name
+        assert relative_error(parameter.grad, expected[name]) < 1e-10, name
+    control = attention_by_hand(net, x_seq, target, traces=False)
+    assert relative_error(net[3].project.weight.grad, control["3.project.weight"]) > 1e-2
+    # Without traces the product is exact as it stands.
+    sltt = convert(transformer(False), "sltt")
+    learning.train_step(sltt, torch.optim.SGD(sltt.parameters(), 0.0), x_seq, target, loss_fn=loss)
+    for name, parameter in sltt.named_parameters():
+        assert relative_error(parameter.grad, control[name]) < 1e-10, name
+
+
+def attention_by_hand(net, x_seq, target, traces):
+    """The gradients of `transformer`, neurons and traces written out."""
+    weights = {k: p.detach().clone().requires_grad_() for k, p in net.named_parameters()}
+    v, kept = {}, {}
+
+    def fire(name, current):
+        u = 0.5 * v.get(name, torch.zeros_like(current)).detach() + current
+        spike = surrogate.Sigmoid()(u - 1.0)
+        v[name] = (u - spike).detach()
+        kept[name] = 0.5 * kept.get(name, 0.0) + spike.detach()
+        return spike, kept[name] if traces else spike.detach()
+
+    def linear(name, spike, trace):
+        w, b = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        learns = F.linear(trace, w)
+        return F.linear(spike, w.detach()) + learns - learns.detach() + b
+
+    for x in x_seq:
+        s, a = fire("first", F.linear(x.flatten(2), weights["1.weight"], weights["1.bias"]))
+        current = linear("3.qkv", s, a)
+        norm = weights["3.norm.weight"], weights["3.norm.bias"]
+        (qkv, _) = fire("qkv", F.layer_norm(current, (18,), *norm))
+        query, key, value = qkv.chunk(3, -1)
+        attended = fire("attend", 0.5 * (query @ key.transpose(1, 2) @ value))
+        out, trace = fire("last", linear("3.project", *attended))
+        logits = linear("5", (out + s).flatten(1), (trace + a).flatten(1))
+        (F.cross_entropy(logits, target) / len(x_seq)).backward()
+    return {name: w.grad for name, w in weights.items()}
+
+
 def test_a_module_in_two_places_stays_one():
     node = lif()
     net = convert(nn.Sequential(nn.Linear(4, 4), node, nn.Linear(4, 4), node))
@@ -245,11 +361,11 @@ class OtherBatchNorm(nn.BatchNorm2d):
 def test_names_all_that_stands_in_the_way():
     model = nn.Sequential(
         sj_layer.Conv2d(2, 4, 3),
-        sj_layer.BatchNorm2d(4, step_mode="m"),
+        sj_layer.SpikingSelfAttention(8, 2),
         sj_neuron.QIFNode(),
         sj_layer.WSConv2d(4, 4, 3, padding=1, padding_mode="circular"),
         sj_neuron.KLIFNode(),
-        nn.Sequential(sj_layer.SeqToANNContainer(nn.Linear(4, 4)), sj_layer.SynapseFilter()),
+        nn.Sequential(sj_layer.TLastSeqToANNContainer(nn.Linear(4, 4)), sj_layer.SynapseFilter()),
         lif(),
         sj_neuron.NonSpikingLIFNode(),
         sj_layer.LinearRecurrentContainer(lif(), 4, 4),
@@ -265,11 +381,11 @@ def test_names_all_that_stands_in_the_way():
         convert(model)
     message = str(caught.value)
     for words in (
-        '1 (BatchNorm2d in step mode "m"',
+        "1 (SpikingSelfAttention takes all time steps [T, N, C, L] in its forward",
         "2 (QIFNode has dynamics of its own",
         '3 (padding_mode="circular"',
         "4 (KLIFNode has dynamics of its own",
-        "5.0 (SeqToANNContainer needs all time steps",
+        "5.0 (TLastSeqToANNContainer needs all time steps",
         "5.1 (SynapseFilter keeps a state",
         "7 (NonSpikingLIFNode does not spike: put neuron.MembraneReadout",
         "8 (LinearRecurrentContainer feeds back within a layer: lay a layer.Feedback",
@@ -287,19 +403,26 @@ def test_names_all_that_stands_in_the_way():
         convert(nn.Sequential(nn.Linear(2, 2)))
 
 
+def small_vgg(**kwargs) -> nn.Module:
+    """SpikingJelly's VGG, whose classifier of 120 million weights gives way to a small one."""
+    model = spiking_vgg.SpikingVGG([8, "M", 16], True, init_weights=False, **kwargs)
+    model.classifier = nn.Sequential(sj_layer.Linear(16 * 49, 4))
+    return model
+
+
 @pytest.mark.slow
-def test_spikingjellys_residual_networks():
+def test_spikingjellys_networks():
     """Their model files as they are: batch norm, residual sums, torch.flatten."""
-    for module, name, extra in (
-        (spiking_resnet, "spiking_resnet18", {}),
-        (sew_resnet, "sew_resnet18", {"cnf": "ADD"}),
+    for make, extra in (
+        (spiking_resnet.spiking_resnet18, {"num_classes": 4}),
+        (sew_resnet.sew_resnet18, {"num_classes": 4, "cnf": "ADD"}),
+        (small_vgg, {}),
     ):
         torch.manual_seed(0)
-        model = getattr(module, name)(
+        model = make(
             spiking_neuron=sj_neuron.LIFNode,
             surrogate_function=surrogate.ATan(),
             detach_reset=True,
-            num_classes=4,
             **extra,
         ).double()
         x_seq, target = torch.randn(3, 2, 3, 32, 32).double(), torch.tensor([0, 1])

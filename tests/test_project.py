@@ -25,6 +25,7 @@ ROOMS = (
     {"conversion", "models"},
     {"run"},
     {"inference", "analysis"},
+    {"export"},
     {"cli"},
     {"__main__"},
 )

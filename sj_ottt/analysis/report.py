@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sj_ottt import plots
 from sj_ottt.analysis.activity import firing_rates, latency_curve, synaptic_operations
+from sj_ottt.analysis.energy import EnergyCosts, EnergyRow, energy
 from sj_ottt.analysis.gradients import gradient_alignment
 from sj_ottt.data import collate_for
 from sj_ottt.errors import InputError, suggest
@@ -47,6 +48,19 @@ def _curve(found: Sequence[float]) -> Rows:
     return [{"steps": t, "accuracy": value} for t, value in enumerate(found, start=1)]
 
 
+def _energy_rows(found: Sequence[EnergyRow]) -> Rows:
+    return [asdict(row) for row in found]
+
+
+def _energy(costs: EnergyCosts | None) -> Instrument:
+    """Return the instrument that counts with these costs."""
+    return Instrument(
+        lambda model, x, y: energy(model, x, costs),
+        _energy_rows,
+        lambda found: plots.energy({row.layer: row.joules for row in found}),
+    )
+
+
 INSTRUMENTS = {
     "rates": Instrument(
         lambda model, x, y: firing_rates(model, x),
@@ -58,6 +72,7 @@ INSTRUMENTS = {
         partial(_named_values, "layer", "operations"),
         plots.synops,
     ),
+    "energy": _energy(None),
     "latency": Instrument(latency_curve, _curve, plots.latency),
     "alignment": Instrument(gradient_alignment, list, plots.alignment),
 }
@@ -74,6 +89,7 @@ def analyze(
     samples: int = 128,
     steps: int | None = None,
     device: str = "auto",
+    costs: EnergyCosts | None = None,
 ) -> dict[str, tuple[Rows, Path]]:
     """Measure a run's best model on one batch of recordings, drawn evenly from a part of the data.
 
@@ -86,12 +102,14 @@ def analyze(
         samples: Recordings in the batch, at most.
         steps: Time steps of a recording; the number used in training if not given.
         device: As in `TrainConfig`.
+        costs: Of an operation, for "energy"; those of `EnergyCosts()` if not given.
 
     Returns:
         For each instrument its rows and the path of its CSV file; the picture stands beside it.
 
     Raises:
-        InputError: An unknown instrument, a number below 1, or as `evaluation.evaluate`.
+        InputError: An unknown instrument, a number below 1, costs without "energy", or as
+            `evaluation.evaluate`.
     """
     for name in what:
         if name not in INSTRUMENTS:
@@ -99,6 +117,8 @@ def analyze(
                 f"{name!r} is no instrument: use {', '.join(INSTRUMENTS)}"
                 f"{suggest(name, INSTRUMENTS)}"
             )
+    if costs is not None and "energy" not in what:
+        raise InputError("costs belong to the instrument energy: add it, or leave them out")
     for name, number in (("samples", samples), ("steps", steps)):
         if number is not None and number < 1:
             raise InputError(f"{name} must be a whole number from 1 on, not {number}")
@@ -114,7 +134,7 @@ def analyze(
     folder = Path(checkpoint) / "analysis" if out is None else Path(out)
     found = {}
     for name in what:
-        instrument = INSTRUMENTS[name]
+        instrument = _energy(costs) if name == "energy" else INSTRUMENTS[name]
         measured = instrument.measure(trained.model, x_seq, target)
         rows, path = instrument.rows(measured), folder / f"{name}.csv"
         write_file(path, _csv(rows))

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sj_ottt import __version__, zoo
-from sj_ottt.cli import data
+from sj_ottt.cli import data, export
 from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data.encodings import EVENTS_FROM_IMAGE
 from sj_ottt.data.recordings.readers import open_recording
@@ -181,9 +181,16 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what",
         type=lambda text: text.split(","),
-        default=["rates", "synops", "latency", "alignment"],
+        default=["rates", "synops", "energy", "latency", "alignment"],
         metavar="NAME,NAME,...",
-        help="rates, synops, latency, alignment (default: all)",
+        help="rates, synops, energy, latency, alignment (default: all)",
+    )
+    parser.add_argument(
+        "--picojoules",
+        type=_picojoules,
+        metavar="MAC,AC",
+        help="what a multiplication with its addition, and an addition alone, take (default: "
+        "4.6,0.9, 32-bit numbers in 45 nm, Horowitz 2014)",
     )
     parser.add_argument("--out", metavar="DIR", help="default: analysis in the run's folder")
     parser.add_argument(
@@ -196,12 +203,23 @@ def _add_analyze(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="default: %(default)s")
 
 
+def _picojoules(text: str) -> tuple[float, float]:
+    try:
+        mac, ac = (float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError("give two numbers like 4.6,0.9") from None
+    return mac, ac
+
+
 def _analyze(args: argparse.Namespace) -> None:
     # matplotlib takes most of a second to import.
-    from sj_ottt.analysis import report
+    from sj_ottt.analysis import EnergyCosts, report
 
     names = ("data", "out", "split", "samples", "steps", "device")
     kwargs = {name: getattr(args, name) for name in names}
+    if args.picojoules is not None:
+        mac, ac = args.picojoules
+        kwargs["costs"] = EnergyCosts(mac * 1e-12, ac * 1e-12)
     for name, (rows, path) in report.analyze(args.checkpoint, args.what, **kwargs).items():
         print(f"{name}: {path}  {path.with_suffix('.png')}")
         print("  " + "  ".join(rows[0]))
@@ -379,6 +397,7 @@ def _parser() -> argparse.ArgumentParser:
         ("data", "make and look at recordings, cut them into samples", data.add, None),
         ("predict", "label a raw recording or a stream, window by window", _add_predict, _predict),
         ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
+        ("export", "write a trained model for another program", export.add, export.run),
         ("models", "list the models, their size and their weights", None, _models),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -55,6 +55,7 @@ class OneStep(nn.Module):
                     "graph for all steps cannot tell: build its synapse with bias=False"
                 )
         reset_state(self.model)
+        before = [dict(m._memories) for m in stateful_modules(self.model)]
         with torch.no_grad():
             self.model(example)
         names = {module: name for name, module in self.model.named_modules()}
@@ -63,7 +64,7 @@ class OneStep(nn.Module):
             for name, value in module._memories.items():
                 if isinstance(value, Tensor):
                     self._kept.append(_Memory(i, name))
-                elif not (value is None or isinstance(value, bool)):
+                elif value is not None and not _stands(value, before[i][name]):
                     raise InputError(
                         f"{type(module).__name__} keeps {name}, a {type(value).__name__}, between "
                         "time steps, which no graph can take: leave the module out of the model"
@@ -123,3 +124,8 @@ class OneStep(nn.Module):
         new = [modules[m.module]._memories[m.name] for m in self._kept]
         reset_state(self.model)
         return (output, *new)
+
+
+def _stands(value: Any, before: Any) -> bool:
+    """Whether what a module keeps is a flag, or a number that a step leaves as it is."""
+    return isinstance(value, bool) or (isinstance(value, int | float) and value == before)

@@ -349,6 +349,7 @@ def test_pictures_take_what_the_instruments_return():
     x_seq, target = batch()
     pictures = (
         plots.rates(analysis.firing_rates(network(), x_seq)),
+        plots.energy({row.layer: row.joules for row in analysis.energy(network(), x_seq)}),
         plots.synops(analysis.synaptic_operations(network(), x_seq)),
         plots.latency(analysis.latency_curve(network(), x_seq, target)),
         plots.alignment(analysis.gradient_alignment(network(), x_seq, target)),

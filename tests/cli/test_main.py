@@ -75,10 +75,10 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
     assert table[2][1:3] == [f"{result['test_accuracy']:.4f}", "6"]
 
     argv = ["analyze", "--checkpoint", str(tmp_path / "run"), "--steps", "2"]
-    assert main([*argv, "--what", "rates,synops,latency"]) == 0
+    assert main([*argv, "--what", "rates,synops,energy,latency", "--picojoules", "4,1"]) == 0
     out = capsys.readouterr().out
     tables = {}
-    for name in ("rates", "synops", "latency"):
+    for name in ("rates", "synops", "energy", "latency"):
         path = tmp_path / "run" / "analysis" / f"{name}.csv"
         assert f"{name}: {path}  {path.with_suffix('.png')}" in out
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -91,6 +91,9 @@ def test_train_eval_resume(recipe, tmp_path, capsys):
         "mean",
     ]
     total = sum(float(row["operations"]) for row in tables["synops"][:-1])
+    energy = tables["energy"][-1]
+    joules = 4e-12 * float(energy["multiply_accumulates"]) + 1e-12 * float(energy["accumulates"])
+    assert float(energy["joules"]) == pytest.approx(joules) and energy["accumulates"] == str(total)
     assert tables["synops"][-1] == {"layer": "total", "operations": str(total)} and total > 0
     assert float(tables["latency"][1]["accuracy"]) == result["test_accuracy"]
 
@@ -124,7 +127,12 @@ def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
     assert all(abs(float(row["cosine"])) <= 1 + 1e-6 for row in rows)
     assert (tmp_path / "out" / "alignment.png").read_bytes().startswith(b"\x89PNG")
     for flags, message in (
-        (["--what", "rate"], "'rate' is no instrument: use rates, synops, latency, alignment"),
+        (
+            ["--what", "rate"],
+            "'rate' is no instrument: use rates, synops, energy, latency, alignment",
+        ),
+        (["--what", "rates", "--picojoules", "4,1"], "costs belong to the instrument energy"),
+        (["--what", "energy", "--picojoules", "4,-1"], "ac=-1e-12: give the joules"),
         (["--samples", "0"], "samples must be a whole number from 1 on, not 0"),
         (["--steps", "-1"], "steps must be a whole number from 1 on, not -1"),
         (["--checkpoint", tmp_path / "none"], "best.safetensors"),
@@ -367,6 +375,7 @@ def test_a_defect_keeps_its_traceback(recipe, monkeypatch):
         (["data", "slice", "a", "--label-from-folder", "--out", "b", "--windw=1s"], "--window?"),
         (["eval", "--checkpoint", "a", "--split", "tst"], "choose from"),
         (["analyze", "--checkpoint", "a", "--split", "tst"], "choose from"),
+        (["analyze", "--checkpoint", "a", "--picojoules", "4.6"], "two numbers like 4.6,0.9"),
     ],
 )
 def test_wrong_flags(capsys, argv, message):

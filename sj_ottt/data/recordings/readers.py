@@ -11,7 +11,7 @@ import numpy as np
 from sj_ottt.data.recordings.events import Recording
 from sj_ottt.data.recordings.formats import bin, es, text
 from sj_ottt.data.recordings.formats.aedat import aedat2, aedat3, aedat4
-from sj_ottt.data.recordings.formats.arrays import hdf5, npy, npz
+from sj_ottt.data.recordings.formats.arrays import hdf5, mat, npy, npz
 from sj_ottt.data.recordings.formats.prophesee import dat, raw
 from sj_ottt.data.recordings.formats.ros import bag
 from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
@@ -55,6 +55,7 @@ READERS: tuple[Reader, ...] = (
     Reader("Event Stream", (".es",), es.sniff, es.stream),
     Reader("ROS bag", (".bag", ".db3", ".mcap"), bag.sniff, bag.stream),
     Reader("HDF5", (".h5", ".hdf5"), hdf5.sniff, hdf5.stream),
+    Reader("MATLAB", (".mat",), mat.sniff, mat.stream),
     Reader(
         "text",
         (".csv", ".txt"),

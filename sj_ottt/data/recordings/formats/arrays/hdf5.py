@@ -24,7 +24,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sj_ottt.data.recordings.formats.arrays.table import events, fields, is_numeric, is_table
+from sj_ottt.data.recordings.formats.arrays.table import (
+    choose,
+    events,
+    fields,
+    is_numeric,
+    is_table,
+)
 from sj_ottt.data.recordings.formats.columns import Named, named
 from sj_ottt.data.recordings.formats.common import (
     assume,
@@ -56,8 +62,8 @@ class _Place(NamedTuple):
 
 
 def sniff(head: bytes) -> bool:
-    """Recognize an HDF5 file."""
-    return head.startswith(b"\x89HDF\r\n\x1a\n")
+    """Recognize an HDF5 file; one of MATLAB 7.3 begins with 512 bytes of its own."""
+    return b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:520])
 
 
 def stream(path: Path, options: ReadOptions) -> Source:
@@ -72,6 +78,7 @@ def stream(path: Path, options: ReadOptions) -> Source:
             lengths = [_length(array) for array in arrays]
             size = _sensor_size(file, place, path, options)
             offset, exact = _offset(file), _is_microseconds(arrays, place)
+            from_one = file.userblock_size == 512
     except InputError:
         raise
     except Exception as error:  # h5py raises whatever HDF5's own error suggests
@@ -87,6 +94,7 @@ def stream(path: Path, options: ReadOptions) -> Source:
         options,
         unit="us" if exact else None,
         offset_us=offset,
+        from_one=from_one,
     )
     return Source(str(path), chunks, size, n)
 
@@ -114,7 +122,7 @@ def _places(file: "h5py.File", path: Path) -> Iterator[_Place]:
             elif item.dtype.names:
                 if len(item.shape) == 1 and (what := fields(item.dtype, path)):
                     yield _Place(full, (full,), what)
-            elif is_numeric(item.dtype) and len(item.shape) == 1:
+            elif is_numeric(item.dtype) and _is_flat(item):
                 arrays.append(name)
             elif "event" in name.lower() and is_table(item.shape, item.dtype):
                 yield _Place(full, (full,), None)
@@ -145,41 +153,27 @@ def _choose(
             f"{path}: HDF5 without events/t (DSEC), CD/events (Prophesee) or the like; it holds "
             f"{', '.join(list(file)[:9]) or 'nothing'}: save t (µs), x, y and p under events"
         )
-    camera = options.camera
-    found = ", ".join(place.path for place in places[:9])
-    if camera is None:
-        if len(places) > 1:
-            raise InputError(
-                f"{path}: holds events of several cameras ({found}); choose one with --camera"
-            )
-        return places[0]
-    if camera.isdecimal():
-        chosen = [place for i, place in enumerate(places) if i == int(camera)]
-    else:
-        chosen = [
-            place for place in places if camera == place.path or camera in place.path.split("/")
-        ]
-    if len(chosen) != 1:
-        raise InputError(
-            f"{path}: camera={camera!r} is {'none' if not chosen else 'more than one'} of its "
-            f"cameras ({found}); give one of these names or its number from 0 on"
-        )
-    return chosen[0]
+    return places[choose([place.path for place in places], path, options)]
+
+
+def _is_flat(array: "h5py.Dataset") -> bool:
+    """Whether an array is a column; MATLAB's have a second side of 1."""
+    return len(array.shape) == 1 or (len(array.shape) == 2 and 1 in array.shape)
+
+
+def _is_upright(array: "h5py.Dataset") -> bool:
+    """Whether columns lie one below the other, as rows of the array."""
+    return len(array.shape) == 2 and array.shape[1] not in (1, 4, 5)
 
 
 def _length(array: "h5py.Dataset") -> int:
     return int(array.shape[1] if _is_upright(array) else array.shape[0])
 
 
-def _is_upright(array: "h5py.Dataset") -> bool:
-    """Whether a table has its columns one below the other."""
-    return len(array.shape) == 2 and array.shape[1] not in (4, 5)
-
-
 def _is_microseconds(arrays: "Sequence[h5py.Dataset]", place: _Place) -> bool:
     """Whether the layout is DSEC's or Prophesee's, whose times are µs."""
     if place.path == "events" and len(arrays) > 1:
-        return bool(place.arrays[0] == "events/t" and arrays[0].dtype.kind in "iu")
+        return place.arrays[0] == "events/t" and arrays[0].dtype.kind in "iu"
     return place.path == "CD/events"
 
 
@@ -200,7 +194,10 @@ def _slices(path: Path, place: _Place, n: int) -> Iterator[list[np.ndarray]]:
 
 def _read(arrays: "Sequence[h5py.Dataset]", start: int, end: int) -> list[np.ndarray]:
     if len(arrays) > 1:
-        return [array[start:end] for array in arrays]
+        return [
+            array[0, start:end] if _is_upright(array) else np.ravel(array[start:end])
+            for array in arrays
+        ]
     if _is_upright(arrays[0]):
         return list(arrays[0][:, start:end])
     block = arrays[0][start:end]

@@ -5,6 +5,7 @@ table, see `npy`.
 """
 
 import contextlib
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _DAMAGED = (
     ValueError,
     NotImplementedError,
     RuntimeError,
+    OverflowError,
+    struct.error,
 )
 _MOST_ARRAYS = 100
 

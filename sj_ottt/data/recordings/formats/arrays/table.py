@@ -13,6 +13,7 @@ from sj_ottt.data.recordings.formats.columns import (
     tell,
     time_unit,
 )
+from sj_ottt.data.recordings.formats.common import assume
 from sj_ottt.data.recordings.source import BLOCK, ReadOptions
 from sj_ottt.errors import InputError
 
@@ -43,6 +44,7 @@ def events(
     *,
     unit: str | None = None,
     offset_us: int = 0,
+    from_one: bool = False,
 ) -> Iterator[np.ndarray]:
     """Make events of columns; the first block decides what they are.
 
@@ -53,6 +55,8 @@ def events(
         options: How to read it.
         unit: The unit of t, where the format has only one.
         offset_us: Added to t.
+        from_one: Whether the file may be MATLAB's, which counts from 1: polarities of 1 and 2 then
+            say that x and y do so too.
 
     Yields:
         Events [n] of `EVENT_DTYPE`.
@@ -61,7 +65,7 @@ def events(
         InputError: An event that is none, or contradicts those of the first block.
     """
     columns: dict[str, int] | None = None
-    n = 0
+    n, first = 0, 0
     for block in blocks:
         if not len(block[0]):
             continue
@@ -71,10 +75,15 @@ def events(
             stated = (what.unit if what else None) or unit
             whole = stated is None and options.time_unit is None and bool((t == np.rint(t)).all())
             told = time_unit(t, stated, path, options)
+            if from_one and what:
+                first = _first_number(block[columns["p"]], path, options)
             packer = Packer(path, options, told, whole=whole)
         for i in range(0, len(block[0]), BLOCK):
+            part_of = {k: block[c][i : i + BLOCK] for k, c in columns.items()}
+            if first:
+                part_of |= {k: part_of[k].astype(np.float64) - first for k in "xyp"}
             try:
-                part = packer({k: block[c][i : i + BLOCK] for k, c in columns.items()})
+                part = packer(part_of)
             except UnfitError as error:
                 raise InputError(
                     f"{path}: event {n + i + error.row}: {error}; convert the recording again"
@@ -83,3 +92,42 @@ def events(
                 part["t"] += offset_us
             yield part
         n += len(block[0])
+
+
+def _first_number(p: np.ndarray, path: Path, options: ReadOptions) -> int:
+    """Return what MATLAB's counting begins with, by the polarities [n] of the first block."""
+    if p.min() < 1 or p.max() != 2:
+        return 0
+    assumed = "polarities are 1 and 2, so x and y are taken to count from 1 too"
+    assume(path, options, assumed, "save x and y from 0, and p as 0 and 1")
+    return 1
+
+
+def choose(found: Sequence[str], path: Path, options: ReadOptions) -> int:
+    """Return which of several cameras is wanted.
+
+    Args:
+        found: Where the events of each are in the file.
+        path: The file.
+        options: The user's choice.
+
+    Raises:
+        InputError: There is none such, or none was chosen of several.
+    """
+    camera, names = options.camera, ", ".join(found[:9])
+    if camera is None:
+        if len(found) > 1:
+            raise InputError(
+                f"{path}: holds events of several cameras ({names}); choose one with --camera"
+            )
+        return 0
+    if camera.isdecimal():
+        chosen = [i for i in range(len(found)) if i == int(camera)]
+    else:
+        chosen = [i for i, name in enumerate(found) if camera in (name, *name.split("/"))]
+    if len(chosen) != 1:
+        raise InputError(
+            f"{path}: camera={camera!r} is {'more than one' if chosen else 'none'} of its "
+            f"cameras ({names}); give one of these names or its number from 0 on"
+        )
+    return chosen[0]

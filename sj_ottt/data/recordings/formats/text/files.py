@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -21,7 +22,17 @@ _PIECE = 1 << 21
 _SNIFFED = 4096
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _NO_TEXT = bytes(set(range(32)) - set(b"\t\n\r\f"))
-_DAMAGED = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, RuntimeError, NotImplementedError)
+# What zipfile and gzip raise, some of it where they take damaged bytes for names or places.
+_DAMAGED = (
+    zipfile.BadZipFile,
+    zlib.error,
+    gzip.BadGzipFile,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
 _Opened = contextlib.AbstractContextManager[IO[bytes]]
 
@@ -63,6 +74,8 @@ def stream_zipped(path: Path, options: ReadOptions) -> Source:
         with zipfile.ZipFile(path) as archive:
             member = _member(archive, path)
         return _source(path, options, lambda: _open_member(path, member), member.file_size)
+    except InputError:
+        raise
     except (*_DAMAGED, EOFError) as error:
         raise _damaged(path, error) from error
 
@@ -117,6 +130,8 @@ def _events(
                 yield text.feed(data)
         if not whole:
             cut_off(path, options, "the compressed data end early")
+    except InputError:
+        raise
     except _DAMAGED as error:
         raise _damaged(path, error) from error
     yield text.feed(b"", last=True)

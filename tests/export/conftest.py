@@ -1,0 +1,3 @@
+"""The trained model of the tests of inference."""
+
+from tests.inference.conftest import run  # noqa: F401
