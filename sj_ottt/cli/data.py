@@ -196,6 +196,8 @@ def _info(args: argparse.Namespace) -> None:
         print(f"cannot be used: {len(survey.problems) - 5} more")
     for path in draw(survey, Path(args.out)):
         print(f"picture   {path}")
+    if Path(args.path).is_file():
+        print(f"view      sj-ottt data view {shlex.quote(args.path)}")
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:

@@ -73,6 +73,8 @@ def test_the_command(recording, tmp_path, monkeypatch, capsys):
     assert "page      data_info/one.html (" in out
     html = (tmp_path / "data_info" / "one.html").read_text(encoding="utf-8")
     assert "http:" not in html and "https:" not in html and "{{" not in html
+    assert main(["data", "info", str(recording), *size, "--out", "pictures"]) == 0
+    assert f"view      sj-ottt data view {recording}\n" in capsys.readouterr().out
     part = ("--start", "100ms", "--length", "0.05s", "--out", "part.html")
     assert main(["data", "view", str(recording), *size, *part]) == 0
     assert "events in 0.050 s" in capsys.readouterr().out

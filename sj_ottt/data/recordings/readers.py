@@ -29,7 +29,6 @@ class Reader(NamedTuple):
         sniff: Tells from a file's first 4,096 bytes whether it is of this format; None where the
             format has no mark of its own, and the ending decides.
         stream: Reads a file's header, and gives its events block by block; raises `InputError`.
-        sensor_size: (height, width) where the format has only one, else None.
         remedy: What to do about a file with such an ending, but without the format's mark.
     """
 
@@ -37,7 +36,6 @@ class Reader(NamedTuple):
     suffixes: tuple[str, ...]
     sniff: Callable[[bytes], bool] | None
     stream: Callable[[Path, ReadOptions], Source]
-    sensor_size: tuple[int, int] | None = None
     remedy: str = "it is truncated or misnamed: copy or convert it again"
 
 
@@ -97,9 +95,12 @@ def open_recording(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> 
     """
     path = Path(path)
     with _named(path):
-        with open(path, "rb") as file:
-            head = file.read(SNIFFED_BYTES)
-        source = _reader_for(path, head).stream(path, options)
+        if path.is_dir() and (path / "metadata.yaml").is_file():  # a bag of ROS 2
+            source = bag.stream(path, options)
+        else:
+            with open(path, "rb") as file:
+                head = file.read(SNIFFED_BYTES)
+            source = _reader_for(path, head).stream(path, options)
     return source._replace(
         chunks=in_order(_named_chunks(path, source.chunks), source.name, strict=options.strict),
         sensor_size=options.sensor_size or source.sensor_size,

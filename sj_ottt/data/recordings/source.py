@@ -19,6 +19,7 @@ REORDERED_US = 10_000
 """Events that run back by so many µs at most are put in order."""
 
 _UNITS = ("us", "ns", "ms", "s")
+_BYTES = np.dtype((np.void, EVENT_DTYPE.itemsize))
 _LARGEST_SIDE = 1 << 15  # what EVENT_DTYPE holds
 
 
@@ -79,7 +80,8 @@ def gather(chunks: Iterable[np.ndarray]) -> np.ndarray:
         if n + len(chunk) > len(events):
             # In place: joining the pieces at the end would take the memory twice.
             events.resize(max(n + len(chunk), len(events) * 5 // 4), refcheck=False)
-        events[n : n + len(chunk)] = chunk
+        # As bytes: numpy copies records field by field, which takes twenty times as long.
+        events.view(_BYTES)[n : n + len(chunk)] = np.ascontiguousarray(chunk).view(_BYTES)
         n += len(chunk)
     events.resize(n, refcheck=False)
     return events
@@ -105,11 +107,14 @@ def in_order(chunks: Iterable[np.ndarray], name: str, *, strict: bool) -> Iterat
     for chunk in chunks:
         if not len(chunk):
             continue
-        latest = np.maximum.accumulate(chunk["t"])
-        np.maximum(latest, newest, out=latest)
-        back = latest - chunk["t"]
-        newest = int(latest[-1])
-        if most := int(back.max()):
+        t = np.ascontiguousarray(chunk["t"])
+        most = 0
+        if t[0] < newest or (t[1:] < t[:-1]).any():
+            latest = np.maximum(np.maximum.accumulate(t), newest)
+            back = latest - t
+            most = int(back.max())
+        newest = max(newest, int(t.max() if most else t[-1]))
+        if most:
             if strict:
                 raise InputError(
                     f"{name}: time runs backwards by {most} µs; sort the events by t, or read it "

@@ -247,7 +247,7 @@ def choose_camera(path: Path, options: ReadOptions, names: Sequence[str]) -> int
     Raises:
         InputError: There are several and none was chosen, or there is none of that name or number.
     """
-    listed = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+    listed = ", ".join(f"{i} ({' '.join(name.split())})" for i, name in enumerate(names))
     if options.camera is None:
         if len(names) > 1:
             raise InputError(

@@ -89,6 +89,9 @@ def test_what_is_refused(tmp_path):
         InputError, match=r"no topic of dvs_msgs.*, but /t \(std_msgs/msg/String\); r"
     ):
         read(path)
+    path.write_bytes(path.read_bytes().replace(b"/t", b"/\n"))  # messages stay one line
+    with pytest.raises(InputError, match=r"but / \(std_msgs/msg/String\); record"):
+        read(path)
     path = ros_files.write(tmp_path / "b", {"/t": (NAMES[2], [[]])}, "bag", encoding="libcaer_cmp")
     with pytest.raises(InputError, match=r"b: event_camera_msgs in the encoding 'libcaer_cmp', of"):
         read(path)

@@ -318,6 +318,18 @@ def test_cut_off_everywhere(form, tmp_path):
         read_events(half, ReadOptions(strict=True))
 
 
+def test_a_zip_whose_names_are_damaged_is_refused(tmp_path):
+    data = in_zip(("events.txt", lines(EVENTS, "{t},{x},{y},{p}").encode()))
+    # The directory's entry says that names are UTF-8, which these are not.
+    at = data.rindex(b"PK\1\2")
+    name = data.rindex(b"events.txt")
+    data = bytearray(data)
+    data[at + 9] |= 8
+    data[name] = 0x85
+    with pytest.raises(InputError, match="truncated or damaged archive"):
+        read_events(save(tmp_path, bytes(data), "a.zip"))
+
+
 def test_a_gzip_that_ends_early(tmp_path):
     data = gzip.compress(lines(EVENTS, "{t},{x},{y},{p}").encode(), mtime=0)
     counts = set()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.formats.arrays.table import (
+    BLOCK,
     choose,
     events,
     fields,
@@ -39,7 +40,7 @@ from sj_ottt.data.recordings.formats.common import (
     optional,
     reason,
 )
-from sj_ottt.data.recordings.source import BLOCK, ReadOptions, Source
+from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
 if TYPE_CHECKING:

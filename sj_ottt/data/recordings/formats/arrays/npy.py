@@ -13,9 +13,9 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from sj_ottt.data.recordings.formats.arrays.table import events, fields, is_table
+from sj_ottt.data.recordings.formats.arrays.table import BLOCK, events, fields, is_table
 from sj_ottt.data.recordings.formats.common import cut_off, reason
-from sj_ottt.data.recordings.source import BLOCK, ReadOptions, Source
+from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
 MAGIC = b"\x93NUMPY"

@@ -14,8 +14,12 @@ from sj_ottt.data.recordings.formats.columns import (
     time_unit,
 )
 from sj_ottt.data.recordings.formats.common import assume
-from sj_ottt.data.recordings.source import BLOCK, ReadOptions
+from sj_ottt.data.recordings.source import BLOCK as EVENTS_BLOCK
+from sj_ottt.data.recordings.source import ReadOptions
 from sj_ottt.errors import InputError
+
+BLOCK = EVENTS_BLOCK // 4
+"""Events in a block of arrays: their columns, in types of up to 8 bytes, stay beside the events."""
 
 
 def is_numeric(dtype: np.dtype) -> bool:

@@ -46,9 +46,10 @@ def stream(path: Path, options: ReadOptions) -> Source:
         names = sorted(name for name, kind in topics.items() if kind in ARRAYS + PACKETS)
         if not names:
             others = ", ".join(f"{name} ({kind})" for name, kind in sorted(topics.items())[:10])
+            others = " ".join(others.split()) or "none at all"
             raise InputError(
                 f"{path}: holds no topic of {', '.join(ARRAYS + PACKETS[:1])}, but "
-                f"{others or 'none at all'}; record or convert the events to one of them"
+                f"{others}; record or convert the events to one of them"
             )
         topic = names[choose_camera(path, options, names)]
         first = next(_messages(path, bag, topic), None)
