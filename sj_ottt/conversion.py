@@ -124,6 +124,11 @@ def _obstacle(module: nn.Module) -> str | None:
             'where rule="sltt" takes products of spikes as they are, and the others those of q[0], '
             "k[0] and v[0], the spikes alone"
         )
+    if kind.__module__.startswith("spikingjelly.") and isinstance(getattr(module, "T", None), int):
+        return (
+            f"{name} shows its input T times by itself and averages over them: convert a module of "
+            "your own with its parts, whose forward does one step"
+        )
     if isinstance(module, base.MultiStepModule) and kind not in _OF_ALL_STEPS:
         return f"{name} needs all time steps at once"
     if kind is sj_layer.WSConv2d and module.padding_mode != "zeros":

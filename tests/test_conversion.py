@@ -9,7 +9,13 @@ from spikingjelly.activation_based import functional as sj_functional
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from spikingjelly.activation_based import surrogate
-from spikingjelly.activation_based.model import sew_resnet, spiking_resnet, spiking_vgg
+from spikingjelly.activation_based.model import (
+    ms_resnet,
+    sew_resnet,
+    spike_driven_transformer,
+    spiking_resnet,
+    spiking_vgg,
+)
 from torch import nn
 
 from sj_ottt import InputError, convert, layer, learning
@@ -408,6 +414,19 @@ def small_vgg(**kwargs) -> nn.Module:
     model = spiking_vgg.SpikingVGG([8, "M", 16], True, init_weights=False, **kwargs)
     model.classifier = nn.Sequential(sj_layer.Linear(16 * 49, 4))
     return model
+
+
+def test_networks_that_repeat_their_input_are_refused():
+    small = {"num_classes": 3, "T": 2}
+    of_one_block = {"layers": (1, 1, 1, 1), "base_channels": 4, **small}
+    attention = {"embed_dims": 16, "depths": 1, "num_heads": 2, **small}
+    for network in (
+        ms_resnet.MSResNet(**of_one_block),
+        spike_driven_transformer.SpikeDrivenTransformer(**attention),
+    ):
+        name = type(network).__name__
+        with pytest.raises(InputError, match=f"{name} shows its input T times by itself"):
+            convert(network)
 
 
 @pytest.mark.slow

@@ -11,7 +11,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the --out of a run")
     parser.add_argument("--to", required=True, choices=("nir", "onnx", "torch"), help="the format")
-    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="the file to write; .pt2 for torch"
+    )
     parser.add_argument(
         "--steps",
         metavar="T",

@@ -73,7 +73,7 @@ def export_checkpoint(
     trained = load_trained(checkpoint, "cpu")
     count = _count(steps, trained.info.frames.steps)
     frame = trained.info.in_chans, *_size(trained.preprocessing.framing.size, trained.path)
-    example = torch.zeros(2, *frame)
+    example = torch.rand(2, *frame, generator=torch.Generator().manual_seed(0))
     said = trained.info.to_metadata()
     readers: dict[str, str] = {}
     if to == "nir":

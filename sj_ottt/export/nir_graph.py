@@ -66,8 +66,10 @@ READERS = {
         to_read="",
         soft="set reset_mechanism='subtract' and mem_reset=torch.zeros_like of each Leaky",
         hard="",
-        soft_if="set beta=torch.ones(()) and mem_reset=torch.zeros_like of each Leaky",
-        hard_if="set beta=torch.ones(()) and reset_mechanism='zero' of each Leaky",
+        soft_if="set init_hidden=True, beta=torch.ones(()) and mem_reset=torch.zeros_like of each "
+        "Leaky that was an IF",
+        hard_if="set init_hidden=True, beta=torch.ones(()) and reset_mechanism='zero' of each "
+        "Leaky that was an IF",
     ),
     "norse": Reader(
         version="1.1.0",
@@ -89,8 +91,8 @@ READERS = {
         gain="1",
         branches=False,
         membranes=True,
-        to_read="before reading, set v_leak=np.zeros(1) of each LIF and LI node, and make its tau "
-        "and v_threshold float32 tensors",
+        to_read="before reading, set v_leak=np.zeros(1) of each LIF and LI node (and r=np.ones(1) "
+        "of LI), and make tau and v_threshold float32 tensors",
         soft="set spike_fn=SingleSpike of each layer of neurons",
         hard="set spike_fn=SingleSpike and reset_fn=MembraneReset() of each layer of neurons",
         soft_if="set spike_fn=SingleSpike and min_v_mem=None of each layer of neurons",

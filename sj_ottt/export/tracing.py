@@ -8,17 +8,19 @@ import torch
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
+from sj_ottt._ops.functions import drops
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Feedback
 from sj_ottt.layer.synapse import Synapse
 from sj_ottt.learning import reset_state
 from sj_ottt.learning.passes.neurons import check_one_step
-from sj_ottt.neuron import OTTTLIFNode
+from sj_ottt.neuron import OTTTLIFNode, OTTTParametricLIFNode
 from sj_ottt.neuron.readout import LeakyIntegrator
 
 __all__ = ["Op", "trace_operations"]
@@ -61,10 +63,7 @@ class _Unknown:
 _Value = dict[Op, float] | _Unknown
 """A tensor as a sum of results, each times a factor."""
 
-_SAME = (
-    "clone", "contiguous", "detach", "dropout", "feature_dropout", "requires_grad_", "to", "float",
-    "float_", "__get__",
-)  # fmt: skip
+_SAME = ("clone", "contiguous", "detach", "requires_grad_", "to", "float")
 _FLATTENS = ("flatten", "reshape", "view", "squeeze")
 _SUMS = {"add": 1.0, "add_": 1.0, "__iadd__": 1.0, "sub": -1.0, "sub_": -1.0, "__isub__": -1.0}
 _FACTORS = ("mul", "mul_", "__imul__", "div", "div_", "true_divide", "__itruediv__")
@@ -215,14 +214,15 @@ class _Tracer(TorchFunctionMode):
         """Return what a function makes of the results that it takes."""
         first = self.value(args[0]) if args else None
         unknown = _Unknown(f"{name} of results{self._where()}")
-        if name in _SAME and isinstance(first, dict):
+        kept = "dropout" in name and not drops(*args, **kwargs)
+        if (name in _SAME or kept) and isinstance(first, dict):
             return first
-        if name in _SUMS and len(args) == 2:
+        if name in _SUMS and len(args) == 2 and kwargs.keys() <= {"alpha"}:
             return self._sum(args, _SUMS[name] * float(kwargs.get("alpha", 1.0)), out, unknown)
         if name == "neg" and isinstance(first, dict):
             return {op: -factor for op, factor in first.items()}
-        if name in _FACTORS and len(args) == 2:
-            return self._product(args, "div" in name, unknown)
+        if name in _FACTORS and len(args) == 2 and not kwargs:
+            return self._product(args, "div" in name, out, unknown)
         if name in _FLATTENS and isinstance(first, dict) and out.shape[:1] == args[0].shape[:1]:
             if out.shape == args[0].shape:
                 return first
@@ -253,13 +253,17 @@ class _Tracer(TorchFunctionMode):
             terms[op] = terms.get(op, 0.0) + sign * factor
         return self.add(Op(self._unique("sum"), "sum", terms, tuple(out.shape[1:])))
 
-    def _product(self, args: tuple[Any, ...], divides: bool, unknown: _Unknown) -> _Value:
+    def _product(
+        self, args: tuple[Any, ...], divides: bool, out: Tensor, unknown: _Unknown
+    ) -> _Value:
         known, other = (args if self.value(args[0]) is not None else args[::-1])[:2]
         value = self.value(known)
         is_number = isinstance(other, int | float) or (
             isinstance(other, Tensor) and other.numel() == 1 and self.value(other) is None
         )
-        if not is_number or not isinstance(value, dict) or (divides and known is not args[0]):
+        if not is_number or not isinstance(value, dict) or out.shape != known.shape:
+            return unknown
+        if divides and known is not args[0]:
             return unknown
         number = float(other)
         return {op: factor / number if divides else factor * number for op, factor in value.items()}
@@ -305,12 +309,17 @@ def _same(tracer: _Tracer, name: str, module: Any, x: Any, out: Tensor) -> _Valu
 
 
 def _neuron(tracer: _Tracer, name: str, module: Any, x: Any, out: Tensor) -> _Value:
+    if type(module)._step not in (OTTTLIFNode._step, OTTTParametricLIFNode._step):
+        raise _other_than(name, module, "a LIF neuron's step")
     return tracer.add(Op(name, "lif", tracer.terms(x, name), tuple(out.shape[1:]), module=module))
 
 
 def _integrator(tracer: _Tracer, name: str, module: Any, x: Any, out: Tensor) -> _Value:
     # What it integrates is the result of the synapse that ran inside it.
-    terms = {tracer.ops[-1]: 1.0}
+    synapse = tracer.ops[-1]
+    if synapse.kind not in ("conv", "linear") or synapse.inputs != tracer.terms(x, name):
+        raise _other_than(name, module, "the integral of one linear layer or convolution")
+    terms = {synapse: 1.0}
     return tracer.add(Op(name, "li", terms, tuple(out.shape[1:]), module=module))
 
 
@@ -329,12 +338,26 @@ def _synapse(tracer: _Tracer, name: str, module: Any, x: Any, out: Tensor) -> _V
         raise InputError(f"{name} maps {list(x.shape)}, and a linear layer of a NIR graph [N, F]")
     kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
     bias = None if module.bias is None else module.bias.detach().clone()
+    product = F.conv2d if kind == "conv" else F.linear
+    if not _close(product(x, weight, bias, **options), out):
+        raise _other_than(name, module, "the product with its weight, and its bias")
     return tracer.add(
         Op(
             name, kind, tracer.terms(x, name), tuple(out.shape[1:]), weight.detach().clone(), bias,
             options,
         )
     )  # fmt: skip
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def _other_than(name: str, module: nn.Module, what: str) -> InputError:
+    return InputError(
+        f"{name} is a {type(module).__name__}, which does something else than {what}: put what it "
+        'does more into modules of its own, or export to "onnx" or "torch"'
+    )
 
 
 def _without_groups(weight: Tensor, groups: int) -> Tensor:
@@ -355,6 +378,9 @@ def _batch_norm(tracer: _Tracer, name: str, module: Any, x: Any, out: Tensor) ->
     scale = scale if module.weight is None else scale * module.weight
     shift = -module.running_mean * scale
     shift = shift if module.bias is None else shift + module.bias
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    if not _close(x * scale.view(shape) + shift.view(shape), out):
+        raise _other_than(name, module, "a factor and a shift of each channel")
     return tracer.add(
         Op(
             name, "channels", tracer.terms(x, name), tuple(out.shape[1:]), scale.detach(),

@@ -1,5 +1,6 @@
 """A run's best model in other programs labels the same recordings the same way."""
 
+import argparse
 import json
 
 import numpy as np
@@ -7,11 +8,20 @@ import pytest
 import torch
 
 from sj_ottt import InputError
+from sj_ottt.cli import export as cli
 from sj_ottt.cli.main import main
+from sj_ottt.export import READERS
 from sj_ottt.export.checkpoints import FORMATS, export_checkpoint
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo
 from sj_ottt.run.evaluation import load_trained
+
+
+def test_the_command_offers_every_format_and_reader():
+    parser = argparse.ArgumentParser()
+    cli.add(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices["to"] == FORMATS and choices["reader"] == tuple(READERS)
 
 
 def recordings(run):
@@ -65,6 +75,19 @@ def _in_torch(path, x_seq):
     extra = {"sj_ottt.json": ""}
     program = torch.export.load(path, extra_files=extra).module()
     return program(x_seq), json.loads(extra["sj_ottt.json"])
+
+
+@pytest.mark.slow
+def test_the_example_holds_the_labels_against_each_other(run, capsys):
+    pytest.importorskip("nir")
+    pytest.importorskip("onnxruntime")
+    import check_export
+
+    check_export.main(["--checkpoint", str(run)])
+    printed = capsys.readouterr().out
+    assert "onnxruntime  9 of 9 labels are the same" in printed
+    for name in check_export.READERS:
+        assert f"{name:12} not installed" in printed or f"{name:12} 9 of 9 labels" in printed
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ import timm
 import torch
 from spikingjelly.activation_based import layer as sj_layer
 from torch import nn
+from torch.nn import functional as F
 
 from sj_ottt import InputError, convert, layer
 from sj_ottt.learning import predict, reset_state
 from sj_ottt.learning.predict import predicts_last
 from sj_ottt.neuron import LTCRecurrent, MembraneReadout, OTTTLIFNode, OTTTParametricLIFNode
+from sj_ottt.neuron.readout import LeakyIntegrator
 
 nir = pytest.importorskip("nir")
 
@@ -174,7 +176,51 @@ def _written(net, s):
     return s
 
 
+class Other(layer.Conv2d):
+    """A convolution that does more than its class."""
+
+    def forward(self, x):
+        return super().forward(x).abs()
+
+
+class OtherNorm(nn.BatchNorm2d):
+    """The same of a batch norm."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class OtherNeuron(OTTTLIFNode):
+    """A neuron with a step of its own."""
+
+    def _step(self, x, state):
+        return super()._step(2 * x, state)
+
+
+class OtherReadout(nn.Module):
+    """A membrane that integrates what is no synapse."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = Does(lambda net, s: s)
+        self.membrane = LeakyIntegrator()
+
+    def forward(self, x):
+        return self.membrane(self.first(x), torch.sin)
+
+
 REFUSED = {
+    "own synapse": (Does(first_part, Other(4, 4, 3)), "than the product with its weight"),
+    "own norm": (Does(first_part, OtherNorm(4)), "something else than a factor and a shift"),
+    "own neuron": (Does(first_part, OtherNeuron()), "something else than a LIF neuron's step"),
+    "own readout": (OtherReadout(), "something else than the integral of one linear layer"),
+    "transpose": (Does(lambda net, s: net.conv(s.mT[:, :2])), "takes __getitem__ of results"),
+    "mT": (Does(lambda net, s: s.mT), "takes __get__ of results"),
+    "active dropout": (Does(lambda net, s: F.dropout(s, 0.5)), "takes dropout of results"),
+    "rounded": (
+        Does(lambda net, s: torch.div(s, 3, rounding_mode="floor")), "takes div of results"
+    ),
+    "number minus": (Does(lambda net, s: 1 - s), "takes r?_*r?sub_* of results"),
     "max pool": (Does(first_part, layer.MaxPool2d(2)), "max_pool2d of results"),
     "activation": (Does(lambda net, s: torch.relu(s)), "takes relu of results"),
     "constant": (Does(lambda net, s: s + torch.ones(4, 8, 8)), "takes add of results"),
@@ -220,6 +266,12 @@ def test_what_has_no_word_is_refused_by_name(name, x_seq):
     model, words = REFUSED[name]
     with pytest.raises(InputError, match=words):
         to_nir(model, x_seq[0])
+
+
+def test_a_dropout_that_drops_nothing_is_seen_through(x_seq):
+    quiet = Does(lambda net, s: F.dropout(net.parts[0](s), 0.5, net.training), nn.Dropout(0.5))
+    graph = to_nir(quiet, x_seq[0]).graph
+    assert [*graph.nodes] == ["input", "conv", "node", "output"]
 
 
 def test_an_unknown_reader_and_a_missing_package_are_refused(x_seq, monkeypatch):

@@ -95,7 +95,8 @@ def check_events(events: np.ndarray, path: str | os.PathLike, sensor_size: tuple
     if (i := _first((x < 0) | (x >= width) | (y < 0) | (y >= height))) is not None:
         raise InputError(
             f"{path}: event {i} at x={x[i]}, y={y[i]} lies outside the sensor of height {height} "
-            f"and width {width}; mend the recording or pass the true sensor_size=(height, width)"
+            f"and width {width}; mend the recording, or state the true size with --sensor-size H W "
+            "(in Python sensor_size=(height, width))"
         )
     if (i := _first(t[1:] < t[:-1])) is not None:
         raise InputError(
