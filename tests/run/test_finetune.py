@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sj_ottt import InputError
 from sj_ottt.learning import CrossEntropyMSE
-from sj_ottt.run import finetune, training
+from sj_ottt.run import finetune, training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import write_recordings
@@ -156,12 +156,12 @@ def test_dropout_behind_neurons(options):
 @pytest.mark.slow
 def test_early_stop(options, monkeypatch):
     accuracies = iter([0.5, 0.7, 0.7, 0.6, 0.7, 0.9])
-    real = training.measure
+    real = training_run.measure
 
     def scripted(model, loader, *args):
         return (next(accuracies), 0.0) if len(loader.dataset) == 6 else real(model, loader, *args)
 
-    monkeypatch.setattr(training, "measure", scripted)
+    monkeypatch.setattr(training_run, "measure", scripted)
     options |= {"epochs": 9, "early_stop": 3, "val_fraction": 0.2}
     result = training.train(TrainConfig(**options))
     assert result["epochs"] == 5 and result["best_epoch"] == 5

@@ -152,9 +152,14 @@ def _named_chunks(path: Path, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarr
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Give errors of the system the file's name and a remedy."""
+    """Give errors of the system the file's name and a remedy, and each error one line."""
     try:
         yield
+    except InputError as error:
+        # Names in a file, which messages quote, may hold line breaks.
+        if len(lines := str(error).splitlines()) < 2:
+            raise
+        raise InputError(" ".join(line.strip() for line in lines)) from error
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such recording; check the path") from error
     except OSError as error:

@@ -186,7 +186,10 @@ class _Reader:
         if kind != _MATRIX or self._count > _MOST_MATRICES:
             raise ValueError(f"an element of type {kind}, or too many")
         if n:
-            flags = int(np.frombuffer(self._small(element, 8)[:4], f"{self._order}u4")[0])
+            of_array = np.frombuffer(self._small(element, 8), f"{self._order}u4")
+            if len(of_array) != 2:
+                raise ValueError(f"flags of {4 * len(of_array)} bytes, which are 8")
+            flags = int(of_array[0])
             sides = np.frombuffer(self._small(element, 64), f"{self._order}i4").tolist()
             own = self._small(element, _LONGEST_NAMES).decode("latin-1")  # a field's is empty
             name = name or own or "?"
