@@ -89,7 +89,7 @@ def test_what_does_not_fit_at_all_is_refused_and_changes_nothing():
 @pytest.mark.slow
 def test_the_published_sizes_fit():
     for theirs, name in (("nf_resnet50", "ottt_nf_resnet50"), ("resnet34", "ottt_nf_resnet34")):
-        model = timm.create_model(name)
+        model = timm.create_model(name, num_classes=1000, in_chans=3)
         found = load_ann_weights(model, timm.create_model(theirs), theirs)
         assert not [n for n, why in found.left_out.items() if "batch norm" not in why]
         assert all(n.rpartition(".")[2] in ("skipinit", "gain", "bias") for n in found.own)
