@@ -15,6 +15,7 @@ from sj_ottt.run import evaluation, training
 from sj_ottt.run.training_data import TrainingData
 from tests.helpers import same, weights, write_recordings
 from tests.packed_images import NAMES, image_run
+from tests.run.helpers import interrupt_after
 
 OPTIONS = {"encoding": "saccade", "cutout": 0, "flip": 0.0}
 
@@ -120,18 +121,10 @@ def test_a_run_states_what_it_learned_on(run, trained):
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     whole = training.train(image_run(tmp_path, **OPTIONS))
     broken = image_run(tmp_path, **OPTIONS, out=str(tmp_path / "broken"))
-    run_epoch, calls = training.TrainingRun.run_epoch, []
-
-    def once(run, *args):
-        if calls:
-            raise KeyboardInterrupt
-        calls.append(1)
-        return run_epoch(run, *args)
-
-    monkeypatch.setattr(training.TrainingRun, "run_epoch", once)
+    interrupt_after(monkeypatch, "run_epoch", calls=1)
     with pytest.raises(KeyboardInterrupt):
         training.train(broken)
-    monkeypatch.setattr(training.TrainingRun, "run_epoch", run_epoch)
+    monkeypatch.undo()
     torch.manual_seed(1234)
     resumed = training.train(broken, resume=True)
     for result in (whole, resumed):

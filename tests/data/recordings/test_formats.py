@@ -16,7 +16,7 @@ from sj_ottt.data import (
     read_events,
     read_recording,
 )
-from sj_ottt.data.recordings.formats.common import unwrap
+from sj_ottt.data.recordings.formats.common import Unwrap
 from sj_ottt.data.recordings.readers import READERS
 from tests import recording_files as files
 
@@ -96,8 +96,8 @@ def test_clocks_that_go_round(name, period, encode, tmp_path):
 
 def test_unwrap_is_numpys():
     clock = np.random.default_rng(0).integers(0, 2**32, 1000).astype(np.uint32)
-    assert np.array_equal(unwrap(clock, 32), np.unwrap(clock.astype(np.int64), period=2**32))
-    assert unwrap(clock[:0], 32).tolist() == []
+    assert np.array_equal(Unwrap(32)(clock), np.unwrap(clock.astype(np.int64), period=2**32))
+    assert Unwrap(32)(clock[:0]).tolist() == []
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - {"nmnist"}))

@@ -11,7 +11,7 @@ from sj_ottt import InputError
 from sj_ottt.data import EVENT_DTYPE, ReadOptions, open_recording, read_recording
 from sj_ottt.data.recordings import source
 from sj_ottt.data.recordings.events import standard_sensor
-from sj_ottt.data.recordings.formats.common import Unwrap, record_blocks, unwrap
+from sj_ottt.data.recordings.formats.common import Unwrap, record_blocks
 from sj_ottt.data.recordings.source import REORDERED_US, gather, in_order
 from tests import recording_files as files
 
@@ -88,7 +88,7 @@ def test_unwrap_block_by_block_is_numpys(bits):
     rng = np.random.default_rng(bits)
     clock = rng.integers(0, 1 << bits, 1000).astype(np.uint32)
     expected = np.unwrap(clock.astype(np.int64), period=1 << bits)
-    assert np.array_equal(unwrap(clock, bits), expected)
+    assert np.array_equal(Unwrap(bits)(clock), expected)
     blocks = Unwrap(bits)
     assert np.array_equal(np.concatenate([blocks(b) for b in cut(clock, rng)]), expected)
 

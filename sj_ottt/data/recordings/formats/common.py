@@ -2,14 +2,13 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from sj_ottt.data.recordings.events import Recording
-from sj_ottt.data.recordings.source import BLOCK, ReadOptions, Source
+from sj_ottt.data.recordings.source import BLOCK, ReadOptions
 from sj_ottt.errors import InputError
 
 # Deflate packs at most this many bytes into one; no recording is packed nearly so well.
@@ -39,29 +38,6 @@ def text_header(path: Path, mark: bytes, end: bytes) -> tuple[list[str], int]:
             if line.rstrip() == end:
                 break
     return lines, offset
-
-
-def fixed_records(path: Path, offset: int, dtype: np.dtype, what: str) -> np.ndarray:
-    """Read a file from ``offset`` to its end as records of one type.
-
-    Args:
-        path: The file.
-        offset: Where the records begin, in bytes.
-        dtype: A record's type.
-        what: What messages call a record.
-
-    Returns:
-        The records [n] of ``dtype``.
-
-    Raises:
-        InputError: The file ends within a record.
-    """
-    if (torn := (path.stat().st_size - offset) % dtype.itemsize) != 0:
-        raise InputError(
-            f"{path}: truncated: {torn} bytes are left behind the last {what} of "
-            f"{dtype.itemsize} bytes; copy it again"
-        )
-    return np.fromfile(path, dtype, offset=offset)
 
 
 def record_blocks(
@@ -126,16 +102,6 @@ def assume(path: Path, options: ReadOptions, assumed: str, remedy: str) -> None:
     warnings.warn(f"{path}: {assumed}; {remedy} if that is wrong", stacklevel=3)
 
 
-def at_once(read: Callable[[Path], Recording]) -> Callable[[Path, ReadOptions], Source]:
-    """Make a reader of blocks of one that reads whole files."""
-
-    def stream(path: Path, options: ReadOptions) -> Source:
-        events, sensor_size = read(path)
-        return Source(str(path), [events], sensor_size, len(events))
-
-    return stream
-
-
 class Unwrap:
     """Undoes the overflows of a clock that counts in ``bits`` bits, block by block.
 
@@ -173,19 +139,6 @@ class Unwrap:
             times += self._turns << self._bits
         self._last = last
         return times
-
-
-def unwrap(clock: np.ndarray, bits: int) -> np.ndarray:
-    """Undo the overflows of a whole recording's clock, see `Unwrap`.
-
-    Args:
-        clock: Unsigned integers [n].
-        bits: The clock starts again at 0 after ``2**bits - 1``.
-
-    Returns:
-        The times, int64 [n], in the clock's unit.
-    """
-    return Unwrap(bits)(clock)
 
 
 def check_stated_bytes(path: Path, n_bytes: int) -> None:
