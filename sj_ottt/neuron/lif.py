@@ -102,7 +102,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "float32",
     ):
         if backend not in BACKENDS:
@@ -295,7 +295,7 @@ class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "packed",
     ):
         super().__init__(
