@@ -136,9 +136,9 @@ struct Forward {
     const TRACE* trace;    // null: none is kept
     const SCALAR* memory;  // of NDOT's trace, laid out like it; else null
     // Of each step; all but the spike may be null, which says that they are not wanted.
-    SCALAR *spike, *kept;     // kept: u[t] for a hard reset, v[t] for a soft one
+    SCALAR *spike, *u;
     TRACE* trace_seq;
-    unsigned char* fired;     // the top bit, as in a packed trace
+    unsigned char* fired;  // the top bit, as in a packed trace
     // Of the last step; may be null.
     SCALAR* v_new;
     TRACE* trace_new;
@@ -148,8 +148,8 @@ struct Forward {
 struct Backward {
     LIF lif;
     Layout layout;
-    const SCALAR *grad, *membrane;  // membrane: u[t] for a hard reset, v[t] for a soft one
-    const unsigned char* fired;
+    const SCALAR *grad, *membrane;
+    const unsigned char* fired;  // null: the membrane is u[t]; else v[t] after a soft reset
     SCALAR* grad_x;
 };
 
@@ -226,7 +226,7 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
     const LIF& lif = call.lif;
     Index from = p.at[0], to = p.at[3];
     Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, from), v = load<WIDTH>(call.v, p.at[1]);
-    Lanes<SCALAR, WIDTH> next, spike, kept, memory;
+    Lanes<SCALAR, WIDTH> next, spike, u, memory;
     Lanes<TRACE, WIDTH> trace;
     Lanes<unsigned char, WIDTH> fired;
     if (call.trace) trace = load<WIDTH>(call.trace, p.at[2]);
@@ -239,11 +239,8 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
             Real potential = charge(lif, read(x.item[k]), before);
             bool fires = potential >= Real(lif.v_threshold);
             Real reset = HARD ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
+            write(u.item[k], potential);
             write(v.item[k], fires ? reset : potential);
-            if (HARD)
-                write(kept.item[k], potential);
-            else
-                kept.item[k] = v.item[k];
             write(spike.item[k], Real(fires));
             fired.item[k] = fires ? 128 : 0;
             if (NDOT && call.memory)
@@ -252,7 +249,7 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
                 advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
         }
         store<WIDTH>(call.spike, to, spike);
-        if (call.kept) store<WIDTH>(call.kept, to, kept);
+        if (call.u) store<WIDTH>(call.u, to, u);
         if (call.trace_seq) store<WIDTH>(call.trace_seq, to, trace);
         if (call.fired) store<WIDTH>(call.fired, to, fired);
         to += call.step;
@@ -297,9 +294,10 @@ template <int WIDTH> DEVICE void backward(const Backward& call, Offsets p) {
     const LIF& lif = call.lif;
     Lanes<SCALAR, WIDTH> grad = load<WIDTH>(call.grad, p.at[0]);
     Lanes<SCALAR, WIDTH> membrane = load<WIDTH>(call.membrane, p.at[1]);
-    Lanes<unsigned char, WIDTH> fired = load<WIDTH>(call.fired, p.at[2]);
+    Lanes<unsigned char, WIDTH> fired;
+    if (call.fired) fired = load<WIDTH>(call.fired, p.at[2]);
     for (int k = 0; k < WIDTH; ++k) {
-        bool below = HARD || !(fired.item[k] & 128);  // a soft reset took v_threshold off
+        bool below = !call.fired || !(fired.item[k] & 128);  // a soft reset took v_threshold off
         Real z = read(membrane.item[k]) - (below ? Real(lif.v_threshold) : Real(0));
         Real grad_x = derivative(lif, z, read(grad.item[k]));
         write(grad.item[k], DECAY_INPUT ? grad_x / Real(TAU) : grad_x);

@@ -16,7 +16,6 @@ import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
-from sj_ottt._ops import trace as traces
 from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.lif_launch import SCALARS, Neuron, kernel, launch
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
@@ -196,42 +195,39 @@ torch.library.define(
 )
 torch.library.define(
     "sj_ottt::lif_backward",
-    f"(Tensor grad, Tensor membrane, Tensor fired, {_CONSTANTS}) -> Tensor",
+    f"(Tensor grad, Tensor membrane, Tensor? fired, {_CONSTANTS}) -> Tensor",
 )
 
 
 def _new(
     x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, hard: bool, keep: bool
 ) -> tuple[Tensor, ...]:
-    """Return new tensors for what `lif_scan` returns.
+    """Return new tensors for what `lif_scan` returns, see `_scan`.
 
     Those of a step are laid out like a step of x, and those of several steps one after the other.
     """
     several = x.dim() > v.dim()
     last = torch.empty_like(x[0] if several else x)
-    nothing = x.new_empty(0)
 
-    def of_steps(dtype: torch.dtype) -> Tensor:
-        if not several:
-            return torch.empty_like(last, dtype=dtype)
+    def of_steps(wanted: bool, dtype: torch.dtype) -> Tensor:
+        if not (wanted and several):
+            return last_of(wanted, dtype)
         strides = (last.numel(), *last.stride())
         return last.new_empty_strided((x.shape[0], *last.shape), strides, dtype=dtype)
 
-    def nothing_of(dtype: torch.dtype) -> Tensor:
-        return x.new_empty(0, dtype=dtype)
+    def last_of(wanted: bool, dtype: torch.dtype) -> Tensor:
+        return torch.empty_like(last, dtype=dtype) if wanted else x.new_empty(0, dtype=dtype)
 
-    stored = x.dtype if trace is None else trace.dtype
-    unpacked = stored != torch.uint8
+    traced, stored = trace is not None, x.dtype if trace is None else trace.dtype
+    from_v = keep and not several and not hard
     return (
-        of_steps(x.dtype),
+        of_steps(True, x.dtype),
         last,
-        of_steps(x.dtype) if keep and (hard or several) else nothing,
-        nothing_of(stored) if trace is None else of_steps(stored),
-        torch.empty_like(last, dtype=stored)
-        if several and trace is not None
-        else nothing_of(stored),
-        nothing_of(x.dtype) if memory is None else torch.empty_like(last),
-        of_steps(torch.uint8) if keep and unpacked else nothing_of(torch.uint8),
+        of_steps(keep and not from_v, x.dtype),
+        of_steps(traced, stored),
+        last_of(traced and several, stored),
+        last_of(memory is not None, x.dtype),
+        last_of(from_v and stored != torch.uint8, torch.uint8),
     )
 
 
@@ -243,10 +239,10 @@ def _scan(
     """Run the forward kernel; see `fused_lif_scan`.
 
     Returns:
-        Of all steps the spikes; of the last one the membrane; of all steps what the membrane was
-        (u[t] for a hard reset, v[t] for a soft one, that of a single step left out) and the trace;
-        of the last one of several the trace, and of the last one NDOT's memory; of all steps the
-        spikes as bytes, unless the trace has them.
+        Of each step the spikes; of the last one v[t]; of each step u[t] and the trace; of the last
+        of several steps the trace; of the last one NDOT's memory, and its spikes as bytes. What
+        a backward pass needs is u[t]; or, after a single step with a soft reset, v[t], which the
+        state keeps anyway, and the spikes, unless a packed trace has them.
     """
     *values, keep = rest
     neuron = Neuron(*values)
@@ -254,7 +250,7 @@ def _scan(
     out = _new(x, v, trace, memory, neuron.v_reset is not None, keep)
     if x.numel() == 0:
         return out
-    spike, last, kept, trace_seq, trace_new, memory_new, fired = out
+    spike, last, u, trace_seq, trace_new, memory_new, fired = out
     if memory is not None and trace is not None and memory.stride() != trace.stride():
         memory = torch.empty_like(trace).copy_(memory)  # the kernel walks both at one pace
     steps, x_step = (x.shape[0], x.stride(0)) if several else (1, 0)
@@ -262,7 +258,7 @@ def _scan(
         "lif_forward",
         neuron,
         (x[0] if several else x, v, v if trace is None else trace),
-        (x, v, trace, memory, spike, kept, trace_seq, fired, last, trace_new, memory_new),
+        (x, v, trace, memory, spike, u, trace_seq, fired, last, trace_new, memory_new),
         last,
         torch.uint8 if trace is None else trace.dtype,
         (steps, x_step, last.numel()),
@@ -279,31 +275,32 @@ def _fake_scan(
 
 @torch.library.impl("sj_ottt::lif_backward", "default")
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _backward(grad: Tensor, membrane: Tensor, fired: Tensor, *values: Any) -> Tensor:
+def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
     """Run the backward kernel: the gradient of the input from that of the spikes."""
     grad_x = torch.empty_like(membrane)
-    if grad_x.numel() == 0:
-        return grad_x
-    inputs = (grad, membrane, fired)
-    launch("lif_backward", Neuron(*values), inputs, (*inputs, grad_x), grad_x, torch.uint8)
+    if grad_x.numel():
+        tensors = (grad, membrane, fired, grad_x)
+        inputs = (grad, membrane, membrane if fired is None else fired)
+        launch("lif_backward", Neuron(*values), inputs, tensors, grad_x, torch.uint8)
     return grad_x
 
 
 @torch.library.register_fake("sj_ottt::lif_backward")  # type: ignore[untyped-decorator]
-def _fake_backward(grad: Tensor, membrane: Tensor, fired: Tensor, *values: Any) -> Tensor:
+def _fake_backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
     return torch.empty_like(membrane)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    """Keep what `lif._FromState` keeps."""
     x, v, trace, _, *values, _ = inputs
-    _, last, kept, trace_seq, _, _, fired = output
+    _, last, u, trace_seq, _, _, fired = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[2:])
     ctx.several, ctx.neuron = x.dim() > v.dim(), Neuron(*values)
-    single_soft = not ctx.several and ctx.neuron.v_reset is None
-    packed = trace is not None and trace.dtype == torch.uint8
-    ctx.save_for_backward(last if single_soft else kept, trace_seq if packed else fired)
+    if ctx.several or ctx.neuron.v_reset is not None:
+        ctx.save_for_backward(u, None)
+    else:
+        packed = trace is not None and trace.dtype == torch.uint8
+        ctx.save_for_backward(last, trace_seq if packed else fired)
 
 
 def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> tuple[Any, ...]:
@@ -313,13 +310,12 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> 
     if grad is not None:
         grad_x = torch.ops.sj_ottt.lif_backward(grad.to(membrane.dtype), membrane, fired, *neuron)
     if grad_v is not None:  # of the membrane after the last step; its reset carries none
-        last = fired[-1] if ctx.several else fired
         if neuron.v_reset is not None:
-            grad_v = grad_v * (last < traces.NEWEST)
+            u = membrane[-1] if ctx.several else membrane
+            grad_v = grad_v * (u < neuron.v_threshold)
         grad_v = grad_v / neuron.tau if neuron.decay_input else grad_v
         if ctx.several:
-            before = torch.zeros_like(membrane[1:])
-            grad_v = torch.cat([before, grad_v.unsqueeze(0)])
+            grad_v = torch.cat([torch.zeros_like(membrane[1:]), grad_v.unsqueeze(0)])
         grad_x = grad_v if grad_x is None else grad_x + grad_v
     return (grad_x, *[None] * (4 + len(neuron)))
 

@@ -40,7 +40,7 @@ _FORWARD, _BACKWARD = (
         (
             _STEPS,
             (
-                *("x", "v", "trace", "memory", "spike", "kept", "trace_seq", "fired"),
+                *("x", "v", "trace", "memory", "spike", "u", "trace_seq", "fired"),
                 *("v_new", "trace_new", "memory_new"),
             ),
         ),
@@ -119,9 +119,7 @@ def _walk(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple
 _DENSE = bytes(8 * (1 + MAX_DIMS + 4 * MAX_DIMS))
 
 
-def _layout(
-    inputs: tuple[Tensor, ...], out: Tensor, steps: tuple[int, ...]
-) -> tuple[bytes, bool]:
+def _layout(inputs: tuple[Tensor, ...], out: Tensor, steps: tuple[int, ...]) -> tuple[bytes, bool]:
     """Return a kernel's layout, and whether it is dense: walked in accesses of 16 bytes."""
     walk, in_one_line = _walk(tuple(out.shape), tuple(t.stride() for t in (*inputs, out)))
     # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.

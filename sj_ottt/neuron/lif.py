@@ -74,7 +74,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", plain PyTorch operations on any device; "cupy", fused CUDA kernels (needs
             CuPy, a GPU, and one of SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and
-            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere.
+            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere,
+            also where the kernels do not compile, which a warning says once.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
             "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
@@ -240,6 +241,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)
             return True

@@ -157,7 +157,10 @@ def test_scan_equals_single_steps(device, dtype, layout, form, v_reset):
         assert state["trace"] is None or not any(t.requires_grad for t in [*state["trace"]])
         found.append([spikes, stored, state["v"], state["trace"], grad, of_spikes])
     assert (found[0][4] != found[0][5]).any() and 0.1 < found[0][0].mean() < 0.9
-    torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+    torch.testing.assert_close(found[1][:4], found[0][:4], rtol=0, atol=0)
+    # A scan keeps u[t] where a step keeps v[t]: not the same number once it is rounded.
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found[1][4:], found[0][4:], rtol=rounding, atol=rounding)
 
 
 @pytest.mark.parametrize("form", ["packed", "float32", "ndot", None])
@@ -459,16 +462,19 @@ def test_compiles_for_gpus(architecture):
         return text.decode()
 
     source = lif_launch.SOURCE.read_bytes()
+    neuron = lif_launch.Neuron(2.0, 0.5, 1.0, None, 4.0, False, 0, 0)
+    other = lif_launch.Neuron(3.0, 0.5, 1.0, 0.0, 4.0, True, 1, 2)
     for scalar, scalar_name in lif_launch.SCALARS.items():
         # The forms that `trace.zeros` makes for a membrane of this dtype.
         like = torch.empty(0, dtype=scalar)
         for form in {trace.zeros(like, name).dtype for name in trace.TRACE_DTYPES}:
             names = (f"-DSCALAR={scalar_name}", f"-DTRACE={lif_launch.TRACES[form]}")
-            options = (*lif_launch.OPTIONS, *names, f"--gpu-architecture={architecture}")
-            program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
-            options = [option.encode() for option in options]
-            call(nvrtc.nvrtcCompileProgram, program, len(options), options)
-            assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
+            for flags in ((), lif_launch._flags(neuron), lif_launch._flags(other)):
+                options = (*lif_launch.OPTIONS, *names, *flags, f"-arch={architecture}")
+                program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
+                options = [option.encode() for option in options]
+                call(nvrtc.nvrtcCompileProgram, program, len(options), options)
+                assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
 
 
 def test_says_what_is_missing(monkeypatch):
