@@ -12,14 +12,18 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import kernel, networks, sides
+from sj_ottt import learning
+from sj_ottt._ops import lif_cuda, trace
+from sj_ottt._ops.lif import lif_step
 
-DEVICE = "cuda"
 COLUMNS = ("what", "network", "batch", "T", "dtype", "run", "value", "unit", "ratio", "note")
 
 
@@ -79,31 +83,99 @@ def gpu(args: argparse.Namespace) -> None:
                 unit="GB/s",
                 ratio=row["ratio"],
             )
-    cases = (
-        ("vgg", sides.VGG, 1, 32, 6),
-        ("vgg", sides.VGG, 128, 32, 6),
-        ("nf_resnet34", sides.NF_RESNET34, 128, 64, 4),
-    )
-    for network, entries, n, size, steps in cases:
-        where = {"network": network, "batch": n, "T": steps, "dtype": "float32"}
+    with report.attempt(what="host"):
+        _host_time(report)
+    for network, n, size, steps in (
+        ("vgg", 1, 32, 6),
+        ("vgg", 128, 32, 6),
+        ("nf_resnet34", 128, 64, 4),
+    ):
+        where = {"network": network, "batch": n, "T": steps}
         with report.attempt(what="step", **where):
-            wanted = ("sj_ottt OTTT-A", "spikingjelly OTTT-A", "spikingjelly BPTT")
-            runs = {}
-            for name in wanted:
-                if name in entries:
-                    with report.attempt(what="step", **where, run=name):
-                        entries[name].check(name, 8 if network == "vgg" else 32, DEVICE)
-                        runs[name] = entries[name].ready(n, size, steps, DEVICE)
-                        runs[name]()
-            build = networks.our_vgg if network == "vgg" else networks.our_nf_resnet
-            x = torch.randn(n, 3, size, size, device=DEVICE)
-            with report.attempt(what="step", **where, run="bare convolutions"):
-                runs["bare convolutions"] = networks.bare_products(build().to(DEVICE), x, steps)
-            _times(report, runs, 2.0, **where)
+            runs = _runs_of_a_first_look(report, network, n, size, steps, where)
+            _times(report, runs, 1.2, **where)
             with report.attempt(what="profile", **where):
                 _profile(report, runs["sj_ottt OTTT-A"], folder / f"{stem}.txt", **where)
             del runs
     print(f"written: {report.path}")
+
+
+def _runs_of_a_first_look(
+    report: Report, network: str, n: int, size: int, steps: int, where: dict[str, object]
+) -> dict[str, Callable[[], object]]:
+    """Return one training batch of the sides that tell most, and of ours in half precision."""
+    entries = sides.VGG if network == "vgg" else sides.NF_RESNET34
+    build = networks.our_vgg if network == "vgg" else networks.our_nf_resnet
+    runs: dict[str, Callable[[], object]] = {}
+    for name in ("sj_ottt OTTT-A", "spikingjelly OTTT-A", "spikingjelly BPTT"):
+        if name in entries:
+            with report.attempt(what="step", **where, run=name):
+                entries[name].check(name, 8 if network == "vgg" else 32, kernel.DEVICE)
+                run = entries[name].ready(n, size, steps, kernel.DEVICE)
+                run()
+                runs[name] = run
+    ours = partial(_ours, build, n, size, steps)
+    for name, make in (
+        ("sj_ottt OTTT-A, backend torch", partial(ours, backend="torch")),
+        ("sj_ottt OTTT-A, channels last", partial(ours, last=True)),
+        ("sj_ottt OTTT-A, bfloat16", partial(ours, dtype=torch.bfloat16)),
+        ("sj_ottt OTTT-A, bfloat16, channels last", partial(ours, dtype=torch.bfloat16, last=True)),
+    ):
+        with report.attempt(what="step", **where, run=name):
+            run = make()
+            run()
+            runs[name] = run
+    with report.attempt(what="step", **where, run="bare convolutions"):
+        x = torch.randn(n, 3, size, size, device=kernel.DEVICE)
+        runs["bare convolutions"] = networks.bare_products(build().to(kernel.DEVICE), x, steps)
+    return runs
+
+
+def _ours(
+    build: Callable[..., nn.Module],
+    n: int,
+    size: int,
+    steps: int,
+    dtype: torch.dtype = torch.float32,
+    last: bool = False,
+    backend: str = "auto",
+) -> Callable[[], object]:
+    """Return one training batch of ours, under autocast, in some memory format."""
+    model = build(backend=backend).to(kernel.DEVICE)
+    if last:
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    x = torch.randn(n, 3, size, size, device=kernel.DEVICE)
+    x = x.contiguous(memory_format=torch.channels_last) if last else x
+    y = torch.randint(0, 10, (n,), device=kernel.DEVICE)
+
+    def run() -> None:
+        with torch.autocast(
+            torch.device(kernel.DEVICE).type, dtype, enabled=dtype != torch.float32
+        ):
+            learning.train_step(model, optimizer, x, y, steps=steps)
+
+    return run
+
+
+def _host_time(report: Report, calls: int = 300) -> None:
+    """Write what a call of the neuron takes the host: the device has next to nothing to do."""
+    x = torch.randn(64, device=kernel.DEVICE, requires_grad=True)
+    for name, step in (("kernel", lif_cuda.fused_lif_step), ("operations", lif_step)):
+        for what in ("forward", "forward and backward"):
+            with torch.set_grad_enabled(what != "forward"):
+                for _ in (False, True):
+                    state = {"v": torch.zeros_like(x), "trace": trace.zeros(x, "packed")}
+                    _wait()
+                    start = time.perf_counter()
+                    for _call in range(calls):
+                        spike = step(x, state, kernel.SOFT, 0.5)
+                        state["v"] = state["v"].detach()
+                        if what != "forward":
+                            torch.autograd.grad(spike, x, spike.detach())
+                    spent = time.perf_counter() - start
+            value = f"{1e6 * spent / calls:.1f}"
+            report.row(what="host", run=f"neuron, {name}, {what}", value=value, unit="us")
 
 
 def _card() -> str:
@@ -131,7 +203,7 @@ def _times(
             _wait()
             if round_ > 1:
                 times[name].append(time.perf_counter() - start)
-        if round_ > 3 and time.perf_counter() > end:
+        if round_ > 2 and time.perf_counter() > end:
             break
     medians = {name: statistics.median(found) for name, found in times.items()}
     base = medians.get("spikingjelly BPTT", medians.get("spikingjelly OTTT-A"))
