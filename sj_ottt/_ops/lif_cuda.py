@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.lif_launch import SCALARS, Neuron, kernel, launch
@@ -158,7 +159,8 @@ def _run(
     if isinstance(trace, NDOTState):
         trace, memory = trace
     function = lif.surrogate_function
-    spike, v, _, trace_seq, trace_new, memory_new, _ = torch.ops.sj_ottt.lif_scan(
+    keep = torch.is_grad_enabled() and x.requires_grad
+    arguments = (
         x,
         state["v"].detach(),
         trace,
@@ -171,8 +173,12 @@ def _run(
         lif.decay_input,
         SURROGATES[type(function)],
         0 if ndot is None else 1 + NDOT_VARIANTS.index(ndot),
-        torch.is_grad_enabled() and x.requires_grad,
+        keep,
     )
+    run: Any = torch.ops.sj_ottt.lif_scan
+    if _is_eager(x):
+        run = _Eager.apply if keep else _scan
+    spike, v, _, trace_seq, trace_new, memory_new, _ = run(*arguments)
     state["v"] = v
     if trace is None:
         return spike, None
@@ -181,7 +187,16 @@ def _run(
     return spike, trace_seq
 
 
-# The operators. What is not wanted is empty, because an operator always returns tensors.
+def _is_eager(x: Tensor) -> bool:
+    """Whether a tensor is one of numbers, and is not being traced.
+
+    Then the kernels are called as they are: PyTorch takes longer to call an operator that was
+    written in Python than a GPU takes to run it.
+    """
+    return type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+# The operators. What is not wanted is None, and empty where PyTorch asks for tensors.
 
 
 _CONSTANTS = (
@@ -201,7 +216,7 @@ torch.library.define(
 
 def _new(
     x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, hard: bool, keep: bool
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Return new tensors for what `lif_scan` returns, see `_scan`.
 
     Those of a step are laid out like a step of x, and those of several steps one after the other.
@@ -209,33 +224,28 @@ def _new(
     several = x.dim() > v.dim()
     last = torch.empty_like(x[0] if several else x)
 
-    def of_steps(wanted: bool, dtype: torch.dtype) -> Tensor:
-        if not (wanted and several):
-            return last_of(wanted, dtype)
+    def of_steps(dtype: torch.dtype) -> Tensor:
+        if not several:
+            return torch.empty_like(last, dtype=dtype)
         strides = (last.numel(), *last.stride())
         return last.new_empty_strided((x.shape[0], *last.shape), strides, dtype=dtype)
 
-    def last_of(wanted: bool, dtype: torch.dtype) -> Tensor:
-        return torch.empty_like(last, dtype=dtype) if wanted else x.new_empty(0, dtype=dtype)
-
-    traced, stored = trace is not None, x.dtype if trace is None else trace.dtype
+    stored = x.dtype if trace is None else trace.dtype
     from_v = keep and not several and not hard
     return (
-        of_steps(True, x.dtype),
+        of_steps(x.dtype),
         last,
-        of_steps(keep and not from_v, x.dtype),
-        of_steps(traced, stored),
-        last_of(traced and several, stored),
-        last_of(memory is not None, x.dtype),
-        last_of(from_v and stored != torch.uint8, torch.uint8),
+        of_steps(x.dtype) if keep and not from_v else None,
+        None if trace is None else of_steps(stored),
+        None if trace is None or not several else torch.empty_like(last, dtype=stored),
+        None if memory is None else torch.empty_like(last),
+        of_steps(torch.uint8) if from_v and stored != torch.uint8 else None,
     )
 
 
-@torch.library.impl("sj_ottt::lif_scan", "default")
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
 def _scan(
     x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Run the forward kernel; see `fused_lif_scan`.
 
     Returns:
@@ -244,13 +254,12 @@ def _scan(
         a backward pass needs is u[t]; or, after a single step with a soft reset, v[t], which the
         state keeps anyway, and the spikes, unless a packed trace has them.
     """
-    *values, keep = rest
-    neuron = Neuron(*values)
+    neuron, keep = Neuron(*rest[:-1]), rest[-1]
     several = x.dim() > v.dim()
     out = _new(x, v, trace, memory, neuron.v_reset is not None, keep)
-    if x.numel() == 0:
-        return out
     spike, last, u, trace_seq, trace_new, memory_new, fired = out
+    if last is None or last.numel() == 0:
+        return out
     if memory is not None and trace is not None and memory.stride() != trace.stride():
         memory = torch.empty_like(trace).copy_(memory)  # the kernel walks both at one pace
     steps, x_step = (x.shape[0], x.stride(0)) if several else (1, 0)
@@ -266,15 +275,6 @@ def _scan(
     return out
 
 
-@torch.library.register_fake("sj_ottt::lif_scan")  # type: ignore[untyped-decorator]
-def _fake_scan(
-    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
-) -> tuple[Tensor, ...]:
-    return _new(x, v, trace, memory, rest[3] is not None, rest[-1])
-
-
-@torch.library.impl("sj_ottt::lif_backward", "default")
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
     """Run the backward kernel: the gradient of the input from that of the spikes."""
     grad_x = torch.empty_like(membrane)
@@ -285,16 +285,11 @@ def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any
     return grad_x
 
 
-@torch.library.register_fake("sj_ottt::lif_backward")  # type: ignore[untyped-decorator]
-def _fake_backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
-    return torch.empty_like(membrane)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
     x, v, trace, _, *values, _ = inputs
     _, last, u, trace_seq, _, _, fired = output
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[2:])
+    ctx.mark_non_differentiable(*(tensor for tensor in output[2:] if tensor is not None))
     ctx.several, ctx.neuron = x.dim() > v.dim(), Neuron(*values)
     if ctx.several or ctx.neuron.v_reset is not None:
         ctx.save_for_backward(u, None)
@@ -308,7 +303,8 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> 
     neuron: Neuron = ctx.neuron
     grad_x = None
     if grad is not None:
-        grad_x = torch.ops.sj_ottt.lif_backward(grad.to(membrane.dtype), membrane, fired, *neuron)
+        backward = _backward if _is_eager(grad) else torch.ops.sj_ottt.lif_backward
+        grad_x = backward(grad.to(membrane.dtype), membrane, fired, *neuron)
     if grad_v is not None:  # of the membrane after the last step; its reset carries none
         if neuron.v_reset is not None:
             u = membrane[-1] if ctx.several else membrane
@@ -318,6 +314,50 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> 
             grad_v = torch.cat([torch.zeros_like(membrane[1:]), grad_v.unsqueeze(0)])
         grad_x = grad_v if grad_x is None else grad_x + grad_v
     return (grad_x, *[None] * (4 + len(neuron)))
+
+
+class _Eager(torch.autograd.Function):
+    """`_scan` with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
+        out = _scan(*arguments)
+        _keep(ctx, arguments, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return _gradient(ctx, *grads)
+
+
+def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Put empty tensors in the place of None."""
+    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in out)
+
+
+@torch.library.impl("sj_ottt::lif_scan", "default")
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
+def _scan_operator(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _filled(x, _scan(x, *rest))
+
+
+@torch.library.register_fake("sj_ottt::lif_scan")  # type: ignore[untyped-decorator]
+def _fake_scan(
+    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _filled(x, _new(x, v, trace, memory, rest[3] is not None, rest[-1]))
+
+
+@torch.library.impl("sj_ottt::lif_backward", "default")
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _backward_operator(*arguments: Any) -> Tensor:
+    return _backward(*arguments)
+
+
+@torch.library.register_fake("sj_ottt::lif_backward")  # type: ignore[untyped-decorator]
+def _fake_backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
+    return torch.empty_like(membrane)
 
 
 torch.library.register_autograd("sj_ottt::lif_scan", _gradient, setup_context=_keep)
