@@ -159,6 +159,10 @@ def main() -> None:
         "--seconds", type=float, default=200, help="gpu: begin nothing new then (default: 200)"
     )
     parser.add_argument("--results", default=str(RESULTS), help="gpu: folder for its files")
+    parser.add_argument(
+        "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):
