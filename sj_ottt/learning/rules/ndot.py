@@ -13,6 +13,7 @@ from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.lif_cuda import fused_lif_step
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, ndot_step
 from sj_ottt._ops.rule import Rule
+from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace
 
 __all__ = ["NDOT"]
@@ -29,6 +30,12 @@ def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) ->
     return ndot_step(x, state, lif, variant)
 
 
+def _scan(
+    x_seq: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str
+) -> tuple[Tensor, Tensor | None]:
+    return lif_scan(x_seq, state, lif, ndot=variant)
+
+
 def _trace(state: NDOTState) -> Trace:
     return Trace(state.trace)
 
@@ -41,6 +48,7 @@ NDOT = tuple(
         step=partial(_step, variant=variant),
         trace=_trace,
         has_fused_step=True,
+        scan=partial(_scan, variant=variant),
     )
     for variant in NDOT_VARIANTS
 )
