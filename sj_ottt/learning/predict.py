@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
+from sj_ottt.learning.passes.chunks import Chunk, find_chunk, grouped
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_one_step
-from sj_ottt.learning.passes.outputs import Structure, add, map_tensors, plain
+from sj_ottt.learning.passes.outputs import Structure, add, map_tensors
 from sj_ottt.learning.passes.processes import unwrapped
 from sj_ottt.learning.state import carried
 
@@ -70,6 +71,8 @@ def predict(
     *,
     lengths: Tensor | None = None,
     reset: bool = True,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
 ) -> Structure:
     """Classify one batch without gradients or traces.
 
@@ -84,6 +87,8 @@ def predict(
             stands behind a sequence's end in `x_seq` is finite and has no influence.
         reset: Whether the state is reset before and after. Otherwise the sequence goes on from
             where the last call has left it, and the next call may go on from here.
+        chunk: How many time steps run together, or "auto", as in `train_step`.
+        memory_budget: Of "auto", as in `train_step`.
 
     Returns:
         Logits, [N, classes], summed over the steps or, of a model whose `prediction` is "last",
@@ -93,7 +98,7 @@ def predict(
     Raises:
         InputError: If a part of the model takes the batch for time (step mode "m"), the shape or
             the lengths do not fit, the input is not finite, `lengths` is given for a state that is
-            carried on, or the state is of a batch of another size.
+            carried on, the state is of a batch of another size, or `chunk` does not fit.
     """
     model = unwrapped(model)
     check_one_step(model)
@@ -102,8 +107,19 @@ def predict(
     # A state that goes on may be trained from, which tensors of inference mode cannot be.
     without_gradients = torch.inference_mode if reset else torch.no_grad
     with _evaluating(model), carried(model, x_seq.shape[1], reset), without_gradients():
-        prediction = combine_outputs(model, (plain(model(x)) for x in inputs), different)
+        together = find_chunk(chunk, memory_budget, model, x_seq)
+        outputs = _outputs(model, inputs, together, different)
+        prediction = combine_outputs(model, outputs, different)
     return map_tensors(Tensor.clone, prediction)  # ordinary tensors, which may enter a loss
+
+
+def _outputs(
+    model: nn.Module, inputs: Iterable[Tensor], chunk: Chunk, lengths: Lengths | None
+) -> Iterator[Structure]:
+    """Yield the outputs of each time step."""
+    for group in grouped(inputs, chunk, lambda t: lengths and lengths.running(t)):
+        with group.run(model, model) as outputs:
+            yield from outputs
 
 
 def with_lengths(

@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from sj_ottt.errors import InputError
 from sj_ottt.learning.fptt import FPTT
 from sj_ottt.learning.losses import CrossEntropyMSE
+from sj_ottt.learning.passes.chunks import find_chunk
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.outputs import Structure, map_tensors, stacked
 from sj_ottt.learning.passes.processes import Processes, unwrapped
@@ -30,6 +31,8 @@ def ottt_online_training(
     target_seq: Structure,
     f_loss_t: _Loss,
     online: bool,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
 ) -> tuple[Tensor, Structure]:
     """Train on one batch of sequences; SpikingJelly's function of the same name.
 
@@ -44,14 +47,16 @@ def ottt_online_training(
         target_seq: [N, T, ...], or lists, tuples or dicts of such tensors.
         f_loss_t: Loss of one step, (outputs, target) → scalar.
         online: Update after every step (OTTT_O) instead of once per sequence (OTTT_A).
+        chunk: How many time steps run together, as in `train_step`.
+        memory_budget: As in `train_step`.
 
     Returns:
         The loss summed over the steps, and the outputs [N, T, ...], in the structure in which the
         model gives them; both detached.
 
     Raises:
-        InputError: If a neuron of the model does not take part in its rule, or a loss is not
-            finite; no parameter is changed by that step.
+        InputError: If a neuron of the model does not take part in its rule, a loss is not finite
+            (no parameter is changed by that step), or `chunk` does not fit.
     """
     if isinstance(optimizer, FPTT):
         raise InputError("ottt_online_training takes an optimizer: give FPTT to train_step")
@@ -62,7 +67,9 @@ def ottt_online_training(
     processes = Processes.of(model, len(x_seq))
     model = unwrapped(model)
     update = Update(model, optimizer, processes=processes)
-    steps = train_sequence(update, model, x_seq.transpose(0, 1), loss_at, online=online)
+    x_seq = x_seq.transpose(0, 1)
+    together = find_chunk(chunk, memory_budget, model, x_seq, online=online)
+    steps = train_sequence(update, model, x_seq, loss_at, online=online, chunk=together)
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), stacked(outputs, dim=1)
 
@@ -83,6 +90,8 @@ def train_step(
     accumulation: tuple[int, int] | None = None,
     clip_norm: float | None = None,
     ema: AveragedModel | None = None,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
 ) -> tuple[Tensor, Structure]:
     """Train on one batch, one time step after the other (equations (4) and (5)).
 
@@ -131,6 +140,15 @@ def train_step(
             last. None for (0, 1).
         clip_norm: Largest norm of all gradients together; None for no limit.
         ema: An average of the model, which takes part in each update of the weights.
+        chunk: K, how many time steps run together, layer by layer, as one batch of K N samples:
+            faster, with the same gradient, for memory that grows by about 5 bytes a neuron and step
+            as long as the rule is not BPTT. "auto" takes the largest K that keeps to
+            `memory_budget`. Hooks on modules then see K steps at once, and so does what a network
+            computes across samples or keeps in attributes of its own; batch norm and SpikingJelly's
+            stateful modules are given one step after the other.
+        memory_budget: Of "auto", the largest number of bytes of parameters and of tensors that are
+            made on the way; None for a quarter more than one step at a time needs. It is measured
+            in the first two calls of the network on an input of new shape.
 
     Returns:
         The loss summed over the steps (with FPTT: the mean of the parts' losses by their weights),
@@ -142,9 +160,11 @@ def train_step(
     Raises:
         InputError: If the model is in evaluation mode, a neuron of it does not take part in its
             rule, shapes do not fit, the input is not finite, an argument is out of range or does
-            not go with another one, BPTT is asked for an online update or for `backward_steps`, or
-            a loss, or a norm that is to be clipped, is not finite (named; no parameter is changed
-            by it, and gradients of earlier calls are gone).
+            not go with another one, BPTT is asked for an online update or for `backward_steps`,
+            time steps are to run together that cannot (online updates, `layer.Feedback`, a network
+            whose outputs are not one of each sample or that changes buffers at every call), or a
+            loss, or a norm that is to be clipped, is not finite (named; no parameter is changed by
+            it, and gradients of earlier calls are gone).
     """
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
@@ -194,6 +214,7 @@ def train_step(
         raise InputError(
             'update="online" updates at every step and knows no accumulation: leave one out'
         )
+    together = find_chunk(chunk, memory_budget, model, x_seq, online=update == "online")
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
     if backward_at is not None:
@@ -216,6 +237,8 @@ def train_step(
             online=online,
             backward_at=backward_at,
             processes=processes,
+            chunk=together,
+            lengths=different,
         ):
             losses.append(loss)
             yield y

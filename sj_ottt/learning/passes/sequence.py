@@ -13,6 +13,8 @@ from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
 from sj_ottt.learning.fptt import FPTT
+from sj_ottt.learning.passes.chunks import ONE_STEP, Chunk, Group, grouped
+from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
 from sj_ottt.learning.passes.processes import Processes
@@ -41,6 +43,8 @@ def train_sequence(
     online: bool,
     backward_at: Container[int] | None = None,
     processes: Processes | None = None,
+    chunk: Chunk = ONE_STEP,
+    lengths: Lengths | None = None,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence by the model's rule.
 
@@ -52,6 +56,8 @@ def train_sequence(
         online: Update at every step.
         backward_at: The steps that have a backward pass; None for all.
         processes: Those that train the model together; None for this one alone.
+        chunk: How many steps run together.
+        lengths: Of the sequences, where they differ.
 
     Yields:
         Each step's loss and outputs, both detached.
@@ -67,18 +73,28 @@ def train_sequence(
     call = _theirs(model) if any(map(is_their_online_node, model.modules())) else model
     if isinstance(update, FPTT):
         assert isinstance(x_seq, Tensor)
-        return _in_parts(model, call, update, x_seq, loss_at, processes or Processes())
+        return _in_parts(model, call, update, x_seq, loss_at, processes or Processes(), chunk)
     if backward_at is not None:
         _refuse_frozen(model)
     if not rule.through_time:
-        return _step_by_step(update, call, x_seq, loss_at, online=online, backward_at=backward_at)
+        groups = grouped(x_seq, chunk, lambda t: (_learns(t, backward_at), _running(t, lengths)))
+        return _step_by_step(update, call, groups, loss_at, online=online, backward_at=backward_at)
     for wrong, name in ((online, "online update"), (backward_at is not None, "backward_steps")):
         if wrong:
             raise InputError(
                 f'rule="{rule.name}" has one backward pass through all time steps, so it knows no '
                 f"{name}: leave it out, or train by another rule"
             )
-    return _through_time(update, x_seq, loss_at)
+    groups = grouped(x_seq, chunk, lambda t: _running(t, lengths))
+    return _through_time(update, groups, loss_at)
+
+
+def _learns(t: int, backward_at: Container[int] | None) -> bool:
+    return backward_at is None or t in backward_at
+
+
+def _running(t: int, lengths: Lengths | None) -> int | None:
+    return None if lengths is None else lengths.running(t)
 
 
 def _refuse_frozen(model: nn.Module) -> None:
@@ -106,13 +122,13 @@ def _theirs(model: nn.Module) -> Callable[[Tensor], Structure]:
 def _step_by_step(
     update: Update,
     call: Callable[[Tensor], Structure],
-    x_seq: Iterable[Tensor],
+    groups: Iterable[Group],
     loss_at: _StepLoss,
     *,
     online: bool,
     backward_at: Container[int] | None = None,
 ) -> Iterator[tuple[Tensor, Structure]]:
-    """Train on a sequence with one backward pass a step.
+    """Train on a sequence with one backward pass for each group of its steps.
 
     No parameter moves on a loss that is not finite. Accumulating, the losses are looked at once,
     before the only update, so that a GPU need not wait for the host at every step.
@@ -121,26 +137,27 @@ def _step_by_step(
     model, learnt = update.model, backward_at is not None
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
-        for t, x in enumerate(x_seq):
-            learns = backward_at is None or t in backward_at
+        for group in groups:
+            t, learns = group.first, _learns(group.first, backward_at)
             if t == 0 or (online and learns):
                 update.start()
             per_step = online_weights(model) if online else nullcontext()
-            with per_step, torch.set_grad_enabled(learns):
-                y = plain(call(x))
-                loss = plain(loss_at(y, t))  # a penalty on spikes may make it a pair
-                losses.append(loss.detach())
+            with per_step, torch.set_grad_enabled(learns), group.run(model, call) as outputs:
+                # A penalty on spikes may make a loss a pair.
+                found = [plain(loss_at(y, t + i)) for i, y in enumerate(outputs)]
+                losses += [loss.detach() for loss in found]
+                total = sum(found[1:], found[0])
                 # Behind a feedback alone, nothing learns in the first step.
-                learns = any_learns = learns and loss.requires_grad
+                learns = any_learns = learns and total.requires_grad
                 if online:
                     any_learns = _check_losses(losses[-1:], t, update, learns)
                 if learns:
-                    update.backward(loss)
+                    update.backward(total)
             learnt = learnt or any_learns
             if online and any_learns:
                 update.finish()
             detach_state(model)  # for neurons that are not ours: ours never hold a graph
-            yield losses[-1], detached(y)
+            yield from zip(losses[t:], map(detached, outputs), strict=True)
         if not online:  # before the block's end, where hooks on gradients run
             learnt = _check_losses(losses, 0, update, learnt)
     _check_learnt(learnt)
@@ -149,7 +166,7 @@ def _step_by_step(
 
 
 def _through_time(
-    update: Update, x_seq: Iterable[Tensor], loss_at: _StepLoss
+    update: Update, groups: Iterable[Group], loss_at: _StepLoss
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence with one backward pass at its end: the exact gradient.
 
@@ -157,7 +174,10 @@ def _through_time(
     """
     update.start()
     with through_time_weights(update.model):
-        outputs = [plain(update.model(x)) for x in x_seq]
+        outputs: list[Structure] = []
+        for group in groups:
+            with group.run(update.model, update.model) as found:
+                outputs += found
         losses = [plain(loss_at(y, t)) for t, y in enumerate(outputs)]
         total = sum(losses[1:], losses[0])
         _check_learnt(
@@ -176,6 +196,7 @@ def _in_parts(
     x_seq: Tensor,
     loss_at: _StepLoss,
     processes: Processes,
+    chunk: Chunk,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on [T, N, ...] with an update after each part of it.
 
@@ -193,11 +214,11 @@ def _in_parts(
         def run_part(x_seq: Tensor = part, p: int = p, last: int = end - 1) -> _PartResult:
             fptt.optimizer.zero_grad()
             with shared_weights(model) if has_synapses else nullcontext():
-                outputs = []
-                for x in x_seq:
-                    y = plain(call(x))
-                    outputs.append(detached(y))
-                loss = plain(loss_at(y, p))
+                outputs: list[Structure] = []
+                for group in grouped(x_seq, chunk):
+                    with group.run(model, call) as found:
+                        outputs += map(detached, found)
+                loss = plain(loss_at(found[-1], p))
                 _check_finite([loss.detach()], last, fptt.optimizer, processes)
                 processes.weighed(loss).backward()
             processes.add_up(fptt.optimizer)
