@@ -206,9 +206,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         """Run all time steps of [T, N, ...]; each has its own gradient, but under BPTT."""
         x_seq = x_seq[0] if isinstance(x_seq, list) else x_seq
         rule, scan = self.rule, self._scan()
-        if scan is None or self._fuses(x_seq):
+        if scan is None:
             return _joined([self.single_step_forward(x) for x in x_seq])
-        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), False)
+        fused = self._fuses(x_seq)
+        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), fused)
         self._finish()
         if trace is None or (self.spike_alone and rule.spike_suffices):
             return spike
@@ -307,7 +308,7 @@ def _scan_alone(
 ) -> tuple[Tensor, Tensor | None]:
     """Take neurons that do not learn through several steps."""
     state["trace"] = None
-    return lif_scan(x_seq, state, lif)
+    return (lif_cuda.fused_lif_scan if fused else lif_scan)(x_seq, state, lif)
 
 
 def _joined(outputs: list[Tensor | Pair]) -> Tensor | Pair:
