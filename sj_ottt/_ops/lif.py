@@ -102,8 +102,8 @@ class LIF:
         leak = v - rest if rest else v
         if self.decay_input:
             return torch.add(v, (x - leak) / self.tau, out=out)
-        if self.tau == 2.0 and not rest:
-            # Halving is exact: the same number in one pass.
+        # Halving is exact: the same number in one pass. (A tau that learns is a tensor.)
+        if not isinstance(self.tau, Tensor) and self.tau == 2.0 and not rest:
             return torch.add(x, v, alpha=0.5, out=out)
         return torch.add(v - leak / self.tau, x, out=out)
 

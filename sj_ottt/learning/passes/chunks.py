@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -329,10 +328,9 @@ def _one_by_one(
     module: nn.Module, forward: Callable[..., Any], steps: int, *args: Any, online: bool
 ) -> Any:
     """Call a module on one step after the other; online, no graph goes from one to the next."""
-    args = tuple(_with_time(arg, steps) for arg in args)
     outputs = []
     for t in range(steps):
-        outputs.append(forward(*(_at(arg, t) for arg in args)))
+        outputs.append(forward(*(_at(arg, t, steps) for arg in args)))
         if online:
             detach_state(module)
     return _joined(outputs)
@@ -346,10 +344,15 @@ def _with_time(x: Any, steps: int) -> Any:
     return unflatten(x) if isinstance(x, Tensor) else x
 
 
-def _at(x: Any, t: int) -> Any:
-    if isinstance(x, Pair):
-        return x.through(itemgetter(t))
-    return x[t] if isinstance(x, Tensor) else x
+def _at(x: Any, t: int, steps: int) -> Any:
+    """Return step t of [K N, ...], and what is no tensor as it is."""
+    if isinstance(x, list | tuple):
+        pair = Pair.of(x)
+        return pair.through(partial(_at, t=t, steps=steps))
+    # A slice: PyTorch's batch norm sums up wrongly over one sample of a larger tensor's last
+    # channels when it comes by its index, with a first stride of its own.
+    n = len(x) // steps if isinstance(x, Tensor) else 0
+    return x[t * n : (t + 1) * n] if isinstance(x, Tensor) else x
 
 
 def _joined(outputs: list[Any]) -> Any:
