@@ -12,6 +12,7 @@ from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_one_step
 from sj_ottt.learning.passes.outputs import Structure, add, map_tensors
 from sj_ottt.learning.passes.processes import unwrapped
+from sj_ottt.learning.passes.update import NOT_FINITE, is_finite
 from sj_ottt.learning.state import carried
 
 __all__ = ["as_sequence", "combine_outputs", "predict", "predicts_last", "with_lengths"]
@@ -141,21 +142,23 @@ def with_lengths(
     return different, different.inputs(model, x_seq)
 
 
-def as_sequence(x: Tensor, steps: int | None, *, may_be_empty: bool = False) -> tuple[Tensor, int]:
+def as_sequence(
+    x: Tensor, steps: int | None, *, may_be_empty: bool = False, look: bool = True
+) -> tuple[Tensor, int]:
     """Return the sequence [T, N, ...] and T, the static batch repeated without a copy.
 
     Args:
         x: The sequence, or the static batch [N, ...].
         steps: T of a static batch.
         may_be_empty: Whether N may be 0.
+        look: Whether to refuse values that are not finite, which waits for the device.
 
     Raises:
         InputError: If it is no sequence, or holds values that are not finite.
     """
-    # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
-    # extremes need no memory, where isfinite() would make masks as large as the sequence.
-    if x.is_floating_point() and x.numel() and not torch.stack(x.aminmax()).isfinite().all():
-        raise InputError("x_seq holds values that are not finite (NaN or inf): clean the input")
+    finite = is_finite(x) if look else None
+    if finite is not None and not finite:
+        raise InputError(NOT_FINITE)
     if steps is not None:
         if steps < 1:
             raise InputError(f"steps={steps}: give at least 1 time step")

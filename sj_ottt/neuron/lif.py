@@ -76,7 +76,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", plain PyTorch operations on any device; "cupy", fused CUDA kernels (needs
             CuPy, a GPU, and one of SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and
-            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere.
+            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere,
+            also where the kernels do not compile, which a warning says once.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
             "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
@@ -103,7 +104,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "float32",
     ):
         if backend not in BACKENDS:
@@ -205,9 +206,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         """Run all time steps of [T, N, ...]; each has its own gradient, but under BPTT."""
         x_seq = x_seq[0] if isinstance(x_seq, list) else x_seq
         rule, scan = self.rule, self._scan()
-        if scan is None or self._fuses(x_seq):
+        if scan is None:
             return _joined([self.single_step_forward(x) for x in x_seq])
-        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), False)
+        fused = self._fuses(x_seq)
+        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), fused)
         self._finish()
         if trace is None or (self.spike_alone and rule.spike_suffices):
             return spike
@@ -282,6 +284,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)
             return True
@@ -304,7 +308,7 @@ def _scan_alone(
 ) -> tuple[Tensor, Tensor | None]:
     """Take neurons that do not learn through several steps."""
     state["trace"] = None
-    return lif_scan(x_seq, state, lif)
+    return (lif_cuda.fused_lif_scan if fused else lif_scan)(x_seq, state, lif)
 
 
 def _joined(outputs: list[Tensor | Pair]) -> Tensor | Pair:
@@ -358,7 +362,7 @@ class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "packed",
     ):
         super().__init__(

@@ -18,7 +18,7 @@ from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
 from sj_ottt.learning.passes.processes import Processes
-from sj_ottt.learning.passes.update import Update
+from sj_ottt.learning.passes.update import NOT_FINITE, Update
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
@@ -27,7 +27,7 @@ from sj_ottt.learning.state import (
     save_state,
 )
 
-__all__ = ["join_without_samples", "train_sequence"]
+__all__ = ["finish_recorded", "join_without_samples", "train_sequence"]
 
 _StepLoss = Callable[[Structure, int], Tensor]
 _PartResult = tuple[Tensor, list[Structure]]
@@ -273,6 +273,16 @@ def join_without_samples(
             update.finish()
 
 
+def finish_recorded(update: Update, losses: list[Tensor]) -> None:
+    """Look at the losses of passes that were recorded, and update.
+
+    Raises:
+        InputError: If the input or a loss is not finite.
+    """
+    _check_losses(losses, 0, update, True)
+    update.finish()
+
+
 def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
     """Go through a part once more from its entry, leaving nothing but the gradients."""
     detach_state(model)
@@ -298,7 +308,10 @@ def _check_learnt(learnt: bool) -> None:
 
 def _check_losses(losses: list[Tensor], first: int, update: Update, learns: bool) -> bool:
     """Check losses as `_check_finite` does; return whether anything learns, in any process."""
-    return _check_finite(losses, first, update.optimizer, update.processes, learns)
+    if update.recorded:
+        return learns
+    clean = update.input_is_finite
+    return _check_finite(losses, first, update.optimizer, update.processes, learns, clean)
 
 
 def _check_finite(
@@ -307,8 +320,11 @@ def _check_finite(
     optimizer: torch.optim.Optimizer,
     processes: Processes,
     learns: bool = False,
+    input_is_finite: Tensor | None = None,
 ) -> bool:
     """Refuse losses that are not finite, in all processes, without leaving a gradient.
+
+    This is where the host waits for the device, once an update.
 
     Args:
         losses: Scalars.
@@ -316,6 +332,7 @@ def _check_finite(
         optimizer: Its gradients are set to zero where one is not finite.
         processes: Those that train the model together.
         learns: Whether a loss of this process depends on a parameter.
+        input_is_finite: See `Update`.
 
     Returns:
         ``learns``, of any process.
@@ -323,7 +340,14 @@ def _check_finite(
     Raises:
         NotFiniteError: If a loss is not finite.
     """
-    finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+    finite: list[bool] = []
+    if losses:
+        flags = torch.isfinite(torch.stack(losses))
+        clean = flags.new_ones(()) if input_is_finite is None else input_is_finite
+        *finite, is_clean = torch.cat([flags, clean.reshape(1)]).tolist()
+        if not is_clean:
+            optimizer.zero_grad()
+            raise InputError(NOT_FINITE)
     all_finite, any_learns = processes.all_and_any(all(finite), learns)
     if all_finite:
         return any_learns

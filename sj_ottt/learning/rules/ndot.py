@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sj_ottt._ops.lif import LIF, LIFState
-from sj_ottt._ops.lif_cuda import fused_lif_step
+from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, ndot_step
 from sj_ottt._ops.rule import Rule
 from sj_ottt._ops.scan import lif_scan
@@ -33,7 +33,7 @@ def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) ->
 def _scan(
     x_seq: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str
 ) -> tuple[Tensor, Tensor | None]:
-    return lif_scan(x_seq, state, lif, ndot=variant)
+    return (fused_lif_scan if fused else lif_scan)(x_seq, state, lif, ndot=variant)
 
 
 def _trace(state: NDOTState) -> Trace:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sj_ottt._ops import trace
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
-from sj_ottt._ops.lif_cuda import fused_lif_step
+from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.rule import Rule
 from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace
@@ -21,7 +21,7 @@ def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool) -> Tensor:
 
 
 def _scan(x_seq: Tensor, state: LIFState, lif: LIF, fused: bool) -> tuple[Tensor, Tensor | None]:
-    return lif_scan(x_seq, state, lif, 0.0)
+    return (fused_lif_scan if fused else lif_scan)(x_seq, state, lif, 0.0)
 
 
 SLTT = Rule(
