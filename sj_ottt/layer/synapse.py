@@ -167,7 +167,9 @@ class _Standardized(Synapse):
 
     def make_fast_weight(self, factor: float = 1.0, again: bool = False) -> Tensor:
         """Return Ŵ times a factor, in one pass over the weight; see `Synapse.make_fast_weight`."""
-        room, weight = self._room if again else None, self.weight
+        weight = self.weight
+        again = again and weight.device.type == "cpu"  # a GPU's allocator keeps memory ready
+        room = self._room if again else None
         if room is None or (room.device, room.dtype) != (weight.device, weight.dtype):
             room = torch.empty_like(weight, memory_format=fast_format(weight))
         # New memory would cost a large weight more time than its standardization.

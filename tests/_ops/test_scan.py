@@ -4,7 +4,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import surrogate
 
-from sj_ottt._ops import scan, trace
+from sj_ottt._ops import blocks, scan, trace
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.ndot import NDOTState, ndot_step
 
@@ -89,10 +89,10 @@ def test_neurons_beyond_a_block_take_part(monkeypatch):
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
     x = torch.randn(4, 3, 7, dtype=torch.float64)
     whole = _chunk(x, lif, "packed", 0.5, None)
-    monkeypatch.setattr(scan, "_BLOCK", 4)
-    blocks = _chunk(x, lif, "packed", 0.5, None)
-    assert torch.equal(whole[0], blocks[0])
-    assert torch.equal(whole[1], blocks[1])
+    monkeypatch.setattr(blocks, "_BLOCK", 4)
+    parts = _chunk(x, lif, "packed", 0.5, None)
+    assert torch.equal(whole[0], parts[0])
+    assert torch.equal(whole[1], parts[1])
 
 
 def test_the_state_is_no_part_of_the_chunk():
