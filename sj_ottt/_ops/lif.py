@@ -29,6 +29,7 @@ __all__ = [
     "LIFState",
     "advance",
     "bptt_lif_step",
+    "gradient_from_spike",
     "has_closed_gradient",
     "lif_step",
     "membrane_gradient",
@@ -243,23 +244,30 @@ class _FromState(torch.autograd.Function):
         lif = ctx.lif
         grad_x = None if grad_v is None else membrane_gradient(grad_v, fired, lif)
         if grad is not None:
-            from_spike = _from_spike(grad, membrane, fired, lif)
+            fired = None if lif.v_reset is not None else fired[None]
+            (from_spike,) = gradient_from_spike(grad[None], membrane[None], fired, lif)
             grad_x = from_spike if grad_x is None else from_spike.add_(grad_x)
         return grad_x, None, None, None, None, None
 
 
-def _from_spike(grad: Tensor, membrane: Tensor, fired: Tensor, lif: LIF) -> Tensor:
-    """Return the gradient of I[t] by way of s[t], from that of s[t]."""
-    grad_x, like = torch.empty_like(membrane), membrane[None]
-    parts = (like, laid_out_like(like, grad), laid_out_like(like, fired), grad_x[None])
-    for (m,), (g,), (f,), (z,) in blocks(*parts):
-        if lif.v_reset is None:
-            torch.sub(m, _silent(f, m.dtype), alpha=lif.v_threshold, out=z)
-        else:
-            torch.sub(m, lif.v_threshold, out=z)
-        surrogate_gradient(g, z, lif.surrogate_function)
-        if lif.decay_input:
-            z.div_(lif.tau)
+def gradient_from_spike(grad: Tensor, membrane: Tensor, fired: Tensor | None, lif: LIF) -> Tensor:
+    """Return the gradient of I[t] by way of s[t], of one or more steps.
+
+    Args:
+        grad: That of s[t], [K, N, ...].
+        membrane: u[t]; with `fired`, v[t] after a soft reset.
+        fired: s[t], as booleans or as the top bit of bytes.
+        lif: Constants.
+    """
+    grad_x = torch.empty_like(membrane)
+    grad, fired = laid_out_like(membrane, grad), laid_out_like(membrane, fired)
+    for block in blocks(membrane, grad, fired, grad_x):
+        for t, (m, g, z) in enumerate(zip(block[0], block[1], block[3], strict=True)):
+            below = 1 if block[2] is None else _silent(block[2][t], m.dtype)
+            torch.sub(m, below, alpha=lif.v_threshold, out=z)
+            surrogate_gradient(g, z, lif.surrogate_function)
+            if lif.decay_input:
+                z.div_(lif.tau)
     return grad_x
 
 
@@ -324,13 +332,13 @@ def advance(
     trace_before: _Steps | None,
     v: _Steps,
 ) -> None:
-    """Take a block of neurons through all steps; u may have room for one step alone."""
+    """Take a block of neurons through all steps; u and v may have room for one step alone."""
     before, trace = v_before[0], None if trace_before is None else trace_before[0]
     for t, current in enumerate(x):
         now = lif.charge(current, before, out=u[t % len(u)])
         # A comparison that writes numbers is several times as fast as one that writes booleans.
         torch.ge(now, lif.v_threshold, out=spike[t])
-        before = lif.reset(now, spike[t], out=v[0])
+        before = lif.reset(now, spike[t], out=v[t % len(v)])
         if stored is not None and trace is not None:
             trace = traces.advance(trace, spike[t], trace_decay, out=stored[t])
 

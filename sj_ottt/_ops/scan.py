@@ -1,8 +1,8 @@
 """Several time steps of a neuron in one call, a chunk: the numbers of `lif_step`, step after step.
 
 The gradient of every step is its own, so the chunk is one elementwise function of its currents. For
-its backward pass it keeps the membrane u[t] before each reset; with the packed traces that the next
-synapse keeps (their top bit is the spike) that makes five bytes per neuron and step.
+its backward pass it keeps a membrane per step; with the packed traces that the next synapse keeps
+(their top bit is the spike) that makes five bytes per neuron and step.
 """
 
 from typing import Any
@@ -16,10 +16,10 @@ from sj_ottt._ops.lif import (
     LIF,
     LIFState,
     advance,
+    gradient_from_spike,
     has_closed_gradient,
     lif_step,
     membrane_gradient,
-    surrogate_gradient,
 )
 from sj_ottt._ops.ndot import ndot_step
 
@@ -52,50 +52,56 @@ def lif_scan(
         x = x_seq.detach() if is_dense(x_seq) else x_seq.detach().contiguous()
         spike, u = torch.empty_like(x), torch.empty_like(x if learns else x[:1])
         v_before, trace_before = (laid_out_like(x, state[key]) for key in ("v", "trace"))
-        v, stored = torch.empty_like(v_before[0]), None
+        stored = None
         if trace_before is not None:
             stored = torch.empty_like(x, dtype=trace_before.dtype)
-        for block in blocks(x, u, spike, stored, v_before, trace_before, v[None]):
+        packed = stored is not None and stored.dtype == torch.uint8
+        # With the bit of the spike, v[t] after a soft reset is as good as u[t].
+        v = u if lif.v_reset is None and packed else torch.empty_like(u[:1])
+        for block in blocks(x, u, spike, stored, v_before, trace_before, v):
             advance(lif, trace_decay, *block)
-        state["v"] = v
+        # Not views, which SpikingJelly cannot detach. They keep what the backward pass needs alive
+        # until the next step, which is less than what the next chunk will need.
+        state["v"] = v[-1].data
         if stored is not None:
-            # A copy, or the state would keep the traces of all steps alive.
-            state["trace"] = stored[-1].clone()
+            state["trace"] = stored[-1].data
     if learns:
-        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, lif)
+        fired = stored if v is u else None
+        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif)
     return spike, stored
 
 
 class _Scan(torch.autograd.Function):
-    """Hands spikes and the last membrane on; backward needs nothing but the membranes u[t]."""
+    """Hands spikes and the last membrane on; backward needs u[t], or v[t] and where it fired."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_seq: Tensor, spike: Tensor, v: Tensor, u: Tensor, lif: LIF
+        ctx: Any,
+        x_seq: Tensor,
+        spike: Tensor,
+        v: Tensor,
+        membrane: Tensor,
+        fired: Tensor | None,
+        lif: LIF,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(u)
+        ctx.save_for_backward(membrane, fired)
         ctx.lif = lif
         return spike.view_as(spike), v.view_as(v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
-        (u,) = ctx.saved_tensors
+        membrane, fired = ctx.saved_tensors
         lif = ctx.lif
         if grad is None:
-            grad_x = torch.zeros_like(u)
+            grad_x = torch.zeros_like(membrane)
         else:
-            grad_x, grad = torch.empty_like(u), laid_out_like(u, grad)
-            for g, membrane, out in blocks(grad, u, grad_x):
-                for t, z in enumerate(out):
-                    torch.sub(membrane[t], lif.v_threshold, out=z)
-                    surrogate_gradient(g[t], z, lif.surrogate_function)
-                    if lif.decay_input:
-                        z.div_(lif.tau)
+            grad_x = gradient_from_spike(grad, membrane, fired, lif)
         if grad_v is not None:
-            grad_x[-1] += membrane_gradient(grad_v, u[-1] >= lif.v_threshold, lif)
-        return grad_x, None, None, None, None
+            last = membrane[-1] >= lif.v_threshold if fired is None else fired[-1]
+            grad_x[-1] += membrane_gradient(grad_v, last, lif)
+        return grad_x, None, None, None, None, None
 
 
 def _one_by_one(

@@ -95,13 +95,13 @@ def test_neurons_beyond_a_block_take_part(monkeypatch):
     assert torch.equal(whole[1], parts[1])
 
 
-def test_the_state_is_no_part_of_the_chunk():
-    """It would keep the traces of all steps alive."""
+def test_a_chunk_keeps_five_bytes_per_neuron_and_step():
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
-    _, stored, state = _chunk(torch.randn(4, 3, 7), lif, "packed", 0.5, None)
-    assert state["trace"].untyped_storage().nbytes() == 21
-    assert torch.equal(state["trace"], stored[-1])
-    assert state["v"].untyped_storage().nbytes() == 21 * 4
+    x = torch.randn(4, 3, 7, requires_grad=True)
+    spike, stored, state = _chunk(x, lif, "packed", 0.5, None)
+    kept = [*spike.grad_fn.saved_tensors, stored, state["v"], state["trace"]]
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert sum(sizes.values()) == 5 * x.numel()
 
 
 def test_the_top_bit_of_a_packed_trace_is_the_spike():
