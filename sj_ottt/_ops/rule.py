@@ -90,10 +90,9 @@ class Rule:
         return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))
 
 
-def is_traced() -> bool:
+def _is_traced() -> bool:
     """Whether the call is recorded by torch.jit.trace, torch.export or torch.onnx.export."""
-    # Not is_exporting(), which up to PyTorch 2.11 is true for all that torch.compile sees.
-    return bool(torch.jit.is_tracing() or torch.compiler._is_exporting_flag)
+    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
 
 
 class LearningModule(PairHooks, base.MemoryModule):
@@ -121,7 +120,7 @@ class LearningModule(PairHooks, base.MemoryModule):
             InputError: In evaluation mode, if gradients are kept in a compiled network, which
                 cannot be asked what is around it.
         """
-        if self.training or not torch.is_grad_enabled() or is_traced():
+        if self.training or not torch.is_grad_enabled() or _is_traced():
             return bool(self.training)
         if torch.compiler.is_dynamo_compiling():
             raise InputError(
@@ -138,7 +137,7 @@ class LearningModule(PairHooks, base.MemoryModule):
             InputError: If the call would lose a gradient, advance the state twice, or write it into
                 a traced or exported graph for good.
         """
-        if is_traced():
+        if _is_traced():
             self._check_explicit_state()
         elif not torch.compiler.is_compiling():
             self._check_call(args[0])
@@ -178,12 +177,6 @@ class LearningModule(PairHooks, base.MemoryModule):
         """Name the module and those that call it, for errors."""
         names = [type(module).__name__ for module in modules_being_called() if module is not self]
         return f"{type(self).__name__}{' in ' if names else ''}{' in '.join(names)}"
-
-    def drop_graph(self) -> None:
-        """Let go of a graph of the last step that is held beside the state; by default, none is."""
-
-    def drop_graph(self) -> None:
-        """Let go of a graph of the last step that is held beside the state; by default, none is."""
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the module cannot take part in.

@@ -43,10 +43,6 @@ def detach_state(model: nn.Module) -> None:
         for name, value in module._memories.items():
             # Not in place, as SpikingJelly does: what is kept may be a view.
             module._memories[name] = map_state(Tensor.detach, value)
-        if isinstance(module, LearningModule):
-            module.drop_graph()
-        if isinstance(module, LearningModule):
-            module.drop_graph()
 
 
 def map_state(f: Callable[[Tensor], Tensor], value: Any) -> Any:

@@ -177,15 +177,6 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     def detach(self) -> None:
         """Cut the state, and `v`, from the graph of the last step."""
         super().detach()
-        self.drop_graph()
-
-    def reset(self) -> None:
-        """Put the state back to that before the first step."""
-        super().reset()
-        self.drop_graph()
-
-    def drop_graph(self) -> None:
-        """Let go of the graph that `v` carries."""
         self._handed_out = _HandedOut()
 
     def extra_repr(self) -> str:
@@ -293,7 +284,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
-        if is_traced():
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
             return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)
