@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -93,14 +94,16 @@ def gpu(args: argparse.Namespace) -> None:
     _bandwidth(report, args)
     with report.attempt(what="host"):
         _host_time(report)
-    for case in CASES[:3] if args.quick else CASES:
-        if report.has_time(f"step, {case}"):
-            _measure_case(report, case, args.quick, report.path.with_suffix(".txt"))
+    measure = partial(_measure_case, report, quick=args.quick)
+    for case in CASES[:3]:
+        measure(case)
     if not args.quick:
+        for case in CASES[3:5]:
+            measure(case)
         _memory(report)
-        if report.has_time("training"):
-            with report.attempt(what="training"):
-                _short_trainings(report)
+        _short_trainings(report)
+        for case in CASES[5:]:
+            measure(case)
     print(f"written: {report.path}")
 
 
@@ -131,8 +134,10 @@ def _host_time(report: Report, calls: int = 300) -> None:
             report.row(what="host", run=f"neuron, {name}, {what}", value=value, unit="us")
 
 
-def _measure_case(report: Report, case: Case, quick: bool, path: Path) -> None:
+def _measure_case(report: Report, case: Case, quick: bool) -> None:
     """Time all sides of a case in turn, and look at what one of ours spends its time on."""
+    if not report.has_time(f"step, {case}"):
+        return
     where = case.columns()
     sides = gpu_sides.sides_of(case.network, quick)
     runs: dict[str, Callable[[], object]] = {}
@@ -149,10 +154,10 @@ def _measure_case(report: Report, case: Case, quick: bool, path: Path) -> None:
         with report.attempt(what="step", **where, run=name):
             runs[name] = _floor(case, x, together)
     with report.attempt(what="step", **where):
-        _times(report, runs, memory, 0.8, where)
+        _times(report, runs, memory, 0.6, where)
     for name in [name for name in runs if name.startswith("sj_ottt")][: 4 if quick else 2]:
         with report.attempt(what="profile", **where, run=name):
-            _profile(report, name, runs[name], path, where)
+            _profile(report, name, runs[name], where)
 
 
 def _floor(case: Case, x: torch.Tensor, together: bool) -> Callable[[], None]:
@@ -217,7 +222,7 @@ def _times(
 
 
 def _profile(
-    report: Report, name: str, run: Callable[[], object], path: Path, where: dict[str, object]
+    report: Report, name: str, run: Callable[[], object], where: dict[str, object]
 ) -> None:
     """Write which kernels a run spends its time in, and how often kernels are launched."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -229,7 +234,7 @@ def _profile(
     busy = sum(e.self_device_time_total for e in averages) / 1e3
     note = f"GPU busy {busy:.2f} ms, waits for it {waits}"
     report.row(what="profile", **where, run=name, value=launches, unit="launches", note=note)
-    with path.open("a", encoding="utf-8") as file:
+    with report.path.with_suffix(".txt").open("a", encoding="utf-8") as file:
         print(name, where, file=file)
         for order in ("self_device_time_total", "self_cpu_time_total"):
             table = averages.table(sort_by=order, row_limit=25, max_name_column_width=90)
@@ -270,6 +275,8 @@ def _short_trainings(report: Report) -> None:
         ("bfloat16, graph", {"cuda_graph": True, "dtype": torch.bfloat16}),
         ("bfloat16, channels last", {"channels_last": True, "dtype": torch.bfloat16}),
     ):
+        if not report.has_time("training"):
+            return
         with report.attempt(what="training", run=name):
             start = time.perf_counter()
             accuracy = gpu_sides.short_training(kernel.DEVICE, **options)

@@ -1,5 +1,6 @@
 """The sides that are measured on a GPU, and the test that each computes what it should."""
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -207,6 +208,7 @@ def _train_memopt(
     return _train_bptt(model, optimizer, x, y, steps)
 
 
+@functools.cache  # so that each is checked once
 def sides_of(network: str, quick: bool) -> dict[str, Side]:
     """Return what is measured of a network, by name."""
     reference = (partial(spikingjellys, network), _train_theirs)
@@ -268,7 +270,7 @@ def short_training(
     order = torch.randperm(len(labels), device="cpu").to(device)
     train, test = order[:1437], order[1437:]
     node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
-    model = timm.create_model("ottt_vgg5_ws", num_classes=10, neuron=node).to(device)
+    model = timm.create_model("ottt_vgg5_ws", num_classes=10, in_chans=3, neuron=node).to(device)
     model = model.to(memory_format=torch.channels_last) if channels_last else model
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, epochs * (len(train) // 128))
