@@ -262,7 +262,7 @@ def short_training(
 
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32, device=device).unsqueeze(1)
-    images = F.interpolate(images / 8 - 1, scale_factor=4.0).repeat(1, 3, 1, 1)
+    images = F.interpolate(images / 8 - 1, scale_factor=2.0).repeat(1, 3, 1, 1)
     if channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.tensor(digits.target, device=device)
