@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sj_ottt import __version__, zoo
 from sj_ottt.cli import data, export
+from sj_ottt.cli import zoo as zoo_commands
 from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data.encodings import EVENTS_FROM_IMAGE
 from sj_ottt.data.recordings.readers import open_recording
@@ -399,6 +400,7 @@ def _parser() -> argparse.ArgumentParser:
         ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
         ("export", "write a trained model for another program", export.add, export.run),
         ("models", "list the models, their size and their weights", None, _models),
+        ("zoo", "list, check, export and import trained weights", zoo_commands.add, None),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)

@@ -320,7 +320,8 @@ def create(
     """
     overlay = kwargs.get("pretrained_cfg_overlay")
     if overlay and overlay.get("file"):
-        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
+        known = zoo.cfg_beside(overlay["file"])  # of its classes and its input
+        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **known, **overlay}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 

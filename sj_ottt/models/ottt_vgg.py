@@ -1,11 +1,13 @@
 """The paper's VGG with scaled weight standardization, and smaller ones of the same build."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from sj_ottt import layer, zoo
 from sj_ottt.models.classifier import (
@@ -29,7 +31,7 @@ class VGGCfg:
         fc_std: Standard deviation of the readout's initial weights; 0.01 in the paper, more where
             a short training has to get off the ground.
         feedback: VGG-F: a 3×3 convolution from the last feature map to the first neurons, one step
-            late, which starts at zero.
+            late, which starts at zero, without a bias where loaded weights bring none.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -106,6 +108,22 @@ class VGG(SpikingClassifier):
             self.feedback = layer.Feedback(synapse).connect(
                 source, target=self.get_submodule("layer1.1")
             )
+
+    def adapt_to(self, state: Mapping[str, Tensor]) -> None:
+        """Give the feedback a bias where a state has one, as the authors' VGG-F has."""
+        bias = state.get("feedback.synapse.bias")
+        if bias is not None and self.feedback is not None:
+            synapse: Any = self.feedback.synapse
+            if synapse.bias is None:
+                synapse.bias = nn.Parameter(torch.zeros_like(synapse.weight[:, 0, 0, 0]))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # PyTorch asks a module before its parts.
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.adapt_to(own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
         """Remove the stages behind the last wanted feature map, the classifier and the feedback."""
