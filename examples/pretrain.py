@@ -35,6 +35,7 @@ from sj_ottt.data.transforms import NormalizeFrames, Saccade, SaccadeDraws
 from sj_ottt.errors import InputError
 from sj_ottt.learning import Distillation, StageTarget, predict, train_step
 from sj_ottt.models import calibrate
+from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run.checkpoint import (
     ModelInfo,
     load_checkpoint,
@@ -44,7 +45,9 @@ from sj_ottt.run.checkpoint import (
 )
 from sj_ottt.run.sections import FrameOptions
 
-FREE_ON_RESUME = ("cache", "device", "eval_every", "out", "resume", "save_every", "threads")
+FREE_ON_RESUME = (
+    *("backend", "cache", "device", "eval_every", "out", "resume", "save_every", "threads"),
+)
 POOLED_WEIGHT = 3.0
 CURVE = ("minutes", "samples", "lr", "loss", "label", "stages", "test_accuracy")
 NORMALIZE = NormalizeFrames()
@@ -122,6 +125,9 @@ class Run:
         self.saccade = Saccade(args.steps, zoom=(0.8, 1.25))
         self.draws = torch.Generator(self.device).manual_seed(args.seed)
         model.to(self.device)
+        for neuron in model.modules():
+            if isinstance(neuron, OTTTLIFNode):
+                neuron.backend = args.backend
         if args.start:
             zoo.load_weights(model, args.start)
         else:
@@ -336,6 +342,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test", type=int, default=1000, help="test images that the curve is measured on")
     add("--seed", type=int, default=0, help="of weights, order and events")
     add("--device", default="cpu", help="cpu or cuda")
+    add("--backend", default="auto", help="of the neurons: auto, torch or cupy")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--eval-every", type=float, default=5.0, help="minutes between rows of the curve")
     add("--save-every", type=float, default=5.0, help="minutes between checkpoints")
@@ -347,6 +354,7 @@ def main() -> None:
     """Pretrain."""
     args = parse_args(make_parser(), FREE_ON_RESUME)
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
     args.out.mkdir(parents=True, exist_ok=True)
     Run(args).train()
 
