@@ -10,6 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sj_ottt import layer, zoo
+from sj_ottt.errors import InputError
 from sj_ottt.models.classifier import (
     NeuronFactory,
     SpikingClassifier,
@@ -49,7 +50,9 @@ class VGG(SpikingClassifier):
     """[sWS convolution → neuron → × γ] in stages, global average pooling, linear readout.
 
     The readout is traced, as in the authors' code. The first convolution takes the input as it
-    is and has no trace.
+    is and has no trace. Any size of input will do that the
+    pools leave a pixel of: each halves a side and leaves an odd row out, so that 32 pixels end as 8
+    behind two of them, and 346 as 86.
 
     Args:
         cfg: The variant.
@@ -107,6 +110,15 @@ class VGG(SpikingClassifier):
             source = self.get_submodule(self._stage_names[-1])
             self.feedback = layer.Feedback(synapse).connect(
                 source, target=self.get_submodule("layer1.1")
+            )
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        least = 2 ** (len(self._stage_names) - 1)
+        if min(x.shape[-2:]) < least:
+            raise InputError(
+                f"frames of {x.shape[-2]} x {x.shape[-1]} pixels: the pools of this VGG leave "
+                f"nothing of a side below {least}; give larger frames"
             )
 
     def adapt_to(self, state: Mapping[str, Tensor]) -> None:
