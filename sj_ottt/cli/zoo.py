@@ -160,6 +160,11 @@ def _say(entry: zoo.ZooEntry) -> None:
         f'pretrained_cfg_overlay=dict(file="{entry.file}"))'
     )
     print(f"or        set SJ_OTTT_ZOO={shlex.quote(str(entry.folder))}, and load {entry.name}")
+    print(
+        f"share     upload both to a model hub as model.safetensors and README.md, and load with\n"
+        f'          pretrained_cfg_overlay=dict(hf_hub_id="USER/NAME", '
+        f"num_classes={entry.cfg['num_classes']}, input_size={tuple(entry.cfg['input_size'])})"
+    )
 
 
 def add(parser: argparse.ArgumentParser) -> None:

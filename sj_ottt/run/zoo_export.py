@@ -187,7 +187,9 @@ def _cfg(info: ModelInfo, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         ) from error
     with torch.no_grad():
         features = model.forward_features(torch.zeros(1, info.in_chans, *size))
-    mean, std = info.stats or ((0.0,) * info.in_chans, (1.0,) * info.in_chans)
+    mean, std = (0.0,) * info.in_chans, (1.0,) * info.in_chans
+    if info.stats and info.frames.normalize and info.frames.encoding == "direct":
+        mean, std = info.stats  # of images that the network sees as they are, standardized
     return {
         "input_size": [info.in_chans, *size],
         "pool_size": list(features.shape[-2:]),

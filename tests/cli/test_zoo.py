@@ -14,10 +14,12 @@ from sj_ottt.cli.main import main
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import load_trained
+from sj_ottt.run.zoo_export import export_run
 from sj_ottt.run.zoo_verify import verify
 from sj_ottt.zoo.cards import read_card
 from tests.helpers import write_recordings
 from tests.models.test_authors import TINY, checkpoint, vgg_state
+from tests.packed_images import image_run
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +156,22 @@ def test_exported_into_the_users_zoo_it_has_a_name(trained, own, tmp_path, capsy
     data_before[-3] ^= 4
     file.write_bytes(data_before)
     assert "SHA-256 differs" in fails(capsys, "verify", "test_ottt_vgg.bands", "--data", data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["direct", "saccade"])
+def test_a_run_on_images_goes_into_a_zoo_too(own, tmp_path, encoding):
+    """Its statistics are part of what its figure is measured with."""
+    config = image_run(tmp_path, epochs=2, shift=0, cutout=0, flip=0, encoding=encoding)
+    result = training.train(config)
+    entry = export_run(tmp_path / "run", "drawings")
+    (figure,) = read_card(entry).results
+    assert figure.data.endswith(".npz") and figure.samples == result["n_test"]
+    channels = 1 if encoding == "direct" else 2
+    assert entry.cfg["input_size"][0] == len(entry.cfg["mean"]) == channels
+    assert figure.input.get("encoding", "direct") == encoding
+    (row,) = verify(entry.name, [config.dataset.data])
+    assert row.value == pytest.approx(result["test_accuracy"])
 
 
 def test_an_authors_checkpoint_is_imported(own, tmp_path, capsys):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 
 from sj_ottt import InputError, learning, zoo
+from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt.zoo import adapt_input_channels
 from sj_ottt.zoo.cards import read_card
 
@@ -49,7 +50,8 @@ def test_shipped_weights_load_and_have_a_card(name):
     assert entry.sha256 == card.sha256 == hashlib.sha256(entry.file.read_bytes()).hexdigest()
     assert card.results and card.trained_on and len(card.text.split("---\n")[2]) > 300
     assert {"recipe", "commit", "options"} & card.provenance.keys() and card.provenance["samples"]
-    tagged = zoo.create(entry.arch, entry.cfg["num_classes"], in_chans=2, pretrained=entry.tag)
+    channels, classes = entry.cfg["input_size"][0], entry.cfg["num_classes"]
+    tagged = zoo.create(entry.arch, classes, in_chans=channels, pretrained=entry.tag)
     for a, b in zip(model.parameters(), tagged.parameters(), strict=True):
         assert torch.equal(a, b) and a.isfinite().all()
 
@@ -100,6 +102,38 @@ def test_input_channels_follow_timm():
     torch.testing.assert_close(
         adapt_input_channels(torch.ones(1, 3, 1, 1), 2), torch.full((1, 2, 1, 1), 1.5)
     )
+
+
+def test_standardized_weights_undo_the_scale_of_repeated_channels():
+    torch.manual_seed(0)
+    w, gain = torch.randn(5, 2, 7, 7), torch.rand(5, 1, 1, 1)
+    for channels in (3, 5):
+        adapted = adapt_input_channels(w, channels)
+        repeated = torch.cat([w] * 3, 1)[:, :channels]
+        made = [scaled_weight_standardization(x, gain, 1e-4) for x in (adapted, repeated)]
+        torch.testing.assert_close(*made, rtol=1e-3, atol=1e-4)
+        assert (adapted - repeated).abs().max() > 0.1
+
+
+def test_weights_of_a_hub_are_asked_for_by_its_name(weights, monkeypatch):
+    """Also where the default weights are a file, which timm would take first."""
+    file, model = weights
+    asked = []
+
+    def hub(model_id, *args, **kwargs):
+        asked.append(model_id)
+        return load_file(file)
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", hub)
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda necessary=False: True)
+    overlay = {"hf_hub_id": "user/name", "num_classes": 4, "input_size": (2, 32, 32)}
+    for base in ({}, {"pretrained_cfg": {"file": "no such file", "custom_load": True}}):
+        known = {**base.get("pretrained_cfg", {}), "first_conv": "layer1.0", "classifier": "fc"}
+        loaded = timm.create_model(
+            "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, pretrained_cfg=known
+        )
+        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    assert asked == ["user/name"] * 2
 
 
 def test_other_files_are_refused(weights, tmp_path):
