@@ -92,7 +92,7 @@ class Block(nn.Module):
         self.downsample: nn.Module | None = None
         if stride != 1 and cfg.avg_down:
             # The mean of what there is where a side is odd, so that it is as long as the branch's.
-            pool = layer.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+            pool = layer.AvgPool2d(2, stride, ceil_mode=True)
             self.downsample = layer.OTTTSequential(pool, conv(in_channels, out_channels, 1))
         elif stride != 1 or in_channels != out_channels:
             self.downsample = conv(in_channels, out_channels, 1, stride=stride)
@@ -126,8 +126,8 @@ class NFResNet(SpikingClassifier):
 
     The stem and the readout have real-valued inputs and so no trace. Any size of input will do; a
     side of n pixels ends as n / 32, rounded up: one pixel at 32, 11 at 346. At the start the
-    branches are closed, so that all goes through the shortcuts, which see one place of 32×32 of the
-    stem's average; where the input is small, see the variants with `avg_down`.
+    branches are closed, so that all goes through the shortcuts, which leave out 63 of 64 places of
+    the pooled stem. Where the input is small, `avg_down` averages them instead.
 
     Args:
         cfg: The variant.
