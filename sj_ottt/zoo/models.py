@@ -46,9 +46,9 @@ def create(
             f"there are no {wanted} for model {arch}{suggest(tag, tags)}; it has "
             f"{', '.join(tags) or 'none'}"
         )
-    if pretrained and tag:  # also weights that have come since timm was told of them
-        entry = weights[tag]
-        kwargs["pretrained_cfg_overlay"] = {**entry.cfg, "file": str(entry.file), "tag": tag}
+    if pretrained:  # also weights that have come since timm was told of them
+        entry = weights[tag or tags[0]]
+        kwargs["pretrained_cfg_overlay"] = {**entry.cfg, "file": str(entry.file), "tag": entry.tag}
     try:
         return timm.create_model(
             f"{arch}.{tag}" if tag and not pretrained else arch,

@@ -206,7 +206,10 @@ def test_a_zoos_file_says_its_classes_and_channels(own):
     loaded = timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay)
     assert loaded.num_classes == 4 and loaded.in_chans == 2
     assert all(map(torch.equal, loaded.parameters(), model.parameters()))
-    assert all(map(torch.equal, create_mine(4).parameters(), model.parameters()))
+    first = zoo.create("test_ottt_vgg", 4, in_chans=2, pretrained=True)
+    for made in (create_mine(4), first):  # in this process, too
+        assert all(map(torch.equal, made.parameters(), model.parameters()))
+        assert made.pretrained_cfg["tag"] == "mine"
     other = timm.create_model(
         "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=3
     )
