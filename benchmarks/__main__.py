@@ -25,6 +25,7 @@ from benchmarks import (
     scaling,
     sessions,
     sides,
+    soak,
     transfer,
 )
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
@@ -117,6 +118,7 @@ def main() -> None:
         "sessions": sessions.sessions,
         "scaling": scaling.scaling,
         "reading": reading.reading,
+        "soak": soak.soak,
         "transfer": transfer.transfer,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -152,6 +154,8 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=transfer.FEW, help="transfer: some of them")
     parser.add_argument("--few", type=int, nargs="+", help="transfer: recordings a class")
     parser.add_argument("--starts", nargs="+", help="transfer: scratch, or some of the WEIGHTS")
+    parser.add_argument("--minutes", type=float, default=120, help="soak (default: %(default)s)")
+    parser.add_argument("--rate", type=int, default=1_000_000, help="soak: events a second")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):

@@ -7,6 +7,7 @@ name, SHA-256 and the fields of timm's pretrained configuration. Nothing here us
 import hashlib
 import json
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import timm
 from timm.models import group_parameters, load_state_dict
 from torch import Tensor, nn
 
+from sj_ottt._files import is_stored
 from sj_ottt.errors import InputError, suggest
 
 __all__ = ["create", "layer_depths", "load_weights", "model_rows", "pretrained_cfgs"]
@@ -167,6 +169,11 @@ def _read(path: Path) -> dict[str, Tensor]:
                 f"{path}: the SHA-256 differs from the manifest's, so the file was changed or "
                 "truncated; restore it (reinstall sj-ottt, or git checkout model_zoo)"
             )
+    if zipfile.is_zipfile(path) and not is_stored(path):
+        raise InputError(
+            f"{path}: is compressed, which torch.save does not do, and may unpack to any size; "
+            "save the weights anew"
+        )
     try:
         return dict(load_state_dict(str(path)))
     except Exception as error:  # each format's reader has its own error types
