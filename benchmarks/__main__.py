@@ -26,6 +26,7 @@ from benchmarks import (
     scaling,
     sessions,
     sides,
+    soak,
     transfer,
 )
 from benchmarks.measure import interleaved_medians, peak_bytes, slope
@@ -119,6 +120,7 @@ def main() -> None:
         "sessions": sessions.sessions,
         "scaling": scaling.scaling,
         "reading": reading.reading,
+        "soak": soak.soak,
         "transfer": transfer.transfer,
     }
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
@@ -163,6 +165,8 @@ def main() -> None:
         "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
     )
     parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
+    parser.add_argument("--minutes", type=float, default=120, help="soak (default: %(default)s)")
+    parser.add_argument("--rate", type=int, default=1_000_000, help="soak: events a second")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):

@@ -175,7 +175,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(
             f"cannot read the configuration {path}: {error.strerror}; check the path"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{line}: not valid YAML; write one `key: value` a line") from None

@@ -173,6 +173,10 @@ def load_trained(checkpoint: str | Path, device: str = "auto") -> TrainedModel:
     path = Path(checkpoint) / "best.safetensors"
     tensors, info = read_model(path)
     used_device = resolve_device(device)
+    if not any(tensor.shape[:1] == (len(info.classes),) for tensor in tensors.values()):
+        raise InputError(
+            f"{path} names another number of classes than it has weights of; train again"
+        )
     model = zoo.create(
         info.model,
         len(info.classes),

@@ -130,7 +130,7 @@ class FrameOptions(Section):
 
     title = "frames"
 
-    steps: int = option(6, integer(1), "time steps (frames) per recording")
+    steps: int = option(6, integer(1, 1_000_000), "time steps (frames) per recording")
     size: tuple[int, int] | None = option(
         None,
         optional(frame_size),

@@ -35,7 +35,7 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
-from sj_ottt.run.not_finite import first_not_finite
+from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
 from sj_ottt.run.training_data import TrainingData
 
@@ -313,8 +313,13 @@ class TrainingRun:
             layer = "this process has no sample of the batch"
             if x_seq.numel():
                 layer = first_not_finite(self.model, x_seq, self.data.shown_steps)
+            skipped = self.cfg.run.on_nan == "skip"
+            said = {"loss": str(error), "where": layer, "skipped": skipped}
+            place = {"epoch": self.epoch + 1, "batch": index + 1}
+            if self.out.is_dir():  # there is none where a run is only looked at
+                note_broken(self.out, self.group.rank, **place, **said)
             text = f"epoch {self.epoch + 1}, batch {index + 1}: {error}; {layer}"
-            if self.cfg.run.on_nan == "stop":
+            if not skipped:
                 raise NotFiniteError(text) from error
             warnings.warn(f"{text}; the batch is skipped", stacklevel=2)
 
