@@ -1,4 +1,4 @@
-"""The README's table of what is refused: each row happens, in the words that it says."""
+"""The documentation's table of what is refused: each row happens, in the words that it says."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ from sj_ottt.neuron import OTTTLIFNode
 
 
 def rows() -> dict[str, str]:
-    """What is built → a part of the answer, of the README's table."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    """What is built → a part of the answer, of the table on the page of limits."""
+    text = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8")
     table = text.split("| refused | the error says |\n| --- | --- |\n")[1].split("\n\n")[0]
     cells = [line.strip("|").split(" | ") for line in table.splitlines()]
     return {what.strip(): words.strip().strip("`") for what, words in cells}
