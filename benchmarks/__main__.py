@@ -152,6 +152,10 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=transfer.FEW, help="transfer: some of them")
     parser.add_argument("--few", type=int, nargs="+", help="transfer: recordings a class")
     parser.add_argument("--starts", nargs="+", help="transfer: scratch, or some of the WEIGHTS")
+    parser.add_argument(
+        "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):

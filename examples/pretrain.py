@@ -35,6 +35,7 @@ from sj_ottt.data.transforms import NormalizeFrames, Saccade, SaccadeDraws
 from sj_ottt.errors import InputError
 from sj_ottt.learning import Distillation, StageTarget, predict, train_step
 from sj_ottt.models import calibrate
+from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run.checkpoint import (
     ModelInfo,
     load_checkpoint,
@@ -44,7 +45,9 @@ from sj_ottt.run.checkpoint import (
 )
 from sj_ottt.run.sections import FrameOptions
 
-FREE_ON_RESUME = ("cache", "device", "eval_every", "out", "resume", "save_every", "threads")
+FREE_ON_RESUME = (
+    *("backend", "cache", "device", "eval_every", "out", "resume", "save_every", "threads"),
+)
 POOLED_WEIGHT = 3.0
 CURVE = ("minutes", "samples", "lr", "loss", "label", "stages", "test_accuracy")
 NORMALIZE = NormalizeFrames()
@@ -116,16 +119,20 @@ class Run:
         if not args.data:
             raise InputError("--data is missing: name one image set or more")
         teacher = partial(TEACHERS[args.teacher], args.device)
-        self.images = TaughtImages(args.data, args.cache or args.out / "cache", args.size, teacher)
+        cache = args.cache or args.out / "cache"
+        self.images = TaughtImages(args.data, cache, args.size, teacher, args.device)
         model = zoo.create(args.model, len(self.images.classes), in_chans=2)
         self.saccade = Saccade(args.steps, zoom=(0.8, 1.25))
         self.draws = torch.Generator(self.device).manual_seed(args.seed)
         model.to(self.device)
+        for neuron in model.modules():
+            if isinstance(neuron, OTTTLIFNode):
+                neuron.backend = args.backend
         if args.start:
             zoo.load_weights(model, args.start)
         else:
             first = torch.arange(min(128, len(self.images)))
-            images = self.images.batch(first, self.device)[0]
+            images = self.images.batch(first)[0]
             calibrate(model, NORMALIZE(self.saccade(images, generator=self.draws))[0])
         targets = targets_of(model, args.size, self.images.shapes)
         print("learns the teacher's", *(f"{t.channels} in {t.stage}" for t in targets), flush=True)
@@ -191,7 +198,7 @@ class Run:
         lr = self.args.lr * warm_up * (1 + math.cos(math.pi * self.progress)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-        images, labels, maps = self.images.batch(indices, self.device)
+        images, labels, maps = self.images.batch(indices)
         draws = self.saccade.draw(len(images), device=self.device, generator=self.draws)
         draws = centred(draws, self.saccade, self.args.size)
         x_seq = NORMALIZE(self.saccade(images, draws, generator=self.draws))
@@ -219,19 +226,18 @@ class Run:
         signal.signal(signal.SIGTERM, self.stop)
         tests = held_out(self.args)
         last = saved = evaluated = time.monotonic()
-        sums, batches = torch.zeros(2), 0
+        sums, batches = torch.zeros(2, device=self.device), 0
         for indices in self.order():
             if self.progress >= 1 or self.stopped:
                 break
-            loss, label_loss = self.learn(indices)
-            sums += torch.stack([loss, label_loss]).cpu()
+            sums += torch.stack(self.learn(indices))
             batches += 1
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
             if now - evaluated > 60 * self.args.eval_every or self.progress >= 1:
                 self.accuracy = self.tested(tests)
                 self.record(sums / batches)
-                sums, batches = torch.zeros(2), 0
+                sums, batches = torch.zeros_like(sums), 0
                 evaluated = last = time.monotonic()
             if now - saved > 60 * self.args.save_every:
                 self.save()
@@ -304,7 +310,7 @@ def held_out(args: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
     rows = range(min(args.test, len(images)))
     return [
         (
-            torch.stack([grey(fit(images[i][0], args.size)[None], args.size) for i in part]) / 255,
+            torch.stack([grey(fit(images[i][0][None], args.size), args.size) for i in part]) / 255,
             torch.as_tensor(images.targets[list(part)]),
         )
         for part in (rows[i : i + 250] for i in rows[::250])
@@ -336,6 +342,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test", type=int, default=1000, help="test images that the curve is measured on")
     add("--seed", type=int, default=0, help="of weights, order and events")
     add("--device", default="cpu", help="cpu or cuda")
+    add("--backend", default="auto", help="of the neurons: auto, torch or cupy")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--eval-every", type=float, default=5.0, help="minutes between rows of the curve")
     add("--save-every", type=float, default=5.0, help="minutes between checkpoints")
@@ -347,6 +354,7 @@ def main() -> None:
     """Pretrain."""
     args = parse_args(make_parser(), FREE_ON_RESUME)
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
     args.out.mkdir(parents=True, exist_ok=True)
     Run(args).train()
 
