@@ -83,6 +83,8 @@ def _sj_ottt(arguments: list[str]) -> None:
         cli._parser().parse_args(arguments)
         return
     more = () if "--resume" in arguments else SHORT.get(arguments[0], ())
+    if "--idle" in arguments:
+        more = (*more, "--idle", "0.1")
     try:
         code = cli.main([*arguments, *more])
     except SystemExit as stop:

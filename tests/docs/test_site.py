@@ -7,6 +7,7 @@ import pytest
 import timm
 import yaml
 
+import sj_ottt
 from docs import generated, pictures
 from docs.pictures import style
 from sj_ottt.run.config import TrainConfig
@@ -104,3 +105,17 @@ def test_the_site_asks_no_other_server():
     config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert yaml.safe_load(config.split("palette:")[0])["theme"]["font"] is False
     assert "http" not in (DOCS / "assets" / "site.css").read_text(encoding="utf-8")
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == sj_ottt.__version__
+    assert {"cff-version", "message", "title", "authors", "license"} <= citation.keys()
+
+
+def test_the_changelog_has_its_form():
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(.+?)\]", text, re.MULTILINE)
+    assert versions[0] == "Unreleased" or versions[0] == sj_ottt.__version__
+    kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
