@@ -157,7 +157,7 @@ _OF_ONE_TENSOR = {
 """Names of autograd's functions of one tensor (and of a number)."""
 
 
-_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_TracedProductBackward"}
+_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_ScanBackward", "_TracedProductBackward"}
 """Names of autograd's functions of neurons and synapses."""
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "membrane_gradient",
     "ottt_lif_step",
     "reference_lif_step",
+    "surrogate_gradient",
 ]
 
 
@@ -93,23 +94,24 @@ class LIF:
         """λ, what is left of the membrane after one step."""
         return 1.0 - 1.0 / self.tau
 
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return u[t] from the input current x = I[t] and v[t−1], a new tensor."""
+    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return u[t] from the input current x = I[t] and v[t−1], in a new tensor or in `out`."""
         # Written as SpikingJelly writes it: another order of the same sum rounds otherwise, and a
         # neuron at its threshold would then fire in one library and stay silent in the other.
         rest = 0.0 if self.v_reset is None else self.v_reset
         leak = v - rest if rest else v
         if self.decay_input:
-            return v + (x - leak) / self.tau
-        if self.tau == 2.0 and not rest:
-            return torch.add(x, v, alpha=0.5)  # halving is exact: the same number in one pass
-        return v - leak / self.tau + x
+            return torch.add(v, (x - leak) / self.tau, out=out)
+        # Halving is exact: the same number in one pass. (A tau that learns is a tensor.)
+        if not isinstance(self.tau, Tensor) and self.tau == 2.0 and not rest:
+            return torch.add(x, v, alpha=0.5, out=out)
+        return torch.add(v - leak / self.tau, x, out=out)
 
-    def reset(self, u: Tensor, spike: Tensor) -> Tensor:
-        """Return v[t] from u[t] and s[t], a new tensor."""
+    def reset(self, u: Tensor, spike: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return v[t] from u[t] and s[t], in a new tensor or in `out`."""
         if self.v_reset is None:
-            return u - spike * self.v_threshold
-        return (1.0 - spike) * u + spike * self.v_reset
+            return torch.sub(u, spike, alpha=self.v_threshold, out=out)
+        return torch.add((1.0 - spike) * u, spike * self.v_reset, out=out)
 
 
 def ottt_lif_step(
@@ -190,6 +192,14 @@ def has_closed_gradient(surrogate_function: sj_surrogate.SurrogateFunctionBase) 
     return type(surrogate_function) in _SURROGATE_GRADIENTS and bool(surrogate_function.spiking)
 
 
+def surrogate_gradient(
+    grad: Tensor, z: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase
+) -> Tensor:
+    """Return a gradient times Θ'(z), z = u − V_th, in the memory of z (`has_closed_gradient`)."""
+    derivative = _SURROGATE_GRADIENTS[type(surrogate_function)]
+    return derivative(grad.to(z.dtype), z, surrogate_function.alpha)
+
+
 def _silent(fired: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 1 − s[t] as numbers; s[t] is given as booleans, or as the top bit of bytes."""
     return fired.to(dtype).lt_(traces.NEWEST if fired.dtype == torch.uint8 else 1)
@@ -237,8 +247,7 @@ class _FromState(torch.autograd.Function):
             torch.sub(membrane, z, alpha=lif.v_threshold, out=z)
         else:
             z = membrane - lif.v_threshold
-        surrogate = lif.surrogate_function
-        grad = _SURROGATE_GRADIENTS[type(surrogate)](grad.to(z.dtype), z, surrogate.alpha)
+        grad = surrogate_gradient(grad, z, lif.surrogate_function)
         grad = grad.div_(lif.tau) if lif.decay_input else grad
         return grad if grad_x is None else grad.add_(grad_x), None, None, None, None, None
 

@@ -93,20 +93,24 @@ def zeros(like: Tensor, trace_dtype: str) -> Tensor:
     return torch.zeros_like(like, dtype=dtype)
 
 
-def advance(stored: Tensor, spike: Tensor, decay: float) -> Tensor:
-    """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1].
+def advance(stored: Tensor, spike: Tensor, decay: float, out: Tensor | None = None) -> Tensor:
+    """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1], in a new tensor or in `out`.
 
     Args:
         stored: â[t−1], [N, ...], in any form.
         spike: s[t], shaped like it, as booleans or numbers.
         decay: δ; 0.5 or 0 for a packed trace.
+        out: Takes the result; None makes a new tensor.
     """
     if stored.dtype == torch.uint8:
-        fired = spike if spike.dtype == torch.bool else spike > 0
-        before = stored >> 1 if decay else torch.zeros_like(stored)
-        return before.add_(fired.view(torch.uint8), alpha=NEWEST)
-    exact = stored.float() if stored.dtype.itemsize == 2 else stored
-    return (exact * decay).add_(spike).to(stored.dtype)
+        fired = spike.view(torch.uint8) if spike.dtype == torch.bool else spike.to(torch.uint8)
+        if not decay:
+            return torch.mul(fired, NEWEST, out=out)
+        return torch.bitwise_right_shift(stored, 1, out=out).add_(fired, alpha=NEWEST)
+    if stored.dtype.itemsize > 2:
+        return torch.mul(stored, decay, out=out).add_(spike)
+    rounded = (stored.float() * decay).add_(spike).to(stored.dtype)
+    return rounded if out is None else out.copy_(rounded)
 
 
 def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:

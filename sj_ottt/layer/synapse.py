@@ -61,11 +61,19 @@ class Synapse(PairHooks, nn.Module):
     def forward(self, x: Tensor | Pair) -> Tensor:
         """Map a tensor, or a pair [spike, trace], to a tensor."""
         if isinstance(x, list | tuple):
-            return apply_synapse(self, Pair.of(x))
+            pair = Pair.of(x)
+            if self.step_mode == "s":
+                return apply_synapse(self, pair)
+            steps = pair.spike.shape[:2]
+            return torch.unflatten(apply_synapse(self, pair.through(merge_steps)), 0, steps)
         if self.step_weight is not None and self.step_mode == "s":
             return apply_synapse(self, x)
         out: Tensor = super().forward(x)
         return out
+
+
+merge_steps = partial(torch.flatten, start_dim=0, end_dim=1)
+"""[T, N, ...] → [T N, ...]: what knows of no time takes all steps as one batch."""
 
 
 def apply_synapse(module: Synapse, x: Tensor | Pair) -> Tensor:
