@@ -174,6 +174,47 @@ def transfer() -> str:
     )
 
 
+_GPU_PARTS = {
+    "kernel": "Bandwidth of the kernels",
+    "host": "Time that the host takes for a neuron's step",
+    "step": "Time of a training step",
+    "profile": "Launches, and how busy the GPU is",
+    "memory": "Memory",
+    "training": "Short trainings",
+}
+
+
+def gpu() -> str:
+    """Return what `benchmarks.gpu` has measured, a section a card; says so while there is none."""
+    paths = gpu_results()
+    if not paths:
+        return "No GPU's results are in `benchmarks/results` yet."
+    parts = []
+    for path in paths:
+        rows = read_results(path.name)
+        card = next(row for row in rows if row["what"] == "card")
+        parts += [f"## {card['note'].split(';')[0]}", f"{card['run']}; {card['note']}"]
+        if any(row["what"] == "step" and row["network"] == "vgg" for row in rows):
+            parts.append(
+                "![Milliseconds per sample of a training step of the paper's VGG against the "
+                "batch size, a line for each side](picture:gpu_speed)"
+            )
+        for what, heading in _GPU_PARTS.items():
+            some = [row for row in rows if row["what"] == what]
+            if not some:
+                continue
+            columns = [name for name in some[0] if name != "what" and any(r[name] for r in some)]
+            body = table(columns, [[row[name] for name in columns] for row in some])
+            parts += [f"### {heading}", body]
+    return "\n\n".join(parts)
+
+
+def gpu_results() -> list[Path]:
+    """Return the files that `benchmarks.gpu` has written, without its first looks."""
+    paths = sorted(RESULTS.glob("gpu-*.csv"))
+    return [path for path in paths if not path.name.startswith("gpu-quick-")]
+
+
 def read_results(pattern: str) -> list[dict[str, str]]:
     """Return the rows of the last file of ``benchmarks/results`` that fits, or none."""
     paths = sorted(RESULTS.glob(pattern))
@@ -200,5 +241,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 MAKERS: dict[str, Callable[..., str]] = {
     maker.__name__: maker
-    for maker in (api, names, command, models, cards, formats, rules, measured, transfer, changelog)
+    for maker in (
+        api,
+        names,
+        command,
+        models,
+        cards,
+        formats,
+        rules,
+        measured,
+        transfer,
+        gpu,
+        changelog,
+    )
 }

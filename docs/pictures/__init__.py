@@ -20,6 +20,7 @@ PICTURES: dict[str, Callable[[], str]] = {
         charts.learning_curves,
         charts.pretraining,
         charts.transfer,
+        charts.gpu_speed,
     )
 }
 """Name → what draws it, as SVG."""

@@ -3,7 +3,7 @@
 import torch
 from matplotlib.ticker import NullLocator
 
-from docs.generated import TRANSFER, read_results
+from docs.generated import TRANSFER, gpu_results, read_results
 from docs.pictures.style import COLOURS, MARKERS, SERIES, chart, chart_svg, ink, legend
 
 
@@ -148,7 +148,7 @@ def transfer() -> str:
     figure, panels = chart(3.4, max(1, len(sets)))
     for axes, data in zip(panels, sets, strict=False):
         for model, name, marker in zip(models, SERIES, MARKERS, strict=False):
-            for start, line in (("scratch", "--"), ("zoo", "-")):
+            for start, line, shape in (("scratch", "--", "x"), ("zoo", "-", marker)):
                 mine = [
                     row
                     for row in rows
@@ -158,7 +158,7 @@ def transfer() -> str:
                     [int(row["recordings a class"]) for row in mine],
                     [float(row["accuracy"]) for row in mine],
                     [float(row["sd"]) for row in mine],
-                    color=COLOURS[name][0], linestyle=line, marker=marker, markersize=4.5,
+                    color=COLOURS[name][0], linestyle=line, marker=shape, markersize=4.5,
                     capsize=2, label=f"{model}, {start}" if mine else None,
                 )  # fmt: skip
         few = sorted({int(row["recordings a class"]) for row in rows if row["data"] == data})
@@ -172,4 +172,31 @@ def transfer() -> str:
             *panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=1,
             frameon=False, fontsize=9, labelcolor=COLOURS["ink"][0],
         )  # fmt: skip
+    return chart_svg(figure)
+
+
+def gpu_speed() -> str:
+    """Time of a sample against the batch size on the last card that was measured."""
+    rows = [row for path in gpu_results()[-1:] for row in read_results(path.name)]
+    steps = [
+        row
+        for row in rows
+        if (row["what"], row["network"], row["unit"]) == ("step", "vgg", "ms")
+        and (not row["dtype"] or "float32" in row["dtype"])
+    ]
+    figure, (axes,) = chart(3.6)
+    for run, name, marker in zip(
+        dict.fromkeys(row["run"] for row in steps), SERIES, MARKERS, strict=False
+    ):
+        mine = sorted((int(r["batch"]), float(r["value"])) for r in steps if r["run"] == run)
+        axes.plot(
+            [n for n, _ in mine], [ms / n for n, ms in mine], color=COLOURS[name][0],
+            marker=marker, markersize=4.5, label=run,
+        )  # fmt: skip
+    axes.set(xlabel="batch size", ylabel="ms per sample", xscale="log", yscale="log")
+    if steps:
+        batches = sorted({int(row["batch"]) for row in steps})
+        axes.set_xticks(batches, [str(n) for n in batches])
+        axes.xaxis.set_minor_locator(NullLocator())
+        legend(axes)
     return chart_svg(figure)
