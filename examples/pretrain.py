@@ -46,14 +46,17 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.sections import FrameOptions
 
 FREE_ON_RESUME = (
-    *("backend", "cache", "device", "eval_every", "out", "resume", "save_every", "threads"),
+    *("backend", "cache", "cuda_graph", "device", "eval_every", "out", "resume", "save_every"),
+    "threads",
 )
 POOLED_WEIGHT = 3.0
 CURVE = ("minutes", "samples", "lr", "loss", "label", "stages", "test_accuracy")
 NORMALIZE = NormalizeFrames()
 
 
-def targets_of(model: nn.Module, size: int, shapes: list[tuple[int, ...]]) -> list[StageTarget]:
+def targets_of(
+    model: nn.Module, size: int, shapes: list[tuple[int, ...]]
+) -> dict[int, StageTarget]:
     """Return which stage learns each of the teacher's maps: the last one of the map's size.
 
     A map of a size that no stage has is left out.
@@ -62,16 +65,19 @@ def targets_of(model: nn.Module, size: int, shapes: list[tuple[int, ...]]) -> li
         model: The student; its `feature_info` says how large its maps are.
         size: Side of its frames.
         shapes: Of the teacher's maps, (C, h, w), and of its features, (C,).
+
+    Returns:
+        Targets by the number of the map.
     """
     features: Any = model.feature_info
     stages = {size // feature["reduction"]: feature["module"] for feature in features}
-    targets = []
-    for channels, *side in shapes:
+    targets = {}
+    for i, (channels, *side) in enumerate(shapes):
         if not side:
             last = features[-1]["module"]
-            targets.append(StageTarget(last, channels, pooled=True, weight=POOLED_WEIGHT))
+            targets[i] = StageTarget(last, channels, pooled=True, weight=POOLED_WEIGHT)
         elif side[0] in stages:
-            targets.append(StageTarget(stages[side[0]], channels))
+            targets[i] = StageTarget(stages[side[0]], channels)
     return targets
 
 
@@ -95,6 +101,32 @@ def seen(maps: Tensor, draws: SaccadeDraws) -> Tensor:
     theta[:, 1, 2] = -2 * draws.shift[:, 1] / draws.zoom
     grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+
+
+class PackedLoss:
+    """The student's loss of one tensor that holds a batch's labels and all its maps.
+
+    A CUDA graph takes one tensor as its target.
+
+    Args:
+        student: Whose loss it is.
+        shapes: Of its targets, (C, h, w) or (C,) each.
+    """
+
+    def __init__(self, student: Distillation, shapes: list[tuple[int, ...]]):
+        self._student, self._shapes = student, shapes
+
+    @staticmethod
+    def pack(labels: Tensor, maps: list[Tensor]) -> Tensor:
+        """Return the tensor, float32 [N, values]."""
+        return torch.cat([labels[:, None].float(), *(values.flatten(1) for values in maps)], 1)
+
+    def __call__(self, outputs: Any, packed: Tensor) -> Tensor:
+        """Return the scalar loss."""
+        sizes = [math.prod(shape) for shape in self._shapes]
+        labels, *maps = packed.split([1, *sizes], 1)
+        maps = [m.reshape(-1, *shape) for m, shape in zip(maps, self._shapes, strict=True)]
+        return self._student.loss(outputs, (labels[:, 0].long(), maps))
 
 
 class LabelLoss:
@@ -135,9 +167,12 @@ class Run:
             images = self.images.batch(first)[0]
             calibrate(model, NORMALIZE(self.saccade(images, generator=self.draws))[0])
         targets = targets_of(model, args.size, self.images.shapes)
-        print("learns the teacher's", *(f"{t.channels} in {t.stage}" for t in targets), flush=True)
-        self.student = Distillation(model, targets, LabelLoss())
+        learnt = (f"{target.channels} in {target.stage}" for target in targets.values())
+        print("learns the teacher's", *learnt, flush=True)
+        self.maps = [*targets]
+        self.student = Distillation(model, targets.values(), LabelLoss())
         self.student.to(self.device, memory_format=torch.channels_last).train()
+        self.loss = PackedLoss(self.student, [self.images.shapes[i] for i in self.maps])
         heads = [*self.student.maps.parameters(), *model.get_classifier().parameters()]
         body = [p for p in model.parameters() if not any(p is head for head in heads)]
         groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": HEAD_RATE}]
@@ -202,16 +237,18 @@ class Run:
         draws = self.saccade.draw(len(images), device=self.device, generator=self.draws)
         draws = centred(draws, self.saccade, self.args.size)
         x_seq = NORMALIZE(self.saccade(images, draws, generator=self.draws))
-        stages = [seen(m, draws) if m.dim() == 4 else m for m in maps]
+        wanted = [maps[i] for i in self.maps]
+        stages = [seen(m, draws) if m.dim() == 4 else m for m in wanted]
         with torch.autocast(self.device.type, torch.bfloat16):
             loss, (logits, _) = train_step(
                 self.student,
                 self.optimizer,
                 x_seq,
-                (labels, stages),
-                loss_fn=self.student.loss,
+                PackedLoss.pack(labels, stages),
+                loss_fn=self.loss,
                 clip_norm=1.0,
                 ema=self.ema,
+                cuda_graph=self.args.cuda_graph,
             )
             label_loss = F.cross_entropy(logits / self.args.steps, labels)
         self.samples += len(images)
@@ -343,6 +380,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of weights, order and events")
     add("--device", default="cpu", help="cpu or cuda")
     add("--backend", default="auto", help="of the neurons: auto, torch or cupy")
+    add("--cuda-graph", action="store_true", help="replay the passes as a CUDA graph")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--eval-every", type=float, default=5.0, help="minutes between rows of the curve")
     add("--save-every", type=float, default=5.0, help="minutes between checkpoints")
