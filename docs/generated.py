@@ -6,8 +6,11 @@ import importlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -105,13 +108,39 @@ def models() -> str:
 
 
 def cards() -> str:
-    """Return the cards of the shipped weights."""
+    """Return the cards of the shipped weights: the facts in front of each as a table."""
     texts = []
     for path in sorted((ROOT / "model_zoo").glob("*.md")):
         text = path.read_text(encoding="utf-8")
+        facts = {}
+        if text.startswith("---\n"):
+            front, _, text = text.removeprefix("---\n").partition("\n---\n")
+            facts = yaml.safe_load(front)
         heading = rf"### \1 {{#{path.stem.replace('.', '')}}}"
-        texts.append(re.sub(r"^# (.+)$", heading, text, count=1, flags=re.MULTILINE))
+        text = re.sub(r"^# (.+)$", heading, text.strip(), count=1, flags=re.MULTILINE)
+        texts.append(f"{text}\n\n{_facts(facts)}".strip())
     return "\n\n".join(texts)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    """Return what programs read of a card, for people."""
+    rows: list[tuple[str, object]] = []
+    for name, value in facts.items():
+        if name == "results":
+            for one in value:
+                said = f"{100 * one['value']:.2f}% on {one['samples']} samples of {one['data']}"
+                rows.append((str(one["metric"]), f"{said} ({one['split']})"))
+        elif isinstance(value, Mapping):
+            rows += [(str(key), _plain(of)) for key, of in value.items()]
+        elif name != "name":
+            rows.append((name, _plain(value)))
+    return table(("fact", "value"), rows) if rows else ""
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {of}" for key, of in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def formats() -> str:
