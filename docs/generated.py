@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "model_zoo"
 RESULTS = ROOT / "benchmarks" / "results"
 TRANSFER = "transfer*.csv"
 
@@ -101,7 +102,8 @@ def models() -> str:
         if name.startswith("test_"):
             continue
         cfg = timm.get_pretrained_cfg(name)
-        weights = ", ".join(f"[`{tag}`](#{name}{tag})" for tag in row["weights"])
+        shipped = [tag for tag in row["weights"] if (ZOO / f"{name}.{tag}.md").exists()]
+        weights = ", ".join(f"[`{tag}`](#{name}{tag})" for tag in shipped)
         size = " × ".join(map(str, cfg.input_size))
         rows.append((f"`{name}`", f"{row['params'] / 1e6:.2f} M", size, cfg.num_classes, weights))
     return table(("name", "parameters", "input C × H × W", "classes", "weights"), rows)
@@ -110,7 +112,7 @@ def models() -> str:
 def cards() -> str:
     """Return the cards of the shipped weights: the facts in front of each as a table."""
     texts = []
-    for path in sorted((ROOT / "model_zoo").glob("*.md")):
+    for path in sorted(ZOO.glob("*.md")):
         text = path.read_text(encoding="utf-8")
         facts = {}
         if text.startswith("---\n"):

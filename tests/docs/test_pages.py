@@ -71,6 +71,7 @@ def test_block_runs(block, stories, store, tmp_path_factory, monkeypatch):
     story = stories[block.page]
     monkeypatch.chdir(story.folder)
     monkeypatch.syspath_prepend(str(story.folder))
+    monkeypatch.setenv("SJ_OTTT_ZOO", str(story.folder / "zoo"))
     story.run_up_to(block, monkeypatch)
 
 
