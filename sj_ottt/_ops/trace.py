@@ -116,5 +116,7 @@ def advance(stored: Tensor, spike: Tensor, decay: float, out: Tensor | None = No
 def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a stored trace, in any form, as numbers of a dtype."""
     if stored.dtype == torch.uint8:
+        if stored.is_cuda:  # in one pass, which on a CPU makes a copy on the way
+            return torch.mul(stored, 1 / NEWEST, out=torch.empty_like(stored, dtype=dtype))
         return stored.to(dtype).mul_(1 / NEWEST)
     return stored.to(dtype)

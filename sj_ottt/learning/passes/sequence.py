@@ -22,9 +22,11 @@ from sj_ottt.learning.passes.update import NOT_FINITE, Update
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
+    detach_modules,
     detach_state,
     load_state,
     save_state,
+    stateful_modules,
 )
 
 __all__ = ["finish_recorded", "join_without_samples", "train_sequence"]
@@ -135,6 +137,7 @@ def _step_by_step(
     """
     losses: list[Tensor] = []
     model, learnt = update.model, backward_at is not None
+    stateful = stateful_modules(model)
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
         for group in groups:
@@ -156,7 +159,7 @@ def _step_by_step(
             learnt = learnt or any_learns
             if online and any_learns:
                 update.finish()
-            detach_state(model)  # for neurons that are not ours: ours never hold a graph
+            detach_modules(stateful)  # for neurons that are not ours: ours never hold a graph
             yield from zip(losses[t:], map(detached, outputs), strict=True)
         if not online:  # before the block's end, where hooks on gradients run
             learnt = _check_losses(losses, 0, update, learnt)
