@@ -38,7 +38,7 @@ def api(module: str, *more: str) -> str:
     lines = []
     for name in (module, *more):
         found = importlib.import_module(name)
-        for public in getattr(found, "__all__", ()):
+        for public in dict.fromkeys(getattr(found, "__all__", ())):
             value = getattr(found, public)
             if getattr(value, "__module__", "").startswith("sj_ottt."):
                 lines.append(f"::: {name}.{public}")
