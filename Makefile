@@ -36,7 +36,7 @@ train: $(READY)
 	$(BIN)/sj-ottt train --config examples/recipes/ndigits_finetune.yaml --out $(RUN) \
 		$(if $(wildcard $(RUN)/last.pt),--resume)
 
-# Material for MkDocs would print an advertisement for another program before each build.
+# The theme would print a notice about another program before each build.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo "open site/index.html"
