@@ -132,32 +132,34 @@ class _Network:
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._modules = [*model.modules()]
+        # Not the model itself, which would stay alive for good.
+        self._parts = [*model.modules()][1:]
         self.parameters = [*model.parameters()]
         known = set(self.parameters)
         groups = (p for group in optimizer.param_groups for p in group["params"])
         self.parameters += [p for p in groups if p not in known]
         self._tensors = [*self.parameters, *model.buffers()]
-        self._nodes = [m for m in self._modules if hasattr(m, "rule") or hasattr(m, "backend")]
+        self._nodes = [m for m in self._parts if hasattr(m, "rule") or hasattr(m, "backend")]
         self._optimizer = optimizer
-        self._before = self._now()
+        self._before = self._now(model)
 
-    def _now(self) -> tuple[object, ...]:
-        modules = self._modules
+    def _now(self, model: nn.Module) -> tuple[object, ...]:
+        modules = [model, *self._parts]
+        nodes = [model, *self._nodes]
         return (
             [(m.training, *m._modules.values()) for m in modules],
             [(*map(id, m._parameters.values()), *map(id, m._buffers.values())) for m in modules],
             [(t.data_ptr(), t.requires_grad) for t in self._tensors],
-            [(getattr(m, "rule", None), getattr(m, "backend", None)) for m in self._nodes],
+            [(getattr(m, "rule", None), getattr(m, "backend", None)) for m in nodes],
         )
 
-    def is_still(self, optimizer: object) -> bool:
+    def is_still(self, model: nn.Module, optimizer: object) -> bool:
         """Whether all is as it was, and no hook has come."""
-        if optimizer is not self._optimizer or self._now() != self._before:
+        if optimizer is not self._optimizer or self._now(model) != self._before:
             return False
         hooked = (
             m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in self._modules
+            for m in (model, *self._parts)
         )
         watched = (p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters)
         return not any(hooked) and not any(watched)
@@ -281,7 +283,7 @@ def find_recorded(
     several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     if recorded is None or several:
         return None
-    if recorded.loss_fn is not loss_fn or not recorded.network.is_still(optimizer):
+    if recorded.loss_fn is not loss_fn or not recorded.network.is_still(model, optimizer):
         return None
     kinds[kind] = kinds.pop(kind)  # the one that was used last
     return recorded

@@ -3,6 +3,9 @@
 Where there is no GPU, a stand-in runs the function again at each replay, into the same tensors.
 """
 
+import gc
+import weakref
+
 import pytest
 import timm
 import torch
@@ -164,6 +167,26 @@ def test_a_replay_asks_for_little(device):
             patch.setattr(nn.Module, walk, None)
         learning.train_step(model, optimizer, *second, **options)
     assert 0 < count.found <= 20
+
+
+def test_what_is_recorded_does_not_keep_a_network_alive(device, monkeypatch):
+    class Graph:
+        def __init__(self, run):
+            self.returned = run()
+
+        def replay(self):
+            pass
+
+    if device == "cpu":
+        monkeypatch.setattr(recorded, "_Graph", Graph)
+    model = network(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for x_seq, target in batches(device, 2):
+        learning.train_step(model, optimizer, x_seq, target, cuda_graph=True)
+    alive = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
