@@ -1,30 +1,46 @@
 """Everything that is said of a GPU, in one command: `python -m benchmarks gpu`.
 
 It needs nothing but the checkout. Rows are written as they come, the ones that matter most first,
-so that a run that is cut short has still something to say; a side that fails gets a row that says
-how, and the rest goes on.
+so that a run that is cut short has still something to say; a side that fails, or whose gradient in
+float64 is not its reference's, gets a row that says so, and the rest goes on.
 """
 
 import argparse
 import csv
+import os
 import re
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import kernel, networks, sides
-from sj_ottt import learning
+from benchmarks import BEGUN, gpu_sides, kernel, networks
+from benchmarks.gpu_sides import Case, Side
 from sj_ottt._ops import lif_cuda, trace
 from sj_ottt._ops.lif import lif_step
 
-COLUMNS = ("what", "network", "batch", "T", "dtype", "run", "value", "unit", "ratio", "note")
+BPTT, OTTT, FLOOR = "spikingjelly BPTT", "spikingjelly OTTT-A", "bare convolutions"
+RATIOS = {"to BPTT": BPTT, "to OTTT": OTTT, "to floor": FLOOR}
+COLUMNS = ("what", "network", "batch", "T", "dtype", "run", "value", "unit", *RATIOS, "MiB", "note")
+OURS = {name: f"sj_ottt, {name}" for name in ("chunk T, graph", "chunk 1", "chunk T")}
+MEMOPT = "spikingjelly BPTT, memopt"
+FLOORS = {FLOOR: False, f"{FLOOR}, all steps as one batch": True}
+ALL = ("sj_ottt, chunk auto, graph", *OURS.values(), "sj_ottt, chunk auto", OTTT, BPTT, MEMOPT)
+NARROW = (OURS["chunk T, graph"], OURS["chunk T"], BPTT, OTTT)
+MEMORY = (OURS["chunk 1"], OURS["chunk T"], BPTT, MEMOPT)
+FIRST = ((Case("vgg", 1), ALL), (Case("vgg", 128), ALL), (Case("nf_resnet34", 128), ALL))
+SECOND = (
+    (Case("vgg", 128, torch.bfloat16), NARROW),
+    (Case("nf_resnet34", 128, torch.bfloat16), NARROW),
+    (Case("vgg", 1, torch.bfloat16), NARROW),
+)
+LAST = ((Case("vgg", 16), ALL),)
+TIMES = (2, 8, 32)
 
 
 class Report:
@@ -32,26 +48,47 @@ class Report:
 
     Args:
         path: The file.
-        seconds: When no new part is begun any more.
+        seconds: After so many since the program's start, it ends, whatever is going on.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._begun, self._seconds = path, time.perf_counter(), seconds
+        self.path, self._seconds = path, seconds
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="", lineterminator="\n")
         self._writer.writeheader()
+        self._timer = threading.Timer(max(0.0, self.left()), self._stop)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self._seconds - (time.perf_counter() - BEGUN)
+
+    def close(self) -> None:
+        """End the report."""
+        self._timer.cancel()
+        self._file.close()
+        print(f"written: {self.path}", flush=True)
+
+    def _stop(self) -> None:
+        words = f"stopped: {self._seconds:g} s are over (--seconds); written: {self.path}"
+        print(words, flush=True)
+        os._exit(0)  # all rows are on the disk
 
     def row(self, **values: object) -> None:
         """Write a row; what is left out is empty."""
         self._writer.writerow(values)
         self._file.flush()
         shown = "  ".join(str(values[name]) for name in COLUMNS if values.get(name, "") != "")
-        print(f"{time.perf_counter() - self._begun:6.1f} s  {shown}", flush=True)
+        print(f"{time.perf_counter() - BEGUN:6.1f} s  {shown}", flush=True)
 
-    def has_time(self, share: float = 1.0) -> bool:
-        """Whether less than this share of the time is over."""
-        return time.perf_counter() - self._begun < share * self._seconds
+    def has_time(self, what: str, needed: float) -> bool:
+        """Whether so many seconds are left for another part; where not, a row says so."""
+        enough = self.left() > needed
+        if not enough:
+            self.row(what=what, note=f"left out: {self._seconds:g} s are nearly over (--seconds)")
+        return enough
 
     @contextmanager
     def attempt(self, **where: object) -> Iterator[None]:
@@ -67,95 +104,38 @@ class Report:
 def gpu(args: argparse.Namespace) -> None:
     """Kernel bandwidth, seconds and memory of training, each side by side, on one GPU."""
     name = _card()
-    torch.backends.cudnn.benchmark = True  # for all sides; convolutions of float32 take TF32
-    card = re.sub(r"\W+", "-", name.removeprefix("NVIDIA ")).lower()
-    stem = f"gpu-quick-{card}" if args.quick else f"gpu-{card}"
-    folder = Path(args.results)
-    report = Report(folder / f"{stem}-{torch.__version__}.csv", args.seconds)
-    report.row(what="card", note=name, run=f"torch {torch.__version__}")
-    with report.attempt(what="kernel"):
-        for row in kernel.kernel(args):
-            report.row(
-                what="kernel",
-                run=row["run"],
-                dtype=row["dtype"],
-                value=row["GB/s"],
-                unit="GB/s",
-                ratio=row["ratio"],
-            )
+    torch.backends.cudnn.benchmark = True
+    card = name.removeprefix("NVIDIA ").lower()
+    stem = f"gpu{'-quick' if args.quick else ''}-{card}-{torch.__version__}"
+    file = re.sub(r"[^A-Za-z0-9._-]+", "-", stem) + ".csv"
+    report = Report(Path(args.results) / file, args.seconds)
+    report.row(
+        what="card",
+        run=f"torch {torch.__version__}",
+        note=f"{name}; cudnn.benchmark for all sides; convolutions of float32 take TF32",
+    )
+    _bandwidth(report, args)
     with report.attempt(what="host"):
         _host_time(report)
-    for network, n, size, steps in (
-        ("vgg", 1, 32, 6),
-        ("vgg", 128, 32, 6),
-        ("nf_resnet34", 128, 64, 4),
-    ):
-        where = {"network": network, "batch": n, "T": steps}
-        with report.attempt(what="step", **where):
-            runs = _runs_of_a_first_look(report, network, n, size, steps, where)
-            _times(report, runs, 1.2, **where)
-            with report.attempt(what="profile", **where):
-                _profile(report, runs["sj_ottt OTTT-A"], folder / f"{stem}.txt", **where)
-            del runs
-    print(f"written: {report.path}")
+    for case, names in FIRST[: 1 if args.quick else None]:
+        _measure_case(report, case, names)
+    if not args.quick:
+        for case, names in SECOND[:1]:
+            _measure_case(report, case, names)
+        _memory(report)
+        for case, names in SECOND[1:]:
+            _measure_case(report, case, names)
+        _short_trainings(report)
+        for case, names in LAST:
+            _measure_case(report, case, names)
+    report.close()
 
 
-def _runs_of_a_first_look(
-    report: Report, network: str, n: int, size: int, steps: int, where: dict[str, object]
-) -> dict[str, Callable[[], object]]:
-    """Return one training batch of the sides that tell most, and of ours in half precision."""
-    entries = sides.VGG if network == "vgg" else sides.NF_RESNET34
-    build = networks.our_vgg if network == "vgg" else networks.our_nf_resnet
-    runs: dict[str, Callable[[], object]] = {}
-    for name in ("sj_ottt OTTT-A", "spikingjelly OTTT-A", "spikingjelly BPTT"):
-        if name in entries:
-            with report.attempt(what="step", **where, run=name):
-                entries[name].check(name, 8 if network == "vgg" else 32, kernel.DEVICE)
-                run = entries[name].ready(n, size, steps, kernel.DEVICE)
-                run()
-                runs[name] = run
-    ours = partial(_ours, build, n, size, steps)
-    for name, make in (
-        ("sj_ottt OTTT-A, backend torch", partial(ours, backend="torch")),
-        ("sj_ottt OTTT-A, channels last", partial(ours, last=True)),
-        ("sj_ottt OTTT-A, bfloat16", partial(ours, dtype=torch.bfloat16)),
-        ("sj_ottt OTTT-A, bfloat16, channels last", partial(ours, dtype=torch.bfloat16, last=True)),
-    ):
-        with report.attempt(what="step", **where, run=name):
-            run = make()
-            run()
-            runs[name] = run
-    with report.attempt(what="step", **where, run="bare convolutions"):
-        x = torch.randn(n, 3, size, size, device=kernel.DEVICE)
-        runs["bare convolutions"] = networks.bare_products(build().to(kernel.DEVICE), x, steps)
-    return runs
-
-
-def _ours(
-    build: Callable[..., nn.Module],
-    n: int,
-    size: int,
-    steps: int,
-    dtype: torch.dtype = torch.float32,
-    last: bool = False,
-    backend: str = "auto",
-) -> Callable[[], object]:
-    """Return one training batch of ours, under autocast, in some memory format."""
-    model = build(backend=backend).to(kernel.DEVICE)
-    if last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
-    x = torch.randn(n, 3, size, size, device=kernel.DEVICE)
-    x = x.contiguous(memory_format=torch.channels_last) if last else x
-    y = torch.randint(0, 10, (n,), device=kernel.DEVICE)
-
-    def run() -> None:
-        with torch.autocast(
-            torch.device(kernel.DEVICE).type, dtype, enabled=dtype != torch.float32
-        ):
-            learning.train_step(model, optimizer, x, y, steps=steps)
-
-    return run
+def _bandwidth(report: Report, args: argparse.Namespace) -> None:
+    with report.attempt(what="kernel"):
+        for row in kernel.kernel(args):
+            values = {"run": row["run"], "dtype": row["dtype"], "value": row["GB/s"]}
+            report.row(what="kernel", **values, unit="GB/s", **{"to floor": row["ratio"]})
 
 
 def _host_time(report: Report, calls: int = 300) -> None:
@@ -178,6 +158,170 @@ def _host_time(report: Report, calls: int = 300) -> None:
             report.row(what="host", run=f"neuron, {name}, {what}", value=value, unit="us")
 
 
+def _measure_case(report: Report, case: Case, names: Sequence[str]) -> None:
+    """Time all sides of a case in turn, and look at what ours spends its time on."""
+    where = case.columns()
+    sides = gpu_sides.sides_of(case.network)
+    runs: dict[str, Callable[[], object]] = {}
+    memory: dict[str, float] = {}
+    for name in [name for name in names if name in sides]:
+        side = sides[name]
+        if not report.has_time(f"step, {case}, {name}", 6):
+            break
+        with report.attempt(what="step", **where, run=name):
+            side.check(kernel.DEVICE)
+            run = side.ready(case, kernel.DEVICE)
+            for _ in range(2 if "auto" in name else 1):
+                run()
+            memory[name] = _peak(run) if not side.graph else float("nan")
+            runs[name] = run
+    if not runs:
+        return
+    x = torch.randn(case.batch, 3, case.size, case.size, device=kernel.DEVICE)
+    for name, together in FLOORS.items():
+        with report.attempt(what="step", **where, run=name):
+            run = _floor(case, x, together)
+            run()
+            runs[name] = run
+    with report.attempt(what="step", **where):
+        _times(report, runs, memory, where)
+    for name in [name for name in runs if name == OURS["chunk T, graph"]]:
+        if report.has_time(f"profile, {case}", 5):
+            with report.attempt(what="profile", **where, run=name):
+                _profile(report, name, runs[name], where)
+
+
+def _floor(case: Case, x: torch.Tensor, together: bool) -> Callable[[], None]:
+    with torch.device(kernel.DEVICE):
+        model = gpu_sides.ours(case.network)
+    x = torch.cat([x] * case.steps) if together else x
+    run = networks.bare_products(model, x, 1 if together else case.steps)
+
+    def under_autocast() -> None:
+        with case.autocast(kernel.DEVICE):
+            run()
+
+    return under_autocast
+
+
+def _peak(run: Callable[[], object]) -> float:
+    """Return how much memory a run needs on top of what is there before, in MiB."""
+    _wait()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    _wait()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def _times(
+    report: Report,
+    runs: Mapping[str, Callable[[], object]],
+    memory: Mapping[str, float],
+    where: dict[str, object],
+    seconds: float = 3.0,
+) -> None:
+    """Time runs in turn, for so many seconds, and write the median of each."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    end = time.perf_counter() + min(seconds, report.left() - 2)
+    for round_ in range(60):
+        for name, run in runs.items():
+            _wait()
+            start = time.perf_counter()
+            run()
+            _wait()
+            times[name].append(time.perf_counter() - start)
+        if round_ > 2 and time.perf_counter() > end:
+            break
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name, median in medians.items():
+        ratios = {
+            column: f"{median / medians[base]:.3f}"
+            for column, base in RATIOS.items()
+            if base in medians
+        }
+        mib = memory.get(name, float("nan"))
+        report.row(
+            what="step",
+            **where,
+            run=name,
+            value=f"{1e3 * median:.3f}",
+            unit="ms",
+            **ratios,
+            MiB="" if mib != mib else f"{mib:.0f}",
+        )
+
+
+def _profile(
+    report: Report, name: str, run: Callable[[], object], where: dict[str, object]
+) -> None:
+    """Write which kernels a run spends its time in, and how often kernels are launched."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        run()
+        _wait()
+    averages = found.key_averages()
+    launches = sum(e.count for e in averages if "LaunchKernel" in e.key or "GraphLaunch" in e.key)
+    waits = sum(e.count for e in averages if "Synchronize" in e.key) - 1  # our own
+    busy = sum(e.self_device_time_total for e in averages) / 1e3
+    note = f"GPU busy {busy:.2f} ms, waits for it {waits}"
+    report.row(what="profile", **where, run=name, value=launches, unit="launches", note=note)
+    with report.path.with_suffix(".txt").open("a", encoding="utf-8") as file:
+        print(name, where, file=file)
+        for order in ("self_device_time_total", "self_cpu_time_total"):
+            table = averages.table(sort_by=order, row_limit=25, max_name_column_width=90)
+            print(table, file=file)
+
+
+def _memory(report: Report) -> None:
+    """Write peak memory: bytes a neuron and sample, a step of a chunk, and MiB against T."""
+    torch.backends.cudnn.benchmark = False  # no workspace that is large for speed's sake
+    neurons = networks.count_neurons(gpu_sides.ours("vgg"), torch.zeros(1, 3, 32, 32))
+    where = {"what": "memory", "network": "vgg", "dtype": "float32"}
+    sides = gpu_sides.sides_of("vgg")
+    one, several = (sides[OURS[name]] for name in ("chunk 1", "chunk T"))
+    with report.attempt(**where):
+        if report.has_time("memory", 8):
+            peaks = [_peak_of(one, Case("vgg", batch)) for batch in (128, 256)]
+            each = 2**20 * (peaks[1] - peaks[0]) / 128 / neurons
+            row = {"run": OURS["chunk 1"], "value": f"{each:.2f}", "unit": "bytes/neuron"}
+            report.row(**where, **row, T=6)
+            at = {steps: _peak_of(several, Case("vgg", 128, steps=steps)) for steps in (4, 8)}
+            each = 2**20 * (at[8] - at[4]) / 4 / 128 / neurons
+            row = {"run": OURS["chunk T"], "value": f"{each:.2f}"}
+            report.row(**where, **row, unit="bytes/neuron/step of a chunk")
+    for name in MEMORY:
+        for steps in TIMES:
+            if not report.has_time(f"memory, {name}, T={steps}", 6):
+                break
+            with report.attempt(**where, run=name, T=steps):
+                mib = _peak_of(sides[name], Case("vgg", 32, steps=steps))
+                report.row(**where, run=name, batch=32, T=steps, MiB=f"{mib:.0f}")
+    torch.backends.cudnn.benchmark = True
+
+
+def _peak_of(side: Side, case: Case) -> float:
+    run = side.ready(case, kernel.DEVICE)
+    run()
+    return _peak(run)
+
+
+def _short_trainings(report: Report) -> None:
+    """Write what a short training reaches: with kernels and without, eager and as a graph."""
+    for name, options in (
+        ("float32, graph", {"cuda_graph": True}),
+        ("bfloat16, graph", {"cuda_graph": True, "dtype": torch.bfloat16}),
+        ("float32, PyTorch's operations", {"backend": "torch", "epochs": 6}),
+        ("float32", {"epochs": 6}),
+    ):
+        if not report.has_time("training", 12):
+            return
+        with report.attempt(what="training", run=name):
+            start = time.perf_counter()
+            accuracy = gpu_sides.short_training(kernel.DEVICE, **options)
+            note = f"test accuracy, handwritten digits, {time.perf_counter() - start:.1f} s"
+            report.row(what="training", run=name, value=f"{accuracy:.4f}", note=note)
+
+
 def _card() -> str:
     """Return the name of the GPU."""
     if not torch.cuda.is_available():
@@ -187,52 +331,3 @@ def _card() -> str:
 
 def _wait() -> None:
     torch.cuda.synchronize()
-
-
-def _times(
-    report: Report, runs: Mapping[str, Callable[[], object]], seconds: float, **where: object
-) -> None:
-    """Time runs in turn for so many seconds each, and write the median of each."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds * len(runs)
-    for round_ in range(102):
-        for name, run in runs.items():
-            _wait()
-            start = time.perf_counter()
-            run()
-            _wait()
-            if round_ > 1:
-                times[name].append(time.perf_counter() - start)
-        if round_ > 2 and time.perf_counter() > end:
-            break
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    base = medians.get("spikingjelly BPTT", medians.get("spikingjelly OTTT-A"))
-    for name, median in medians.items():
-        ratio = f"{median / base:.3f}" if base else ""
-        report.row(
-            what="step", **where, run=name, value=f"{1e3 * median:.3f}", unit="ms", ratio=ratio
-        )
-
-
-def _profile(report: Report, run: Callable[[], object], path: Path, **where: object) -> None:
-    """Write which kernels a run spends its time in, and how often kernels are launched."""
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
-        run()
-        _wait()
-    averages = found.key_averages()
-    launches = sum(e.count for e in averages if "LaunchKernel" in e.key)
-    waits = sum(e.count for e in averages if "Synchronize" in e.key)
-    busy = sum(e.self_device_time_total for e in averages) / 1e3
-    report.row(
-        what="profile",
-        **where,
-        run="sj_ottt OTTT-A",
-        value=launches,
-        unit="launches",
-        note=f"GPU busy {busy:.2f} ms, {waits} waits",
-    )
-    with path.open("a", encoding="utf-8") as file:
-        print(where, file=file)
-        for order in ("self_device_time_total", "self_cpu_time_total"):
-            table = averages.table(sort_by=order, row_limit=25, max_name_column_width=90)
-            print(table, file=file)

@@ -122,5 +122,7 @@ def advance(stored: Tensor, spike: Tensor, decay: float, out: Tensor | None = No
 def decode(stored: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
     """Return a stored trace, in any form and times a factor, as numbers of a dtype."""
     if stored.dtype == torch.uint8:
+        if stored.is_cuda:  # in one pass, which on a CPU makes a copy on the way
+            return torch.mul(stored, factor / NEWEST, out=torch.empty_like(stored, dtype=dtype))
         return stored.to(dtype).mul_(factor / NEWEST)
     return stored.to(dtype) if factor == 1 else stored.to(dtype) * factor

@@ -15,7 +15,7 @@ from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
-from sj_ottt._ops.rule import LearningModule, Rule, Scan
+from sj_ottt._ops.rule import LearningModule, Rule, Scan, is_traced
 from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace
 from sj_ottt._passthrough import pass_through, public_names
@@ -23,7 +23,7 @@ from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning.passes.neurons import check_neurons
 from sj_ottt.learning.rules import RULES, find_rule
 
-__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
+__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode", "set_backend"]
 
 __getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron.lif")
 __all__ += public_names("spikingjelly.activation_based.neuron.lif")
@@ -46,6 +46,16 @@ _CHECKED: WeakKeyDictionary[nn.Module, set[Rule]] = WeakKeyDictionary()
 """Networks that trained in a loop of one's own, and the rules they were found fit for."""
 
 BACKENDS = ("torch", "cupy", "auto")
+
+
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise InputError(
+            f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
+            f"{suggest(backend, BACKENDS)}"
+        )
+    if backend == "cupy":
+        lif_cuda.check_available()
 
 
 class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
@@ -107,13 +117,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         backend: str = "auto",
         trace_dtype: str = "float32",
     ):
-        if backend not in BACKENDS:
-            raise InputError(
-                f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
-                f"{suggest(backend, BACKENDS)}"
-            )
-        if backend == "cupy":
-            lif_cuda.check_available()
+        _check_backend(backend)
         # SpikingJelly's default is one module that all nodes of the process share.
         function = surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         v_reset = None if v_reset is None else float(v_reset)
@@ -177,6 +181,15 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     def detach(self) -> None:
         """Cut the state, and `v`, from the graph of the last step."""
         super().detach()
+        self.drop_graph()
+
+    def reset(self) -> None:
+        """Put the state back to that before the first step."""
+        super().reset()
+        self.drop_graph()
+
+    def drop_graph(self) -> None:
+        """Let go of the graph that `v` carries."""
         self._handed_out = _HandedOut()
 
     def extra_repr(self) -> str:
@@ -284,7 +297,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if is_traced():
             return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)
@@ -402,3 +415,36 @@ class NDOTLIFNode(OTTTLIFNode):
         rule = find_rule("ndot", variant)
         super().__init__(*args, **kwargs)
         self.rule, self.variant = rule, variant
+
+
+def set_backend(model: nn.Module, backend: str) -> nn.Module:
+    """Switch the neurons of a model to a backend, in place.
+
+    Args:
+        model: Holds neurons of this package; others have no choice and stay as they are.
+        backend: As in `OTTTLIFNode`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the backend is unknown or cannot run here, or it is "cupy" and the model has
+            no neuron with a kernel, or one without; nothing is changed then.
+    """
+    _check_backend(backend)
+    nodes = [module for module in model.modules() if isinstance(module, OTTTLIFNode)]
+    if backend == "cupy" and not nodes:
+        raise InputError(
+            f'backend="cupy": {type(model).__name__} has no neuron with a kernel: use '
+            'backend="torch", or neurons of sj_ottt.neuron such as OTTTLIFNode'
+        )
+    before = [node.backend for node in nodes]
+    try:
+        for node in nodes:
+            node.backend = backend
+            node.check_rule(node.rule)
+    except InputError:
+        for node, old in zip(nodes, before, strict=True):
+            node.backend = old
+        raise
+    return model

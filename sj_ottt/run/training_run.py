@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sj_ottt.data import transforms
-from sj_ottt.data.loading import batches, seed_of
+from sj_ottt.data.loading import batches, seed_of, to_device
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning import FPTT, share_buffers, train_step
 from sj_ottt.run import finetune
@@ -35,13 +35,15 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
-from sj_ottt.run.not_finite import first_not_finite
+from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
 from sj_ottt.run.training_data import TrainingData
 
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
-FREE_ON_RESUME = {"out", "device", "data", "save_every", "time_limit"}
+FREE_ON_RESUME = {
+    *("out", "device", "backend", "chunk", "cuda_graph", "data", "save_every", "time_limit"),
+}
 
 
 @dataclasses.dataclass
@@ -238,6 +240,7 @@ class TrainingRun:
             part=self.group.part,
             skip=self.middle.batch,
             seed=seed,
+            pin=self.device.type == "cuda",
         )
 
     def _train_on(
@@ -268,7 +271,7 @@ class TrainingRun:
             torch.manual_seed(
                 seed_of(self.cfg.run.seed, self.epoch + 1, index + 1, self.group.rank)
             )
-            x_seq, target = x_seq.to(self.device), target.to(self.device)
+            x_seq, target = to_device((x_seq, target), self.device)
             if cutmix and torch.rand(()) < cutmix:
                 x_seq, target = transforms.cutmix(x_seq, target, len(self.data.classes))
             self._set_learning_rate(
@@ -291,6 +294,8 @@ class TrainingRun:
                     else None,
                     clip_norm=self.cfg.optimisation.clip_norm,
                     ema=self.ema,
+                    chunk=self.cfg.run.chunk,
+                    cuda_graph=self.cfg.run.cuda_graph,
                 )
                 # The last batch may be smaller than there are processes.
                 right = count_right(logits, target) if len(target) else 0
@@ -309,8 +314,13 @@ class TrainingRun:
             layer = "this process has no sample of the batch"
             if x_seq.numel():
                 layer = first_not_finite(self.model, x_seq, self.data.shown_steps)
+            skipped = self.cfg.run.on_nan == "skip"
+            said = {"loss": str(error), "where": layer, "skipped": skipped}
+            place = {"epoch": self.epoch + 1, "batch": index + 1}
+            if self.out.is_dir():  # there is none where a run is only looked at
+                note_broken(self.out, self.group.rank, **place, **said)
             text = f"epoch {self.epoch + 1}, batch {index + 1}: {error}; {layer}"
-            if self.cfg.run.on_nan == "stop":
+            if not skipped:
                 raise NotFiniteError(text) from error
             warnings.warn(f"{text}; the batch is skipped", stacklevel=2)
 
@@ -332,8 +342,10 @@ class TrainingRun:
     def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
         share_buffers(model)
         size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
-        loader = batches(dataset, size, workers, part=self.group.part)
-        return measure(model, loader, self.data.shown_steps, self.device, self.group)[0]
+        pin = self.device.type == "cuda"
+        loader = batches(dataset, size, workers, part=self.group.part, pin=pin)
+        how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
+        return measure(model, loader, *how)[0]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

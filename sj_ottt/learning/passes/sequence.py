@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt.errors import InputError, NotFiniteError
+from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
@@ -18,16 +18,18 @@ from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
 from sj_ottt.learning.passes.processes import Processes
-from sj_ottt.learning.passes.update import NOT_FINITE, Update
+from sj_ottt.learning.passes.update import NOT_FINITE, Update, refuse_not_finite
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
+    detach_modules,
     detach_state,
     load_state,
     save_state,
+    stateful_modules,
 )
 
-__all__ = ["finish_recorded", "join_without_samples", "train_sequence"]
+__all__ = ["join_without_samples", "train_sequence"]
 
 _StepLoss = Callable[[Structure, int], Tensor]
 _PartResult = tuple[Tensor, list[Structure]]
@@ -135,6 +137,7 @@ def _step_by_step(
     """
     losses: list[Tensor] = []
     model, learnt = update.model, backward_at is not None
+    stateful = stateful_modules(model)
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
         for group in groups:
@@ -156,7 +159,7 @@ def _step_by_step(
             learnt = learnt or any_learns
             if online and any_learns:
                 update.finish()
-            detach_state(model)  # for neurons that are not ours: ours never hold a graph
+            detach_modules(stateful)  # for neurons that are not ours: ours never hold a graph
             yield from zip(losses[t:], map(detached, outputs), strict=True)
         if not online:  # before the block's end, where hooks on gradients run
             learnt = _check_losses(losses, 0, update, learnt)
@@ -273,16 +276,6 @@ def join_without_samples(
             update.finish()
 
 
-def finish_recorded(update: Update, losses: list[Tensor]) -> None:
-    """Look at the losses of passes that were recorded, and update.
-
-    Raises:
-        InputError: If the input or a loss is not finite.
-    """
-    _check_losses(losses, 0, update, True)
-    update.finish()
-
-
 def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
     """Go through a part once more from its entry, leaving nothing but the gradients."""
     detach_state(model)
@@ -349,14 +342,5 @@ def _check_finite(
             optimizer.zero_grad()
             raise InputError(NOT_FINITE)
     all_finite, any_learns = processes.all_and_any(all(finite), learns)
-    if all_finite:
-        return any_learns
-    optimizer.zero_grad()
-    found = "a loss of another process is not finite"
-    if False in finite:
-        t = finite.index(False)
-        found = f"the loss of time step {first + t} is {losses[t].item()}"
-    raise NotFiniteError(
-        f"{found}; no parameter was changed by "
-        "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
-    )
+    refuse_not_finite(finite, losses, first, optimizer, all_finite=all_finite)
+    return any_learns
