@@ -29,7 +29,7 @@ that others do not."""
 
 
 def step(args: argparse.Namespace) -> list[dict]:
-    """Seconds per training batch, and the ratio to SpikingJelly's OTTT-A."""
+    """Seconds per training batch; ratios to SpikingJelly's OTTT-A and to the faster floor."""
     rows = []
     vgg = {**sides.VGG, **(sides.COMPILED_VGG if args.compile else {})}
     cases = [("vgg", vgg, networks.our_vgg, n, 32, args.steps) for n in args.batch]
@@ -40,9 +40,13 @@ def step(args: argparse.Namespace) -> list[dict]:
             side.check(name, 8 if network == "vgg" else 32, args.device)
         runs = {name: side.ready(n, size, steps, args.device) for name, side in entries.items()}
         x = torch.randn(n, 3, size, size, device=args.device)
-        runs["bare convolutions"] = networks.bare_products(build().to(args.device), x, steps)
+        model = build().to(args.device)
+        runs["bare convolutions"] = networks.bare_products(model, x, steps)
+        together = x.repeat(steps, 1, 1, 1)
+        runs["bare convolutions, all steps together"] = networks.bare_products(model, together, 1)
         seconds = interleaved_medians(runs, args.repeats)
-        reference, floor = seconds["spikingjelly OTTT-A"], seconds["bare convolutions"]
+        reference = seconds["spikingjelly OTTT-A"]
+        floor = min(s for name, s in seconds.items() if name.startswith("bare"))
         for name, s in seconds.items():
             rows.append(
                 {
@@ -62,12 +66,16 @@ def memory(args: argparse.Namespace) -> list[dict]:
     """Peak memory above the parameters: bytes per neuron and sample, and MiB against T."""
     neurons = networks.count_neurons(networks.our_vgg(), torch.zeros(1, 3, 32, 32))
     sizes = [32, 64, 96]  # beyond the point where the weights themselves set the peak
-    rows = []
+    rows, each = [], {}
     for name, side in sides.VGG.items():
         side.check(name, 8, "cpu")
         peaks = [peak_bytes(side.ready(n, 32, args.steps, "cpu")) for n in sizes]
         over_time = {t: peak_bytes(side.ready(2, 32, t, "cpu")) / 2**20 for t in TIMES}
-        row = {"run": name, "bytes/neuron": f"{slope(sizes, peaks) / neurons:.1f}"}
+        each[name] = slope(sizes, peaks) / neurons
+        row = {"run": name, "bytes/neuron": f"{each[name]:.1f}", "a step of a chunk": ""}
+        if name.endswith("chunk T"):
+            more = each[name] - each[name.removesuffix(", chunk T")]
+            row["a step of a chunk"] = f"{more / (args.steps - 1):.1f}"
         rows.append(row | {f"T={t}": f"{mib:.1f}" for t, mib in over_time.items()})
     return rows
 
@@ -80,7 +88,7 @@ def plot_memory(rows: list[dict], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    for row, marker in zip(rows, "osD^v", strict=True):
+    for row, marker in zip(rows, "os+xD^vd", strict=True):
         axes.plot(TIMES, [float(row[f"T={t}"]) for t in TIMES], marker=marker, label=row["run"])
     axes.set(xlabel="time steps T", ylabel="peak above the parameters, MiB")
     axes.set_xscale("log", base=2)

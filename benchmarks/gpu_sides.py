@@ -162,7 +162,7 @@ class _Block(nn.Sequential):
     """What memopt computes a second time in the backward pass."""
 
 
-def _memopt_vgg(tiny: bool) -> nn.Module:
+def _memopt_vgg(tiny: bool = False) -> nn.Module:
     """Return the VGG for BPTT in blocks of a convolution and its neurons, for memopt."""
     parts = list(networks.bptt_vgg(tiny))
     blocks: list[nn.Module] = []

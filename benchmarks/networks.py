@@ -14,6 +14,7 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from sj_ottt import layer, neuron
+from sj_ottt.layer.synapse import fast_format
 
 VGG = ((64, 128), (256, 256), (512, 512), (512, 512))
 TINY_VGG = ((8,), (8,))
@@ -160,10 +161,9 @@ def bare_products(model: nn.Module, x: Tensor, steps: int) -> Callable[[], None]
     """Return the floor: the convolutions and linear products of a network and nothing else.
 
     One forward product, one gradient to the input (but not to the network's own) and one to the
-    weight each, per time step, on tensors in the memory format that makes convolutions fastest.
+    weight each, per time step, on tensors in the memory format that makes the product fastest.
     """
     products: list[Callable[[], object]] = []
-    memory_format = torch.channels_last if x.device.type == "cpu" else torch.contiguous_format
 
     def add_product(module: nn.Module, args: tuple, out: Tensor) -> None:
         spike = args[0][0] if isinstance(args[0], list) else args[0]
@@ -172,11 +172,9 @@ def bare_products(model: nn.Module, x: Tensor, steps: int) -> Callable[[], None]
             s, g = (torch.rand(t.shape, device=t.device) for t in (spike, out))
             products.append(lambda: (F.linear(s, module.weight), g @ module.weight, g.t() @ s))
             return
-        s = (
-            (torch.rand(shape, device=x.device) < 0.2)
-            .float()
-            .contiguous(memory_format=memory_format)
-        )
+        s = (torch.rand(shape, device=x.device) < 0.2).float()
+        memory_format = fast_format(module.weight, s)
+        s = s.contiguous(memory_format=memory_format)
         g = torch.randn(out.shape, device=x.device).contiguous(memory_format=memory_format)
         w = module.weight.detach().contiguous(memory_format=memory_format)
         geometry = (module.stride, module.padding, module.dilation)

@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from spikingjelly.activation_based import memopt
 from spikingjelly.activation_based.learning import online_learning as sj_learning
 from torch import Tensor, nn
 
-from benchmarks import networks
+from benchmarks import gpu_sides, networks
 from sj_ottt import learning
 
 
@@ -40,6 +41,24 @@ def _bptt(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tens
     optimizer.step()
     return out.transpose(0, 1).detach()
 
+
+def _memopt(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Tensor:
+    """Train as `_bptt` does, with SpikingJelly's recomputation and compressed spikes."""
+    if not getattr(model, "is_optimized", False):
+        x_seq = x.unsqueeze(0).repeat(y.shape[1], 1, 1, 1, 1)
+        memopt.optimize_memory(model, gpu_sides._Block, lambda net: net(x_seq), level=1)
+        learning.reset_state(model)
+        model.is_optimized = True
+    return _bptt(model, optimizer, x, y)
+
+
+def _ours(chunk: int | str) -> Callable[..., Tensor]:
+    train = partial(learning.ottt_online_training, online=False, chunk=chunk)
+    return partial(_online, train)
+
+
+ALL_STEPS = 10**6
+"""As a chunk: all steps of any sequence."""
 
 OURS = partial(_online, partial(learning.ottt_online_training, online=False))
 OURS_ONLINE = partial(_online, partial(learning.ottt_online_training, online=True))
@@ -105,13 +124,23 @@ def _compiled_vgg(tiny: bool = False) -> nn.Module:
 
 
 _VGG = {"reference": THEIRS, "reference_build": networks.spikingjelly_vgg}
+_AS_TIMM_GIVES_IT = {
+    "reference": THEIRS,
+    "reference_build": partial(gpu_sides.spikingjellys, "vgg"),
+}
 _RESNET = {"reference": THEIRS, "reference_build": networks.spikingjelly_nf_resnet}
 
+_timm_vgg = partial(gpu_sides.ours, "vgg")
 VGG = {
-    "sj_ottt OTTT-A": Side(networks.our_vgg, OURS, **_VGG),
-    "sj_ottt OTTT-O": Side(networks.our_vgg, OURS_ONLINE, **{**_VGG, "reference": THEIRS_ONLINE}),
+    "sj_ottt OTTT-A": Side(_timm_vgg, OURS, **_AS_TIMM_GIVES_IT),
+    "sj_ottt OTTT-A, chunk auto": Side(_timm_vgg, _ours("auto"), **_AS_TIMM_GIVES_IT),
+    "sj_ottt OTTT-A, chunk T": Side(_timm_vgg, _ours(ALL_STEPS), **_AS_TIMM_GIVES_IT),
+    "sj_ottt OTTT-O": Side(
+        _timm_vgg, OURS_ONLINE, **{**_AS_TIMM_GIVES_IT, "reference": THEIRS_ONLINE}
+    ),
     "spikingjelly OTTT-A": Side(networks.spikingjelly_vgg, THEIRS, **_VGG),
     "spikingjelly BPTT": Side(networks.bptt_vgg, _bptt, **_VGG, same_update=False),
+    "spikingjelly BPTT, memopt": Side(gpu_sides._memopt_vgg, _memopt, **_VGG, same_update=False),
     "authors' arithmetic": Side(networks.authors_vgg, THEIRS, **_VGG),
 }
 COMPILED_VGG = {
@@ -120,6 +149,7 @@ COMPILED_VGG = {
 }
 NF_RESNET34 = {
     "sj_ottt OTTT-A": Side(networks.our_nf_resnet, OURS, **_RESNET),
+    "sj_ottt OTTT-A, chunk auto": Side(networks.our_nf_resnet, _ours("auto"), **_RESNET),
     "sj_ottt OTTT-O": Side(
         networks.our_nf_resnet, OURS_ONLINE, **{**_RESNET, "reference": THEIRS_ONLINE}
     ),
