@@ -60,11 +60,10 @@ def lif_scan(
         v = u if lif.v_reset is None and packed else torch.empty_like(u[:1])
         for block in blocks(x, u, spike, stored, v_before, trace_before, v):
             advance(lif, trace_decay, *block)
-        # Not views, which SpikingJelly cannot detach. They keep what the backward pass needs alive
-        # until the next step, which is less than what the next chunk will need.
-        state["v"] = v[-1].data
+        # Copies, or the state would keep what the backward pass needs alive beyond it.
+        state["v"] = v[-1].clone()
         if stored is not None:
-            state["trace"] = stored[-1].data
+            state["trace"] = stored[-1].clone()
     if learns:
         fired = stored if v is u else None
         spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif)

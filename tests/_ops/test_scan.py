@@ -99,9 +99,14 @@ def test_a_chunk_keeps_five_bytes_per_neuron_and_step():
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
     x = torch.randn(4, 3, 7, requires_grad=True)
     spike, stored, state = _chunk(x, lif, "packed", 0.5, None)
-    kept = [*spike.grad_fn.saved_tensors, stored, state["v"], state["trace"]]
-    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
-    assert sum(sizes.values()) == 5 * x.numel()
+    assert _bytes(*spike.grad_fn.saved_tensors, stored) == 5 * x.numel()
+    assert _bytes(state["v"], state["trace"]) == 5 * x[0].numel()
+    assert torch.equal(state["trace"], stored[-1])
+
+
+def _bytes(*tensors):
+    storages = [t.untyped_storage() for t in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def test_the_top_bit_of_a_packed_trace_is_the_spike():
