@@ -31,9 +31,11 @@ OURS = {name: f"sj_ottt, {name}" for name in ("chunk T, graph", "chunk 1", "chun
 MEMOPT = "spikingjelly BPTT, memopt"
 FLOORS = {FLOOR: False, f"{FLOOR}, all steps as one batch": True}
 ALL = ("sj_ottt, chunk auto, graph", *OURS.values(), "sj_ottt, chunk auto", OTTT, BPTT, MEMOPT)
-NARROW = (OURS["chunk T, graph"], OURS["chunk T"], BPTT, OTTT)
+CHANNELS_LAST = "sj_ottt, chunk T, graph, channels last"
+NARROW = (OURS["chunk T, graph"], CHANNELS_LAST, OURS["chunk T"], BPTT, OTTT)
 MEMORY = (OURS["chunk 1"], OURS["chunk T"], BPTT, MEMOPT)
-FIRST = ((Case("vgg", 1), ALL), (Case("vgg", 128), ALL), (Case("nf_resnet34", 128), ALL))
+WIDE = (*ALL, CHANNELS_LAST, "sj_ottt, chunk 1, graph")
+FIRST = ((Case("vgg", 1), ALL), (Case("vgg", 128), WIDE), (Case("nf_resnet34", 128), WIDE))
 SECOND = (
     (Case("vgg", 128, torch.bfloat16), NARROW),
     (Case("nf_resnet34", 128, torch.bfloat16), NARROW),
