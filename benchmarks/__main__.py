@@ -21,7 +21,7 @@ WHERE = {"simulating": "loading", "saccades": "loading"} | {
     name: name
     for name in (
         *("kernel", "gpu", "rules", "fptt", "loading", "long", "folds", "sessions", "scaling"),
-        *("reading", "transfer"),
+        *("reading", "soak", "transfer"),
     )
 }
 """The module of each benchmark that is not here, imported when it is asked for: some need packages
@@ -158,6 +158,8 @@ def main() -> None:
         "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
     )
     parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
+    parser.add_argument("--minutes", type=float, default=120, help="soak (default: %(default)s)")
+    parser.add_argument("--rate", type=int, default=1_000_000, help="soak: events a second")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
     args = parser.parse_args()
     if {"rules", "folds"} & set(args.what) and not (args.recipe and args.data):

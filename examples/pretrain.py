@@ -46,8 +46,8 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.sections import FrameOptions
 
 FREE_ON_RESUME = (
-    *("backend", "cache", "cuda_graph", "device", "eval_every", "out", "resume", "save_every"),
-    "threads",
+    *("backend", "cache", "chunk", "cuda_graph", "device", "eval_every", "out", "resume"),
+    *("save_every", "threads"),
 )
 POOLED_WEIGHT = 3.0
 CURVE = ("minutes", "samples", "lr", "loss", "label", "stages", "test_accuracy")
@@ -248,6 +248,7 @@ class Run:
                 loss_fn=self.loss,
                 clip_norm=1.0,
                 ema=self.ema,
+                chunk=self.args.chunk,
                 cuda_graph=self.args.cuda_graph,
             )
             label_loss = F.cross_entropy(logits / self.args.steps, labels)
@@ -372,6 +373,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=60.0, help="budget of time")
     add("--samples", type=int, default=0, help="budget of samples, in place of time")
     add("--steps", type=int, default=1, help="T, frames of a sample")
+    add("--chunk", type=int, default=1, help="frames of a pass: faster, for more memory")
     add("--size", type=int, default=64, help="side of the frames in pixels")
     add("--batch", type=int, default=128, help="samples of an update")
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")

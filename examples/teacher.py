@@ -8,13 +8,13 @@ once, at twice the size of the student's frame; its maps are kept as int8, 23.8 
 import json
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from sj_ottt._files import atomic_write
@@ -24,8 +24,8 @@ from sj_ottt.errors import InputError
 Teacher = Callable[[Tensor], list[Tensor]]
 """Images in [0, 1], [N, 3, H, W] → maps [N, C, h, w], from large to small, and features [N, C]."""
 
-CHUNK = 5_000  # images of one file of the cache
-BATCH = {"cpu": 64, "cuda": 500}  # images that the teacher looks at together
+CHUNK = 10_000  # images of one file of the cache
+BATCH = {"cpu": 64, "cuda": 250}  # images that the teacher looks at together
 CLIP = 4.0  # standard deviations
 SCALE = CLIP / 127
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -114,7 +114,10 @@ class TaughtImages:
                 chunk = range(start, min(start + CHUNK, len(images)))
                 path = folder / f"{start // CHUNK:03d}"
                 self._make(path, images, chunk, cache / f"statistics_{size}.json")
-                parts.append([np.load(f"{path}_{kind}.npy", "r")[: n - start] for kind in KINDS])
+                made = [np.load(f"{path}_{kind}.npy", "r") for kind in KINDS]
+                if {len(array) for array in made} != {len(chunk)}:
+                    raise InputError(f"{path}_maps.npy is not of {len(chunk)} images: delete it")
+                parts.append([array[: n - start] for array in made])
         self.labels = torch.from_numpy(np.concatenate(labels)).to(self._device)
         self._parts = parts
         self._held = None
@@ -160,13 +163,16 @@ class TaughtImages:
             return
         self._teacher = self._teacher or self._new_teacher()
         frames, found = [], []
-        with ThreadPoolExecutor(os.cpu_count()) as readers:  # Pillow decodes without Python's lock
-            decoded = list(readers.map(lambda i: images[i][0], chunk))
-        for start in range(0, len(decoded), BATCH[self._device.type]):
-            rows = decoded[start : start + BATCH[self._device.type]]
-            alike = len({row.shape for row in rows}) == 1
-            groups = [torch.stack(rows)] if alike else [row[None] for row in rows]
-            batch = torch.cat([fit(group.to(self._device), 2 * self._size) for group in groups])
+        workers = 0 if self._device.type == "cpu" else os.cpu_count() or 0
+        batches = DataLoader(
+            Subset(images, chunk),
+            BATCH[self._device.type],
+            num_workers=workers,
+            collate_fn=squares,
+            generator=torch.Generator(),  # leaves the global one alone, which makes the weights
+        )
+        for rows in batches:
+            batch = torch.cat([fit(row.to(self._device), 2 * self._size) for row in rows])
             found.append([values.half() for values in self._teacher(batch)])
             frames.append(grey(batch, self._size))
         maps = [torch.cat(values) for values in zip(*found, strict=True)]
@@ -191,6 +197,13 @@ def split_count(spec: str) -> tuple[str, int | None]:
     """Return the parts of ``set:n``; n is None where it is not given."""
     name, _, n = spec.rpartition(":")
     return (name, int(n)) if name and n.isdecimal() else (spec, None)
+
+
+def squares(items: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Return the images of items, one after the other, as few tensors [N, C, H, W] as may be."""
+    images = [image for image, _ in items]
+    alike = len({image.shape for image in images}) == 1
+    return [torch.stack(images)] if alike else [image[None] for image in images]
 
 
 def fit(images: Tensor, size: int) -> Tensor:

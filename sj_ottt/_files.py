@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -119,6 +120,30 @@ def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         if path.exists():  # or the old folder, hidden, is all that is left
             shutil.rmtree(old, ignore_errors=True)
+
+
+def is_stored(path: Path) -> bool:
+    """Whether a file is a zip archive of files as they are, none of which unpacks to more."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    return stored and sum(member.file_size for member in members) <= path.stat().st_size
+
+
+def refuse_compressed(path: Path) -> None:
+    """Refuse a file of `torch.save` that may unpack to any size.
+
+    Raises:
+        InputError: It is an archive of compressed files.
+    """
+    if zipfile.is_zipfile(path) and not is_stored(path):
+        raise InputError(
+            f"{path}: is compressed, which torch.save does not do, and may unpack to any size; "
+            "save the weights anew"
+        )
 
 
 @contextlib.contextmanager

@@ -1,33 +1,29 @@
 """Several time steps of a neuron in one call, a chunk: the numbers of `lif_step`, step after step.
 
 The gradient of every step is its own, so the chunk is one elementwise function of its currents. For
-its backward pass it keeps the membrane u[t] before each reset; with the packed traces that the next
-synapse keeps (their top bit is the spike) that makes five bytes per neuron and step.
+its backward pass it keeps a membrane per step; with the packed traces that the next synapse keeps
+(their top bit is the spike) that makes five bytes per neuron and step.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops import trace as traces
+from sj_ottt._ops.blocks import blocks, is_dense, laid_out_like
 from sj_ottt._ops.lif import (
     LIF,
     LIFState,
+    advance,
+    gradient_from_spike,
     has_closed_gradient,
     lif_step,
     membrane_gradient,
-    surrogate_gradient,
 )
 from sj_ottt._ops.ndot import ndot_step
 
 __all__ = ["lif_scan"]
-
-_BLOCK = 1 << 16
-"""Neurons that a CPU takes through all steps before it goes on to the next ones, so that what lies
-between two operations stays in its cache."""
 
 
 def lif_scan(
@@ -53,79 +49,59 @@ def lif_scan(
         return _one_by_one(x_seq, state, lif, trace_decay, ndot)
     learns = torch.is_grad_enabled() and x_seq.requires_grad
     with torch.no_grad():
-        x = x_seq.detach() if _is_dense(x_seq) else x_seq.detach().contiguous()
+        x = x_seq.detach() if is_dense(x_seq) else x_seq.detach().contiguous()
         spike, u = torch.empty_like(x), torch.empty_like(x if learns else x[:1])
-        v_before, trace_before = (_laid_out_like(x, state[key]) for key in ("v", "trace"))
-        v, stored = torch.empty_like(v_before), None
+        v_before, trace_before = (laid_out_like(x, state[key]) for key in ("v", "trace"))
+        stored = None
         if trace_before is not None:
             stored = torch.empty_like(x, dtype=trace_before.dtype)
-        for block in _blocks(x, u, spike, stored, v_before, trace_before, v):
-            _advance(lif, trace_decay, *block)
-        state["v"] = v[0]
+        packed = stored is not None and stored.dtype == torch.uint8
+        # With the bit of the spike, v[t] after a soft reset is as good as u[t].
+        v = u if lif.v_reset is None and packed else torch.empty_like(u[:1])
+        for block in blocks(x, u, spike, stored, v_before, trace_before, v):
+            advance(lif, trace_decay, *block)
+        # Not views, which SpikingJelly cannot detach. They keep what the backward pass needs alive
+        # until the next step, which is less than what the next chunk will need.
+        state["v"] = v[-1].data
         if stored is not None:
-            # A copy, or the state would keep the traces of all steps alive.
-            state["trace"] = stored[0] if len(stored) == 1 else stored[-1].clone()
+            state["trace"] = stored[-1].data
     if learns:
-        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, lif)
+        fired = stored if v is u else None
+        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif)
     return spike, stored
 
 
-_Steps = Sequence[Tensor]
-"""A block of a tensor's neurons, one time step after the other."""
-
-
-def _advance(
-    lif: LIF,
-    trace_decay: float,
-    x: _Steps,
-    u: _Steps,
-    spike: _Steps,
-    stored: _Steps | None,
-    v_before: _Steps,
-    trace_before: _Steps | None,
-    v: _Steps,
-) -> None:
-    """Take a block of neurons through all steps; u may have room for one step alone."""
-    before, trace = v_before[0], None if trace_before is None else trace_before[0]
-    for t, current in enumerate(x):
-        now = lif.charge(current, before, out=u[t % len(u)])
-        # A comparison that writes numbers is several times as fast as one that writes booleans.
-        torch.ge(now, lif.v_threshold, out=spike[t])
-        before = lif.reset(now, spike[t], out=v[0])
-        if stored is not None and trace is not None:
-            trace = traces.advance(trace, spike[t], trace_decay, out=stored[t])
-
-
 class _Scan(torch.autograd.Function):
-    """Hands spikes and the last membrane on; backward needs nothing but the membranes u[t]."""
+    """Hands spikes and the last membrane on; backward needs u[t], or v[t] and where it fired."""
 
     @staticmethod
     def forward(
-        ctx: Any, x_seq: Tensor, spike: Tensor, v: Tensor, u: Tensor, lif: LIF
+        ctx: Any,
+        x_seq: Tensor,
+        spike: Tensor,
+        v: Tensor,
+        membrane: Tensor,
+        fired: Tensor | None,
+        lif: LIF,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(u)
+        ctx.save_for_backward(membrane, fired)
         ctx.lif = lif
         return spike.view_as(spike), v.view_as(v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
-        (u,) = ctx.saved_tensors
+        membrane, fired = ctx.saved_tensors
         lif = ctx.lif
         if grad is None:
-            grad_x = torch.zeros_like(u)
+            grad_x = torch.zeros_like(membrane)
         else:
-            grad_x, grad = torch.empty_like(u), _laid_out_like(u, grad)
-            for g, membrane, out in _blocks(grad, u, grad_x):
-                for t, z in enumerate(out):
-                    torch.sub(membrane[t], lif.v_threshold, out=z)
-                    surrogate_gradient(g[t], z, lif.surrogate_function)
-                    if lif.decay_input:
-                        z.div_(lif.tau)
+            grad_x = gradient_from_spike(grad, membrane, fired, lif)
         if grad_v is not None:
-            grad_x[-1] += membrane_gradient(grad_v, u[-1] >= lif.v_threshold, lif)
-        return grad_x, None, None, None, None
+            last = membrane[-1] >= lif.v_threshold if fired is None else fired[-1]
+            grad_x[-1] += membrane_gradient(grad_v, last, lif)
+        return grad_x, None, None, None, None, None
 
 
 def _one_by_one(
@@ -141,45 +117,3 @@ def _one_by_one(
             spikes.append(ndot_step(x, state, lif, ndot))
             stored.append(state["trace"].trace)
     return torch.stack(spikes), None if stored[0] is None else torch.stack(stored)
-
-
-def _is_dense(x: Tensor) -> bool:
-    """Whether steps lie behind each other, and a step's elements fill its memory without gaps."""
-    expected = 1
-    for stride, size in sorted(zip(x.stride()[1:], x.shape[1:], strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return len(x) == 1 or x.stride(0) == expected
-
-
-def _laid_out_like(x: Tensor, other: Any) -> Any:
-    """Return a tensor [K, N, ...], or [N, ...] as [1, N, ...], with its elements ordered as x.
-
-    Args:
-        x: [K, N, ...], dense.
-        other: The tensor, or None.
-    """
-    if other is None:
-        return None
-    other = other.detach() if other.dim() == x.dim() else other.detach()[None]
-    if other.stride()[1:] == x.stride()[1:] and _is_dense(other):
-        return other
-    return torch.empty_like(x[: len(other)], dtype=other.dtype).copy_(other)
-
-
-def _blocks(*tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
-    """Yield the tensors [K, N, ...] block by block of their neurons, each as a list of K.
-
-    All lie alike in memory, and None stays None.
-    """
-    rows = []
-    for tensor in tensors:
-        if tensor is not None:
-            size = tensor[0].numel()
-            block = _BLOCK if tensor.device.type == "cpu" else max(size, 1)
-            rows.append(tensor.as_strided((len(tensor), size), (size, 1)).split(block, 1))
-        else:
-            rows.append(None)
-    for i in range(max(len(row) for row in rows if row is not None)):
-        yield tuple(None if row is None else row[i].unbind() for row in rows)

@@ -48,20 +48,26 @@ class Trace:
         maps: Linear maps (pooling, scale, flattening), applied in this order.
         constant: The trace of the constant 1 that a bias multiplies: 1 in a step's own gradient,
             Σ λᵏ for what integrates its steps.
+        factor: What the values are multiplied by.
     """
 
     stored: Tensor
     maps: tuple[LinearMap, ...] = ()
     constant: float = 1.0
+    factor: float = 1.0
 
     def through(self, linear_map: LinearMap) -> "Trace":
         """Return the trace behind one more map."""
         return replace(self, maps=(*self.maps, linear_map))
 
+    def scaled(self, factor: float) -> "Trace":
+        """Return the trace times a factor."""
+        return replace(self, factor=self.factor * factor)
+
     def decode(self, dtype: torch.dtype) -> Tensor:
         """Return the values as an ordinary tensor, shaped like the spikes beside it."""
         with torch.no_grad():
-            values = decode(self.stored, dtype)
+            values = decode(self.stored, dtype, self.factor)
             for linear_map in self.maps:
                 values = linear_map(values)
         return values.to(dtype)  # a map may have gone to another dtype
@@ -113,10 +119,10 @@ def advance(stored: Tensor, spike: Tensor, decay: float, out: Tensor | None = No
     return rounded if out is None else out.copy_(rounded)
 
 
-def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a stored trace, in any form, as numbers of a dtype."""
+def decode(stored: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    """Return a stored trace, in any form and times a factor, as numbers of a dtype."""
     if stored.dtype == torch.uint8:
         if stored.is_cuda:  # in one pass, which on a CPU makes a copy on the way
-            return torch.mul(stored, 1 / NEWEST, out=torch.empty_like(stored, dtype=dtype))
-        return stored.to(dtype).mul_(1 / NEWEST)
-    return stored.to(dtype)
+            return torch.mul(stored, factor / NEWEST, out=torch.empty_like(stored, dtype=dtype))
+        return stored.to(dtype).mul_(factor / NEWEST)
+    return stored.to(dtype) if factor == 1 else stored.to(dtype) * factor

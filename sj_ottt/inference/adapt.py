@@ -141,7 +141,9 @@ def adapt(
     for labelled in recordings:
         for frames, target, totals, fit in cutter(labelled):
             watch.add(totals, fit)
-            learned.setdefault(fit, []).append(totals)
+            kept = learned.setdefault(fit, [])
+            if fit.other:  # to describe that camera
+                kept.append(totals)
             trained.model.train()
             _, logits = train_step(
                 trained.model,

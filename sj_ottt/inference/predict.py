@@ -19,7 +19,7 @@ from sj_ottt.data import Preprocessing, check_events, crop_events
 from sj_ottt.data.activity import totals_of
 from sj_ottt.data.frames.frames import TooFewEvents
 from sj_ottt.data.recordings.label_table import parse_duration
-from sj_ottt.data.recordings.source import Source, gather
+from sj_ottt.data.recordings.source import Source, gather, in_proportion
 from sj_ottt.data.recordings.streams import WHOLE, windows
 from sj_ottt.data.recordings.walk import walk
 from sj_ottt.errors import InputError
@@ -173,9 +173,8 @@ def cut(
     Raises:
         InputError: Events that cannot be right.
     """
-    blocks = walk(source, sensor_size)
     if window != WHOLE:
-        yield from windows(blocks, window, stride)
+        yield from windows(walk(source, sensor_size), window, stride)
         return
     if (source.expected or 0) > _MANY:
         warnings.warn(
@@ -183,6 +182,7 @@ def cut(
             "memory (17 bytes each); give --window for a label per window",
             stacklevel=2,
         )
+    blocks = walk(source._replace(chunks=in_proportion(source)), sensor_size)
     events = gather(blocks)
     yield 0, int(events["t"][-1] - events["t"][0]) + 1, events
 

@@ -104,7 +104,7 @@ class Scale(OnBoth):
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Multiply a tensor, or spike and trace."""
         if isinstance(x, list | tuple):
-            return Pair.of(x).through(partial(torch.mul, other=self.scale))
+            return Pair.of(x).scaled(self.scale)
         return x * self.scale
 
 

@@ -157,7 +157,7 @@ def train_step(
             stateful modules are given one step after the other.
         memory_budget: Of "auto", the largest number of bytes of parameters and of tensors that are
             made on the way; None for a quarter more than one step at a time needs. It is measured
-            in the first two calls of the network on an input of new shape.
+            in the first four steps of the network on an input of new shape.
         cuda_graph: Record the passes of the first call as a CUDA graph and replay it in the calls
             that follow, for batches that leave the GPU waiting for the host. Batches of another
             shape get a graph of their own (of up to four shapes), and a network in which something

@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sj_ottt import zoo
+from sj_ottt._files import refuse_compressed
 from sj_ottt.errors import InputError
 from sj_ottt.models.ottt_nf_resnet import NFResNet
 from sj_ottt.models.ottt_vgg import VGG
@@ -176,6 +177,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _net(path: Path, data: bytes) -> dict[str, Tensor]:
+    refuse_compressed(path)
     try:
         checkpoint: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError

@@ -14,20 +14,23 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any, Self
 
 import safetensors
 import safetensors.torch
 import torch
 
-from sj_ottt._files import atomic_write, temporary_sibling
+from sj_ottt._files import atomic_write, is_stored, temporary_sibling
 from sj_ottt.data import Preprocessing, ReadOptions
 from sj_ottt.data.activity import Activity
+from sj_ottt.data.recordings.events import LARGEST_SENSOR
 from sj_ottt.errors import InputError
 from sj_ottt.run.sections import FrameOptions, LearningOptions
 
 CHECKPOINT_FORMAT = 1
 MODEL_FORMAT = 1
+_MOST_CHANNELS = 1 << 16
 _LAST, _PREVIOUS = "last.pt", "previous.pt"
 
 
@@ -117,7 +120,10 @@ class _DamagedError(Exception):
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size and not is_stored(path):
+            raise ValueError("compressed, or no archive")
         state = torch.load(path, map_location="cpu", weights_only=True)
+        _check_plain(state, path.stat().st_size)
         content = {key: value for key, value in state.items() if key != "sha256"}
         # A checkpoint of before there were digests knows of no middle of an epoch either.
         unmarked = content["format"] and "sha256" not in state and "middle" in state
@@ -223,17 +229,68 @@ class ModelInfo:
             frames = FrameOptions(**{k: v for k, v in values.items() if k in of_frames})
         except InputError as error:
             raise InputError(f"{source}: {error}; train again") from None
-        if values.get("activity") is not None:
-            values["activity"] = Activity(*values["activity"])
-        of_reading = {f.name for f in dataclasses.fields(ReadOptions)}
-        reading = {k: v for k, v in values.pop("reading", {}).items() if k in of_reading}
-        values["reading"] = ReadOptions(**reading)
-        return cls(frames=frames, **{k: v for k, v in values.items() if k in own})
+        try:
+            if values.get("activity") is not None:
+                values["activity"] = Activity(*values["activity"])
+            of_reading = {f.name for f in dataclasses.fields(ReadOptions)}
+            reading = {k: v for k, v in values.pop("reading", {}).items() if k in of_reading}
+            values["reading"] = ReadOptions(**reading)
+            info = cls(frames=frames, **{k: v for k, v in values.items() if k in own})
+            info._check()
+        except (TypeError, ValueError, AttributeError, InputError) as error:
+            raise InputError(
+                f"{source} says of its model what cannot be ({error}); train again"
+            ) from error
+        return info
+
+    def _check(self) -> None:
+        """Raise `ValueError` where a value is not what it must be, whoever has written it."""
+        size = (*(self.sensor_size or ()), *_flat(self.frames.size), *_flat(self.frames.crop))
+        times = [value for value in (self.window, self.min_events) if value is not None]
+        texts = (self.model, self.data, self.readout, self.rule_variant, *self.classes)
+        for name, right in (
+            ("a text", all(isinstance(text, str) for text in texts)),
+            ("classes", len(self.classes) > 0),
+            ("in_chans", type(self.in_chans) is int and 0 < self.in_chans <= _MOST_CHANNELS),
+            ("a size", all(type(side) is int and 0 <= side <= LARGEST_SENSOR for side in size)),
+            ("sensor_size", self.sensor_size is None or len(self.sensor_size) == 2),
+            ("window or min_events", all(type(n) is int and 0 < n < 1 << 62 for n in times)),
+            ("stats", self.stats is None or [type(of) for of in self.stats] == [tuple] * 2),
+        ):
+            if not right:
+                raise ValueError(f"{name} is wrong")
+
+
+def _flat(size: Any) -> tuple[Any, ...]:
+    return size if isinstance(size, tuple) else () if size is None else (size,)
 
 
 def _tuples(value: Any) -> Any:
     """Turn the lists of JSON into tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _check_plain(content: Any, n_bytes: int) -> None:
+    """Raise `ValueError` unless content is of tensors and plain values, as many as a file can hold.
+
+    What a file states once may be meant a thousand times over: a list within lists, or one number
+    that is seen as a tensor of any size.
+    """
+    waiting = [content]
+    while waiting:
+        n_bytes -= 1
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, torch.Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise ValueError("a tensor larger than its storage")
+        elif not isinstance(value, str | int | float | NoneType):
+            raise ValueError(f"a {type(value).__name__}")
+        if len(waiting) > n_bytes:
+            raise ValueError("more values than it can hold")
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -281,7 +338,7 @@ def read_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
         with safetensors.safe_open(path, framework="pt") as file:
             values = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again, or train again") from error
     info = ModelInfo.from_metadata(values, path)
     if values.get("sha256") != _digest(tensors):

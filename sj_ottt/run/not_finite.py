@@ -1,5 +1,7 @@
-"""Where a network breaks that gives a loss which is not finite."""
+"""Where a network breaks that gives a loss which is not finite, and the list of such batches."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,8 +9,12 @@ from torch import Tensor, nn
 
 from sj_ottt.learning import predict
 from sj_ottt.learning.passes.outputs import tensors_in
+from sj_ottt.run.checkpoint import write_file
 
-__all__ = ["first_not_finite"]
+__all__ = ["BROKEN", "first_not_finite", "note_broken"]
+
+BROKEN = "not_finite.jsonl"
+"""The list in a run's folder, a line of JSON for each batch; ``.n`` follows for process n > 0."""
 
 
 def first_not_finite(model: nn.Module, x_seq: Tensor, steps: int | None) -> str:
@@ -48,3 +54,21 @@ def first_not_finite(model: nn.Module, x_seq: Tensor, steps: int | None) -> str:
         for hook in hooks:
             hook.remove()
     return found[0] if found else "all layers give finite values: the loss itself overflowed"
+
+
+def note_broken(out: Path, rank: int, **said: Any) -> Path:
+    """Add a line to the list of batches whose loss was not finite, and return the list's path.
+
+    Args:
+        out: The run's folder.
+        rank: The number of this process, which has a list of its own: it alone saw its samples.
+        **said: Of the line: ``epoch`` and ``batch``, counted from 1, ``loss`` (which step's, and
+            what it is), ``where`` (the layer or parameter that broke), ``skipped``.
+
+    Raises:
+        InputError: The disk is full or not writable.
+    """
+    path = out / (f"{BROKEN}.{rank}" if rank else BROKEN)
+    before = path.read_bytes() if path.is_file() else b""
+    write_file(path, before + json.dumps(said).encode() + b"\n")
+    return path

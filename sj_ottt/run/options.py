@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import reprlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -43,12 +44,23 @@ class Section:
             try:
                 checked = field.metadata["check"](value)
             except ValueError as error:
-                raise InputError(f"{field.name} must be {error}, not {value!r}") from None
+                raise InputError(f"{field.name} must be {error}, not {_shown(value)}") from None
             object.__setattr__(self, field.name, checked)
         self._check_together()
 
     def _check_together(self) -> None:
         """Check what must hold between the options of this section."""
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message; of one that is nested or drawn out, its beginning."""
+    shorten = reprlib.Repr()
+    shorten.maxlevel, shorten.maxlist, shorten.maxdict = 2, 4, 4
+    shorten.maxstring = shorten.maxother = shorten.maxlong = 80
+    try:
+        return shorten.repr(value)
+    except ValueError:  # Python writes no whole number of thousands of digits
+        return "such a long number"
 
 
 def text(value: Any) -> str:
@@ -76,9 +88,9 @@ def flag(value: Any) -> bool:
     return value
 
 
-def integer(low: int) -> Check:
-    """Make the check of a whole number of 64 bits that is not below ``low``."""
-    message = f"a whole number from {low} on"
+def integer(low: int, high: int = (1 << 63) - 1) -> Check:
+    """Make the check of a whole number from ``low`` to ``high``."""
+    message = f"a whole number from {low} " + ("on" if high == (1 << 63) - 1 else f"to {high}")
 
     def check(value: Any) -> int:
         if isinstance(value, bool | float):
@@ -87,11 +99,21 @@ def integer(low: int) -> Check:
             number = int(value)
         except (TypeError, ValueError):
             raise ValueError(message) from None
-        if not low <= number < 2**63:
+        if not low <= number <= high:
             raise ValueError(message)
         return number
 
     return check
+
+
+def chunk_size(value: Any) -> int | str:
+    """Check a number of time steps that run together, or "auto"."""
+    if value == "auto":
+        return "auto"
+    try:
+        return integer(1)(value)
+    except ValueError:
+        raise ValueError('a whole number of time steps from 1 on, or "auto"') from None
 
 
 def number(accepts: Callable[[float], bool], message: str) -> Check:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sj_ottt.errors import InputError
 from sj_ottt.run.checkpoint import write_file
 
 __all__ = ["device_name", "read_result", "versions", "write_result"]
@@ -65,4 +66,7 @@ def write_result(
 def read_result(out: Path) -> dict[str, Any] | None:
     """Return the result that a finished run left in its folder; None where there is none."""
     file = out / "result.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    try:
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is damaged; remove it, then continue with --resume") from error

@@ -29,6 +29,8 @@ class TensorBoardLog:
 
     def __init__(self, folder: Path, purge_step: int) -> None:
         self.path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"
+        if folder.is_symlink():
+            raise InputError(f"{folder}: is a link out of the run's folder; remove it")
         try:
             folder.mkdir(exist_ok=True)
             self._records = RecordWriter(open(self.path, "wb"))  # noqa: SIM115

@@ -35,14 +35,14 @@ from sj_ottt.run.checkpoint import (
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
-from sj_ottt.run.not_finite import first_not_finite
+from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
 from sj_ottt.run.training_data import TrainingData
 
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
 FREE_ON_RESUME = {
-    *("out", "device", "backend", "cuda_graph", "data", "save_every", "time_limit"),
+    *("out", "device", "backend", "chunk", "cuda_graph", "data", "save_every", "time_limit"),
 }
 
 
@@ -294,6 +294,7 @@ class TrainingRun:
                     else None,
                     clip_norm=self.cfg.optimisation.clip_norm,
                     ema=self.ema,
+                    chunk=self.cfg.run.chunk,
                     cuda_graph=self.cfg.run.cuda_graph,
                 )
                 # The last batch may be smaller than there are processes.
@@ -313,8 +314,13 @@ class TrainingRun:
             layer = "this process has no sample of the batch"
             if x_seq.numel():
                 layer = first_not_finite(self.model, x_seq, self.data.shown_steps)
+            skipped = self.cfg.run.on_nan == "skip"
+            said = {"loss": str(error), "where": layer, "skipped": skipped}
+            place = {"epoch": self.epoch + 1, "batch": index + 1}
+            if self.out.is_dir():  # there is none where a run is only looked at
+                note_broken(self.out, self.group.rank, **place, **said)
             text = f"epoch {self.epoch + 1}, batch {index + 1}: {error}; {layer}"
-            if self.cfg.run.on_nan == "stop":
+            if not skipped:
                 raise NotFiniteError(text) from error
             warnings.warn(f"{text}; the batch is skipped", stacklevel=2)
 
@@ -338,7 +344,8 @@ class TrainingRun:
         size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
         pin = self.device.type == "cuda"
         loader = batches(dataset, size, workers, part=self.group.part, pin=pin)
-        return measure(model, loader, self.data.shown_steps, self.device, self.group)[0]
+        how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
+        return measure(model, loader, *how)[0]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

@@ -7,6 +7,7 @@ from typing import Any, cast
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
+from sj_ottt._files import refuse_compressed
 from sj_ottt.errors import InputError
 from sj_ottt.zoo.folders import (
     ZooEntry,
@@ -130,6 +131,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         entry.check_file()
     if not path.is_file():
         raise InputError(f"{path}: no such weight file; give the path of an existing one")
+    refuse_compressed(path)
     try:
         return dict(load_state_dict(str(path)))
     except Exception as error:  # each format's reader has its own error types

@@ -4,7 +4,7 @@ import pytest
 import torch
 from spikingjelly.activation_based import surrogate
 
-from sj_ottt._ops import scan, trace
+from sj_ottt._ops import blocks, scan, trace
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.ndot import NDOTState, ndot_step
 
@@ -89,19 +89,19 @@ def test_neurons_beyond_a_block_take_part(monkeypatch):
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
     x = torch.randn(4, 3, 7, dtype=torch.float64)
     whole = _chunk(x, lif, "packed", 0.5, None)
-    monkeypatch.setattr(scan, "_BLOCK", 4)
-    blocks = _chunk(x, lif, "packed", 0.5, None)
-    assert torch.equal(whole[0], blocks[0])
-    assert torch.equal(whole[1], blocks[1])
+    monkeypatch.setattr(blocks, "_BLOCK", 4)
+    parts = _chunk(x, lif, "packed", 0.5, None)
+    assert torch.equal(whole[0], parts[0])
+    assert torch.equal(whole[1], parts[1])
 
 
-def test_the_state_is_no_part_of_the_chunk():
-    """It would keep the traces of all steps alive."""
+def test_a_chunk_keeps_five_bytes_per_neuron_and_step():
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
-    _, stored, state = _chunk(torch.randn(4, 3, 7), lif, "packed", 0.5, None)
-    assert state["trace"].untyped_storage().nbytes() == 21
-    assert torch.equal(state["trace"], stored[-1])
-    assert state["v"].untyped_storage().nbytes() == 21 * 4
+    x = torch.randn(4, 3, 7, requires_grad=True)
+    spike, stored, state = _chunk(x, lif, "packed", 0.5, None)
+    kept = [*spike.grad_fn.saved_tensors, stored, state["v"], state["trace"]]
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
+    assert sum(sizes.values()) == 5 * x.numel()
 
 
 def test_the_top_bit_of_a_packed_trace_is_the_spike():

@@ -17,7 +17,7 @@ from sj_ottt.errors import NotFiniteError
 from sj_ottt.run import training
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.not_finite import first_not_finite
+from sj_ottt.run.not_finite import BROKEN, first_not_finite, note_broken
 from sj_ottt.run.stopping import Every, RunStopped, Stopping
 from sj_ottt.run.training_run import TrainingRun
 from tests.helpers import assert_same_run
@@ -230,6 +230,7 @@ def test_what_is_not_finite_is_named(options, name):
 
 def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
     run = TrainingRun(TrainConfig(**options, on_nan="skip"))
+    run.out.mkdir()
     loss_fn, count = run.loss_fn, 0
 
     def sometimes(y, target):
@@ -241,6 +242,28 @@ def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
     with pytest.warns(UserWarning, match="batch 2: the loss of time step 0 is inf.*is skipped"):
         row = run.run_epoch()
     assert row["loss"] < 10 and all(p.isfinite().all() for p in run.model.parameters())
+    (line,) = (run.out / BROKEN).read_text().splitlines()
+    broken = json.loads(line)
+    assert (broken["epoch"], broken["batch"], broken["skipped"]) == (1, 2, True)
+    assert broken["loss"].startswith("the loss of time step 0 is inf")
+    assert broken["where"] == "all layers give finite values: the loss itself overflowed"
+
+
+def test_the_batch_that_ends_a_run_is_written_down(options):
+    run = TrainingRun(TrainConfig(**options))
+    run.out.mkdir()
+    run.save()
+    with torch.no_grad():
+        run.model.get_parameter("fc.weight").fill_(float("nan"))
+    with pytest.raises(NotFiniteError):
+        run.run_epoch()
+    said = {"epoch": 1, "batch": 1, "where": "the parameter fc.weight is not finite"}
+    broken = json.loads((run.out / BROKEN).read_text())
+    assert said.items() <= broken.items() and not broken["skipped"]
+    note_broken(run.out, 1, epoch=2)
+    note_broken(run.out, 0, epoch=3)
+    assert [path.name for path in sorted(run.out.glob("not_finite*"))] == [BROKEN, f"{BROKEN}.1"]
+    assert len((run.out / BROKEN).read_text().splitlines()) == 2
 
 
 def test_the_first_layer_that_breaks():

@@ -11,6 +11,8 @@ from sj_ottt.data.recordings.events import check_events
 from sj_ottt.data.recordings.source import BLOCK
 from sj_ottt.errors import InputError
 
+# In one sample: 2 GB, far beyond what any network is trained on.
+_MOST_VALUES = 1 << 29
 SPLITS_BY = ("count", "duration")
 
 Crop = tuple[int, int] | tuple[int, int, int, int]
@@ -56,8 +58,8 @@ def events_to_frames(
         InputError: A wrong argument, events that fail `check_events`, or (`TooFewEvents`) fewer
             than T events to share by count.
     """
-    edges, _ = _cut(events, steps, split_by, sensor_size, source)
-    height, width = check_size("size", size) if size is not None else sensor_size
+    edges, _ = _cut(events, steps, split_by, sensor_size, size, source)
+    height, width = size if size is not None else sensor_size
     counts = np.zeros((len(edges) - 1, 2 * height * width), np.int32)
     for begin in range(0, len(events), BLOCK):  # a long recording needs no memory beside its events
         end = min(begin + BLOCK, len(events))
@@ -107,7 +109,7 @@ def time_surface(
     """
     if tau_us is not None:
         check_tau(tau_us)
-    edges, ends = _cut(events, steps, split_by, sensor_size, source)
+    edges, ends = _cut(events, steps, split_by, sensor_size, size, source)
     cell, (height, width) = _cells(events, sensor_size, size)
     t = events["t"].astype(np.float64)
     if tau_us is None:
@@ -204,6 +206,7 @@ def _cut(
     steps: int,
     split_by: str,
     sensor_size: tuple[int, int],
+    size: tuple[int, int] | None,
     source: str | os.PathLike,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Check everything; return where frames begin and end.
@@ -214,7 +217,14 @@ def _cut(
     steps = check_steps(steps)
     check_split_by(split_by)
     check_events(events, source, check_size("sensor_size", sensor_size))
+    height, width = sensor_size if size is None else check_size("size", size)
+    pixels = height * width
     n, t = len(events), events["t"]
+    if 2 * steps * pixels > _MOST_VALUES:
+        raise InputError(
+            f"{source}: {steps} frames of {pixels} pixels are {8 * steps * pixels:,} bytes for one "
+            "sample; give fewer steps, or a size"
+        )
     if split_by == "count":
         if n < steps:
             raise TooFewEvents(

@@ -239,7 +239,7 @@ def _load_tests(path: Path, test_fraction: float, seed: int) -> set[str]:
         tests, made_with = split["test"], (split["seed"], split["test_fraction"])
         if split["version"] != _SPLIT_VERSION or not all(isinstance(f, str) for f in tests):
             raise ValueError("unknown version or entries")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path}: damaged split file ({error}); restore it, or delete it for a new split"
         ) from error

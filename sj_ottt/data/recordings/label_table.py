@@ -21,6 +21,7 @@ _UNITS_US = {"": 1, "us": 1, "µs": 1, "μs": 1, "ms": 1_000, "s": 1_000_000, "m
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-zµμ]*)")
 _COLUMNS = ("file", "start", "end", "label")
 _LONGEST_LINE = 1 << 12
+_LONGEST_US = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def parse_duration(text: str, *, unit: bool = False) -> int:
         raise InputError(
             f"time {text!r}: give whole µs, or a number with us, ms, s or min, as in 200ms"
         )
-    return round(float(match[1]) * _UNITS_US[match[2]])
+    if (value := float(match[1]) * _UNITS_US[match[2]]) >= _LONGEST_US:
+        raise InputError(f"time {text[:20]}...: lies beyond any recording; mend it")
+    return round(value)
 
 
 def labels_from_folders(recordings: Sequence[Path]) -> list[Labelled]:

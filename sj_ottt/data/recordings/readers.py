@@ -14,7 +14,13 @@ from sj_ottt.data.recordings.formats.aedat import aedat2, aedat3, aedat4
 from sj_ottt.data.recordings.formats.arrays import hdf5, mat, npy, npz
 from sj_ottt.data.recordings.formats.prophesee import dat, raw
 from sj_ottt.data.recordings.formats.ros import bag
-from sj_ottt.data.recordings.source import ReadOptions, Source, gather, in_order
+from sj_ottt.data.recordings.source import (
+    ReadOptions,
+    Source,
+    gather,
+    in_order,
+    in_proportion,
+)
 from sj_ottt.errors import InputError
 
 SNIFFED_BYTES = 4096
@@ -104,6 +110,7 @@ def open_recording(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> 
     return source._replace(
         chunks=in_order(_named_chunks(path, source.chunks), source.name, strict=options.strict),
         sensor_size=options.sensor_size or source.sensor_size,
+        stored=path.stat().st_size if path.is_file() else None,
     )
 
 
@@ -115,7 +122,7 @@ def read_recording(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> 
     """
     source = open_recording(path, options)
     with _named(Path(path)):
-        return Recording(gather(source.chunks), source.sensor_size)
+        return Recording(gather(in_proportion(source)), source.sensor_size)
 
 
 def read_events(path: str | os.PathLike, options: ReadOptions = _DEFAULT) -> np.ndarray:

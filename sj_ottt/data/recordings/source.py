@@ -10,7 +10,7 @@ import numpy as np
 from sj_ottt.data.recordings.events import EVENT_DTYPE
 from sj_ottt.errors import InputError
 
-__all__ = ["BLOCK", "REORDERED_US", "ReadOptions", "Source", "gather", "in_order"]
+__all__ = ["BLOCK", "REORDERED_US", "ReadOptions", "Source", "gather", "in_order", "in_proportion"]
 
 BLOCK = 1 << 20
 """About how many events a block holds at most."""
@@ -18,6 +18,8 @@ BLOCK = 1 << 20
 REORDERED_US = 10_000
 """Events that run back by so many µs at most are put in order."""
 
+# Events that a byte can hold: EVT3 holds 6. Fewer than a few million fill no memory.
+_DENSEST, _FEW = 10, 1 << 24
 _UNITS = ("us", "ns", "ms", "s")
 _BYTES = np.dtype((np.void, EVENT_DTYPE.itemsize))
 _LARGEST_SIDE = 1 << 15  # what EVENT_DTYPE holds
@@ -31,12 +33,14 @@ class Source(NamedTuple):
         chunks: Events [n] of `EVENT_DTYPE`, in pieces of any size.
         sensor_size: (height, width) where that is stated; else None.
         expected: About how many events there are, for a progress bar; None where that is unknown.
+        stored: Bytes of the file that they are in; None where there is none.
     """
 
     name: str
     chunks: Iterable[np.ndarray]
     sensor_size: tuple[int, int] | None = None
     expected: int | None = None
+    stored: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,23 @@ class ReadOptions:
             object.__setattr__(self, "sensor_size", size)
         if self.time_unit is not None and self.time_unit not in _UNITS:
             raise InputError(f"time_unit={self.time_unit!r}: choose one of {', '.join(_UNITS)}")
+
+
+def in_proportion(source: Source) -> Iterator[np.ndarray]:
+    """Give the blocks of a source that is to be held in memory as a whole.
+
+    Raises:
+        InputError: The file unpacks to far more events than a recording of its size holds.
+    """
+    n = 0
+    for chunk in source.chunks:
+        n += len(chunk)
+        if source.stored is not None and n > max(_FEW, _DENSEST * source.stored):
+            raise InputError(
+                f"{source.name}: unpacks to more than {n - len(chunk)} events, far more than a "
+                f"recording of {source.stored} bytes holds; if they are meant, cut it into windows"
+            )
+        yield chunk
 
 
 def gather(chunks: Iterable[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ __all__ = ["WHOLE", "follow", "windows"]
 
 _PIECE = 1 << 20
 _WAIT_S = 0.05
+_MOST_EMPTY = 10_000_000
 WHOLE = 1 << 62
 """A window that no recording fills: all of it is one sample."""
 
@@ -95,6 +96,11 @@ def windows(
         nonlocal start
         if start + length > until:
             return
+        if until - start > _MOST_EMPTY * stride + length:
+            raise InputError(
+                f"time jumps by about {(until - start) / 1e6:g} s, which are more than "
+                f"{_MOST_EMPTY:,} windows; mend the times, or give a longer window"
+            )
         events = np.concatenate(pending)
         t = events["t"] - begin
         while start + length <= until:

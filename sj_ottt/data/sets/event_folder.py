@@ -304,7 +304,13 @@ def described_size(root: Path) -> tuple[int, int] | None:
         raise InputError(
             f'{root / "dataset.json"}: lacks {{"sensor_size": [height, width]}}; mend or delete it'
         )
-    return check_size(f"{root / 'dataset.json'}: sensor_size", description["sensor_size"])
+    size = check_size(f"{root / 'dataset.json'}: sensor_size", description["sensor_size"])
+    if max(size) > LARGEST_SENSOR:
+        raise InputError(
+            f"{root / 'dataset.json'}: sensor_size={size} is beyond {LARGEST_SENSOR} pixels; mend "
+            "it, or pass --sensor-size if the sensor is that large"
+        )
+    return size
 
 
 def _description(root: Path) -> dict[str, Any] | None:
@@ -315,7 +321,7 @@ def _description(root: Path) -> dict[str, Any] | None:
         description = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(description, dict):
             raise TypeError
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f'{path}: is no {{"sensor_size": [height, width]}}; mend or delete it'
         ) from error

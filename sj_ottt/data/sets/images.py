@@ -29,6 +29,10 @@ __all__ = ["IMAGE_SETS", "ImageSet", "ImageStats"]
 # Photographs of any size come as squares of this many pixels where no size is given.
 _PHOTO_SIZE = (224, 224)
 _MEASURED = 5_000
+# Bytes that a packed file may hold, for each of its own and at the least: images are packed to a
+# half, drawings to a twentieth.
+_DENSEST, _FEW = 100, 1 << 28
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 Transform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -202,14 +206,14 @@ def _jpeg_image(data: np.ndarray, offsets: np.ndarray, source: str, index: int) 
     coded = io.BytesIO(data[offsets[index] : offsets[index + 1]].tobytes())
     try:
         return v2.functional.pil_to_tensor(Image.open(coded).convert("RGB"))
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{source}: image {index} is no JPEG file; pack it again") from error
 
 
 def _file_image(files: Sequence[tuple[str, int]], index: int) -> torch.Tensor:
     try:
         return v2.functional.pil_to_tensor(datasets.folder.pil_loader(files[index][0]))
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{files[index][0]}: no readable image; remove or replace it") from error
 
 
@@ -273,6 +277,13 @@ def _packed(path: Path, split: str) -> _Images:
         return archive[name]
 
     try:
+        with zipfile.ZipFile(path) as packed:
+            held = sum(member.file_size for member in packed.infolist())
+        if held > max(_FEW, _DENSEST * path.stat().st_size):
+            raise InputError(
+                f"{path}: unpacks to {held} bytes, far more than images of its size hold; pack it "
+                "again, uncompressed, if they are meant"
+            )
         with np.load(path, allow_pickle=False) as archive:
             targets = entry(f"{split}_labels").astype(np.int64)
             classes = tuple(str(name) for name in entry("class_names"))
@@ -290,7 +301,7 @@ def _packed(path: Path, split: str) -> _Images:
         raise InputError(f"{path}: no such file; check the path") from error
     except InputError:
         raise
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, MemoryError) as error:
         raise InputError(f"{path}: no readable npz file; copy or pack it again") from error
     if not fits or not len(targets) or not 0 <= targets.min() <= targets.max() < len(classes):
         raise InputError(

@@ -62,9 +62,10 @@ ONE_STEP = Chunk()
 class AutoChunk(Chunk):
     """As many time steps together as a bound on memory allows.
 
-    What one step needs and what one more adds is measured: the first group is one step, the second
-    two, and all later ones are as large as the two measurements say. Counted are the parameters,
-    and all tensors that are made on the way and live at once.
+    What one step needs and what one more adds is measured: the first two groups are one step, the
+    third is two, and all later ones are as large as the measurements say. (Sums of gradients live
+    from the second group on.) Counted are the parameters, and all tensors that are made on the way
+    and live at once.
 
     Args:
         model: The network.
@@ -75,14 +76,14 @@ class AutoChunk(Chunk):
         super().__init__()
         self._budget = budget
         self._living = LivingBytes()
-        self._peaks: dict[int, int] = {}
+        self._peaks: list[int] = []
         self._parameters = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
 
     def size(self) -> int:
         """Return the largest number of steps of the next group."""
-        one, two = self._peaks.get(1), self._peaks.get(2)
-        if one is None or two is None:
-            return 1 if one is None else 2
+        if len(self._peaks) < 3:
+            return 1 if len(self._peaks) < 2 else 2
+        _, one, two = self._peaks
         needed = one + self._parameters
         bound = (1 + MAX_GROWTH) * needed if self._budget is None else self._budget
         return 1 + max(0, int((bound - needed) / max(two - one, 1)))
@@ -90,12 +91,12 @@ class AutoChunk(Chunk):
     @contextmanager
     def watched(self, steps: int) -> Iterator[object]:
         """Measure the memory of the block where it is not known yet."""
-        if steps in self._peaks or steps > 2:
-            yield None
+        if len(self._peaks) == 3 or steps != self.size():
+            yield None  # it is known, or this is the rest of a sequence
             return
         with self._living:
             yield None
-        self._peaks[steps] = self._living.peak
+        self._peaks.append(self._living.peak)
 
 
 _MEASURED: WeakKeyDictionary[nn.Module, dict[object, AutoChunk]] = WeakKeyDictionary()

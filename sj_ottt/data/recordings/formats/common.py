@@ -13,6 +13,8 @@ from sj_ottt.errors import InputError
 
 # Deflate packs at most this many bytes into one; no recording is packed nearly so well.
 DENSEST = 1032
+LARGEST_RECORD = 1 << 12
+"""Bytes that an event may take in a file, with whatever else stands beside it."""
 _LONGEST_LINE = 1 << 16
 _PIECE_BYTES = 1 << 18
 _KEPT_BYTES = 1 << 24

@@ -51,7 +51,7 @@ def test_blocks(name, tmp_path, monkeypatch):
 
 
 def test_long_packets_are_unpacked_in_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("sj_ottt.data.recordings.formats.aedat.aedat4._STEP", 50)
+    monkeypatch.setattr("sj_ottt.data.recordings.formats.unpacking._STEP", 50)
     for write in (files.aedat4_lz4, files.aedat4_zstd):
         events = files.sample_events(40)
         (tmp_path / "a").write_bytes(write(events.tolist()))
@@ -172,5 +172,5 @@ def test_a_packet_that_says_it_holds_more(tmp_path):
     header = files.aedat4_header(compression=3)
     header = files.aedat4_header(compression=3, end=len(header) + 8 + len(packed))
     path.write_bytes(header + struct.pack("<iI", 0, len(packed)) + packed)
-    with pytest.raises(InputError, match="more events than a packet of its size can hold"):
+    with pytest.raises(InputError, match="unpacks to more than 256 MiB"):
         read_events(path)

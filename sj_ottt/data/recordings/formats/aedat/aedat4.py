@@ -14,28 +14,26 @@ import functools
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
 
 from sj_ottt.data.recordings.events import EVENT_DTYPE
 from sj_ottt.data.recordings.formats.common import (
-    DENSEST,
     batched,
     choose_camera,
     cut_off,
     optional,
     reason,
 )
+from sj_ottt.data.recordings.formats.unpacking import unpack_lz4, unpack_zstd
 from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
 _MAGIC = b"#!AER-DAT4.0\r\n"
 _NONE, _LZ4, _LZ4_HIGH, _ZSTD, _ZSTD_HIGH = _COMPRESSIONS = range(5)
 _PACKAGES = {_LZ4: "lz4.frame", _LZ4_HIGH: "lz4.frame", _ZSTD: "zstandard", _ZSTD_HIGH: "zstandard"}
-_STEP = 1 << 22  # bytes: longer packets are unpacked in pieces, so that none can fill the memory
 _STRUCT = np.dtype(
     {
         "names": ["t", "x", "y", "p"],
@@ -135,39 +133,8 @@ def _decompressor(path: Path, compression: int) -> Callable[[bytes], bytes]:
         return bytes
     package = optional(_PACKAGES[compression], path)
     if compression in (_LZ4, _LZ4_HIGH):
-        return functools.partial(_lz4, package)
-    return functools.partial(_zstd, package, package.ZstdDecompressor())
-
-
-def _lz4(package: ModuleType, data: bytes) -> bytes:
-    decoder = package.LZ4FrameDecompressor()
-    pieces: list[bytes] = []
-    try:
-        while not decoder.eof:
-            pieces.append(decoder.decompress(data, max_length=_STEP))
-            if not pieces[-1] and not decoder.eof:
-                raise ValueError("its LZ4 frame is cut off")
-            data = b""
-    except RuntimeError as error:
-        raise ValueError(reason(error)) from error
-    return b"".join(pieces)
-
-
-def _zstd(package: ModuleType, decoder: Any, data: bytes) -> bytes:
-    try:
-        if 0 <= package.frame_content_size(data) <= _STEP:
-            return decoder.decompress(data)
-        pieces: list[bytes] = []
-        left = DENSEST * len(data)
-        reader = decoder.stream_reader(data)
-        while left >= 0 and (piece := reader.read(_STEP)):
-            pieces.append(piece)
-            left -= len(piece)
-    except package.ZstdError as error:
-        raise ValueError(reason(error)) from error
-    if left < 0:
-        raise ValueError("more events than a packet of its size can hold")
-    return b"".join(pieces)
+        return functools.partial(unpack_lz4, package)
+    return functools.partial(unpack_zstd, package, package.ZstdDecompressor())
 
 
 def _decode(data: bytes) -> np.ndarray:

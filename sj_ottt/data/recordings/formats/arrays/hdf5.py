@@ -16,6 +16,7 @@ several cameras, one must be chosen. The sensor's size is taken from attributes 
 ``height`` and ``width``, ``geometry``, ``resolution``, ``sensor_resolution`` or ``sensor_size``.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -34,12 +35,14 @@ from sj_ottt.data.recordings.formats.arrays.table import (
 )
 from sj_ottt.data.recordings.formats.columns import Named, named
 from sj_ottt.data.recordings.formats.common import (
+    LARGEST_RECORD,
     assume,
     check_stated_bytes,
     cut_off,
     optional,
     reason,
 )
+from sj_ottt.data.recordings.formats.unpacking import LARGEST_PIECE
 from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
@@ -215,6 +218,13 @@ def _check(arrays: "Sequence[h5py.Dataset]", path: Path) -> None:
     for array in arrays:
         if array.external or array.is_virtual:
             raise InputError(f"{path}: {array.name} lies in other files; convert it to one file")
+        chunk = math.prod(array.chunks or (1,)) * array.dtype.itemsize
+        if array.dtype.itemsize > LARGEST_RECORD or chunk > LARGEST_PIECE:
+            raise InputError(
+                f"{path}: {array.name} lies in chunks of {chunk} bytes, records of "
+                f"{array.dtype.itemsize}, which would be read as wholes; write it anew in smaller "
+                "ones, as h5repack -l CHUNK=65536 does"
+            )
         filters = array.id.get_create_plist()
         for i in range(filters.get_nfilters()):
             code = filters.get_filter(i)[0]

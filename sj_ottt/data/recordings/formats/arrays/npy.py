@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 import numpy as np
 
 from sj_ottt.data.recordings.formats.arrays.table import BLOCK, events, fields, is_table
-from sj_ottt.data.recordings.formats.common import cut_off, reason
+from sj_ottt.data.recordings.formats.common import LARGEST_RECORD, cut_off, reason
 from sj_ottt.data.recordings.source import ReadOptions, Source
 from sj_ottt.errors import InputError
 
@@ -107,7 +107,8 @@ def read_header(file: IO[bytes]) -> Header:
             raise
         except Exception as error:  # numpy parses it as Python, and fails as Python does
             raise ValueError(f"its header is damaged: {reason(error)}") from error
-    if dtype.hasobject or dtype.itemsize == 0 or any(side < 0 for side in shape):
+    size = dtype.itemsize
+    if dtype.hasobject or not 0 < size <= LARGEST_RECORD or any(side < 0 for side in shape):
         raise ValueError(f"{dtype} of shape {shape}")
     upright = len(shape) == 2 and (is_fortran if shape[1] in (4, 5) else not is_fortran)
     return Header(shape, upright, dtype, file.tell())

@@ -21,6 +21,7 @@ from sj_ottt.data.recordings.formats.common import (
     optional,
     reason,
 )
+from sj_ottt.data.recordings.formats.ros.bounds import bound_unpacking, check_database
 from sj_ottt.data.recordings.formats.ros.messages import ARRAYS, PACKETS, Decoder, Message
 from sj_ottt.data.recordings.formats.ros.salvage import Salvaged
 from sj_ottt.data.recordings.source import ReadOptions, Source
@@ -94,17 +95,22 @@ def _opened(path: Path, options: ReadOptions) -> Iterator[Any]:
 
 def _open(path: Path, options: ReadOptions) -> Any:
     rosbag1, rosbag2 = (optional(f"rosbags.rosbag{i}", path, "ros") for i in (1, 2))
+    bound_unpacking(path)
     kinds = rosbag2.Reader.STORAGE_PLUGINS
     mcap = _begins(path, _MCAP)
     bag: Any
     if path.is_dir():
         bag = kinds["dir"](path)
     elif _begins(path, _SQLITE):
+        check_database(path)
         bag = kinds[".db3"](path)
     else:
         bag = (kinds[".mcap"] if mcap else rosbag1.Reader)(_File(path))
     try:
         bag.open()
+        for storage in getattr(bag, "storages", ()):  # unpacked just now, of a whole folder
+            if _begins(Path(storage.path), _SQLITE):
+                check_database(Path(storage.path))
     except (MemoryError, OSError):
         raise
     except Exception:  # whatever a damaged bag leads to

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from sj_ottt.data.recordings.formats.common import optional
+from sj_ottt.data.recordings.formats.ros.bounds import bound_unpacking
 
 
 class Topic(NamedTuple):
@@ -65,12 +65,12 @@ class Salvaged:
 
     def _ros1_records(self, file: BinaryIO) -> Iterator[Topic | tuple[int, bytes]]:
         """Yield topics, and messages with their topic's number."""
-        unpack = optional("rosbags.rosbag1.reader", self._path, "ros").decompressors
+        unpack = bound_unpacking(self._path).ros1
         while head := file.read(4):
             fields = _fields(_whole(file, *struct.unpack("<I", head)))
             body = _whole(file, *struct.unpack("<I", _whole(file, 4)))
             kind, number = fields["op"][0], int.from_bytes(fields.get("conn", b""), "little")
-            if kind == 5:
+            if kind == 5 and file is self._file:  # no chunk lies in a chunk
                 chunk = unpack[fields["compression"].decode()](body)
                 yield from self._ros1_records(io.BytesIO(chunk))
             elif kind == 7:
@@ -83,7 +83,7 @@ class Salvaged:
 
     def _mcap_records(self, file: BinaryIO) -> Iterator[Topic | tuple[int, bytes]]:
         """Yield topics, and messages with their topic's number."""
-        unpack = optional("rosbags.rosbag2.storage_mcap", self._path, "ros").decompress
+        unpack = bound_unpacking(self._path).mcap
         while head := file.read(1):
             body = io.BytesIO(_whole(file, *struct.unpack("<Q", _whole(file, 8))))
             kind = head[0]
@@ -96,7 +96,7 @@ class Salvaged:
             elif kind == 5:
                 number, _, _, _ = struct.unpack("<HIQQ", body.read(22))
                 yield number, body.read()
-            elif kind == 6:
+            elif kind == 6 and file is self._file:
                 size, crc = struct.unpack("<16xQI", body.read(28))
                 packing = _text(body)
                 packed = _whole(body, *struct.unpack("<Q", body.read(8)))
