@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # A stamp newer than the files that say what to install: a second call installs nothing.
 READY := $(VENV)/.ready
 
-.PHONY: help setup test test-fast train lint wheel clean
+.PHONY: help setup test test-fast train docs lint wheel clean
 
 help:
 	@echo "make test        run the tests"
 	@echo "make test-fast   leave out the slow ones: a first answer in under a minute"
 	@echo "make train       fine-tune the shipped model on event recordings of digits (a few minutes)"
+	@echo "make docs        build the documentation into site/, and check its links"
 	@echo "make lint        check the style and the types"
 	@echo "make wheel       build the wheel"
 	@echo "make clean       remove what the other targets made"
@@ -35,6 +36,11 @@ train: $(READY)
 	$(BIN)/sj-ottt train --config examples/recipes/ndigits_finetune.yaml --out $(RUN) \
 		$(if $(wildcard $(RUN)/last.pt),--resume)
 
+# The theme would print a notice about another program before each build.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +51,4 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf build dist runs .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf build dist runs site .pytest_cache .ruff_cache .mypy_cache *.egg-info

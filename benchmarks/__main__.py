@@ -15,6 +15,7 @@ import torch
 from benchmarks import (
     folds,
     fptt,
+    gpu,
     kernel,
     loading,
     long,
@@ -108,6 +109,7 @@ def main() -> None:
         "step": step,
         "memory": memory,
         "kernel": kernel.kernel,
+        "gpu": gpu.gpu,
         "rules": rules.rules,
         "fptt": fptt.fptt,
         "loading": loading.loading,
@@ -154,6 +156,15 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", choices=transfer.FEW, help="transfer: some of them")
     parser.add_argument("--few", type=int, nargs="+", help="transfer: recordings a class")
     parser.add_argument("--starts", nargs="+", help="transfer: scratch, or some of the WEIGHTS")
+    parser.add_argument("--quick", action="store_true", help="gpu: a first look, in a minute")
+    parser.add_argument(
+        "--seconds", type=float, default=200, help="gpu: begin nothing new then (default: 200)"
+    )
+    parser.add_argument("--results", default=str(RESULTS), help="gpu: folder for its files")
+    parser.add_argument(
+        "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
     parser.add_argument("--minutes", type=float, default=120, help="soak (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=1_000_000, help="soak: events a second")
     parser.add_argument("--csv", action="store_true", help="write benchmarks/results/ as well")
@@ -164,6 +175,9 @@ def main() -> None:
         parser.error("transfer needs --models and --data")
     args.batch = args.batch or ([1, 16] if args.device == "cpu" else [128])
     for name in args.what:
+        if name == "gpu":
+            gpu.gpu(args)
+            continue
         on_gpu = name == "kernel" or (name in ("step", "saccades") and args.device != "cpu")
         device = "gpu" if on_gpu else f"cpu{torch.get_num_threads()}"
         stem = f"{name}-{Path(args.recipe).stem}" if name in ("rules", "folds") else name

@@ -13,6 +13,7 @@ from sj_ottt import InputError
 from sj_ottt._ops import lif_cuda, trace
 from sj_ottt._ops.lif import LIF, lif_step
 
+DEVICE = "cuda"
 NEURONS = 1 << 26
 SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
 
@@ -23,22 +24,28 @@ def kernel(args: argparse.Namespace) -> list[dict]:
         lif_cuda.check_available()
     except InputError as error:
         raise SystemExit(f"benchmarks: {error}") from None
-    source = torch.empty(NEURONS, device="cuda")
+    source = torch.empty(NEURONS, device=DEVICE)
     copy = 2 * source.nbytes / _seconds(partial(torch.empty_like(source).copy_, source))
     rows = [_row("device copy", source.dtype, copy, copy)]
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x, v = (torch.randn(NEURONS, device="cuda", dtype=dtype) for _ in range(2))
+        x, v = (torch.randn(NEURONS, device=DEVICE, dtype=dtype) for _ in range(2))
         state = {"v": v, "trace": trace.zeros(x, "packed")}
         _check(x, state)
+        k_steps = x.view(4, -1)
+        at_start = {"v": v[: len(x) // 4], "trace": state["trace"][: len(x) // 4]}
         # Forward: x, v, spike, v' and the trace twice; backward: two gradients, v' and the trace.
         sizes = 4 * x.nbytes + 2 * state["trace"].nbytes, 3 * x.nbytes + state["trace"].nbytes
         leaf = x.clone().requires_grad_()
         spike = lif_cuda.fused_lif_step(leaf, dict(state), SOFT, SOFT.lam)
+        # Four steps: x, spike and trace of each, the membrane and the trace before and after.
+        scan = 2.5 * x.nbytes + 1.5 * state["trace"].nbytes
         runs = (
             lambda x=x, state=state: lif_cuda.fused_lif_step(x, dict(state), SOFT, SOFT.lam),
             partial(torch.autograd.grad, spike, leaf, torch.randn_like(x), retain_graph=True),
+            lambda x=k_steps, state=at_start: lif_cuda.fused_lif_scan(x, dict(state), SOFT, 0.5),
         )
-        for name, size, run in zip(("forward", "backward"), sizes, runs, strict=True):
+        names = ("forward", "backward", "forward, 4 steps")
+        for name, size, run in zip(names, (*sizes, scan), runs, strict=True):
             rows.append(_row(name, dtype, size / _seconds(run), copy))
     return rows
 

@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+
+from sj_ottt.learning.passes.living import LivingBytes
 
 
 def interleaved_medians(
@@ -35,38 +34,9 @@ def interleaved_medians(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations inside the context made and that still live.
-
-    Storages that are gone after an operation are no longer counted; `peak` is the largest sum seen.
-    Memory that an operation uses and frees within itself is not counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run one operation and count the storages that it made."""
-        out = func(*args, **(kwargs or {}))
-        # A view of a tensor from outside, or an update in place of one, makes no memory.
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        for storage in _storages(out):
-            if storage._cdata not in given or storage._cdata in self._live:
-                self._live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self._live = {k: v for k, v in self._live.items() if not v[0].expired()}
-        self.peak = max(self.peak, sum(size for _, size in self._live.values()))
-        return out
-
-
-def _storages(tree: object) -> list[torch.UntypedStorage]:
-    return [x.untyped_storage() for x in tree_iter(tree) if isinstance(x, torch.Tensor)]
-
-
 def peak_bytes(run: Callable[[], object]) -> int:
     """Return the largest number of bytes that are alive at once in tensors made by `run`."""
-    with PeakBytes() as mode:
+    with LivingBytes() as mode:
         run()
     return mode.peak
 

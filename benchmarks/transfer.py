@@ -3,15 +3,19 @@
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
+import yaml
 
 from benchmarks.folds import stratified
+from sj_ottt._parallel import ordered_map
 from sj_ottt.data import EventFolder
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
@@ -21,6 +25,7 @@ NMNIST = "nmnist_small"
 # At their sensors' 32 or 34 pixels the last stage of an NF-ResNet would see the corners alone.
 FRAMES = {"steps": 4, "size": (64, 64), "shift": 4}
 OPTIONS = {**FRAMES, "optimizer": "adam", "lr": 2e-3, "batch_size": 12}
+PARTS = methodcaller("partition", "=")
 SHOWN = 1000  # recordings shown in a training, each as often as it takes
 LEAST_EPOCHS = 6
 
@@ -35,6 +40,7 @@ class Cell:
         model: Architecture.
         start: "scratch", or the weights: a tag of the zoo or a file.
         seed: Of the weights, of the order, and of what is learnt from and tested on.
+        options: Of `sj-ottt train`, NAME=VALUE each, in the place of `OPTIONS`.
     """
 
     data: str
@@ -42,11 +48,12 @@ class Cell:
     model: str
     start: str
     seed: int
+    options: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """A name for its folder."""
-        start = Path(self.start).parent.name + Path(self.start).stem
+        start = "-".join((Path(self.start).parent.name + Path(self.start).stem, *self.options))
         parts = (self.data.replace(" ", "-"), self.few, self.model, start, f"seed-{self.seed}")
         return "/".join(map(str, parts))
 
@@ -60,16 +67,12 @@ def transfer(args: argparse.Namespace) -> list[dict]:
     that was stopped goes on: the folder --runs keeps them.
     """
     cells = list(wanted(args))
+    one = partial(run, shared=Path(args.data), runs=Path(args.runs), in_turn=args.jobs < 2)
     found: dict[Cell, float] = {}
-    todo = [cell for cell in cells if not result_of(cell, Path(args.runs)).exists()]
-    for cell in cells:
-        start = time.monotonic()
-        found[cell] = run(cell, Path(args.data), Path(args.runs))
-        print(f"{cell.name}: {100 * found[cell]:.1f}%", flush=True)
-        if cell in todo:
-            todo.remove(cell)
-            minutes = (time.monotonic() - start) / 60
-            print(f"  {minutes:.1f} minutes; {len(todo)} to go, {len(todo) * minutes:.0f} minutes")
+    accuracies = ordered_map(one, cells, what="trainings", workers=args.jobs)
+    for cell, accuracy in zip(cells, accuracies, strict=True):
+        found[cell] = accuracy
+        print(f"{cell.name}: {100 * accuracy:.1f}%", flush=True)
     rows = summary(found)
     plot(rows, Path(args.runs) / "transfer.png")
     return rows
@@ -88,11 +91,21 @@ def wanted(args: argparse.Namespace) -> Iterator[Cell]:
                     for start in ("scratch", weights):
                         asked = few in (args.few or FEW[data]) and start in (args.starts or [start])
                         if start and asked:
-                            yield Cell(data, few, model, start, seed)
+                            options = () if start == "scratch" else tuple(args.fine_tuning)
+                            yield Cell(data, few, model, start, seed, options)
 
 
-def run(cell: Cell, shared: Path, runs: Path) -> float:
-    """Return the test accuracy of a training, 0 to 1; run it where that is not done."""
+def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
+    """Return the test accuracy of a training, 0 to 1; run it where that is not done.
+
+    Args:
+        cell: The training.
+        shared: Folder of both data sets.
+        runs: Folder of the trainings.
+        in_turn: Whether no other one runs beside it, and all cores are its own.
+    """
+    if not in_turn:
+        torch.set_num_threads(1)
     result = result_of(cell, runs)
     if result.exists():
         return float(json.loads(result.read_text())["test_accuracy"])
@@ -107,16 +120,19 @@ def run(cell: Cell, shared: Path, runs: Path) -> float:
                 link.symlink_to(file.resolve())
     epochs = max(LEAST_EPOCHS, round(SHOWN / len(parts["train"])))
     start = None if cell.start == "scratch" else cell.start
-    config = TrainConfig(
+    given = {name: yaml.safe_load(value) for name, _, value in map(PARTS, cell.options)}
+    options = {
         **OPTIONS,
-        model=cell.model,
-        pretrained=start,
-        data=str(folder),
-        out=str(out),
-        seed=cell.seed,
-        epochs=epochs,
-        val_fraction=0,
-    )
+        "model": cell.model,
+        "pretrained": start,
+        "data": str(folder),
+        "out": str(out),
+        "seed": cell.seed,
+        "epochs": epochs,
+        "val_fraction": 0,
+        **given,
+    }
+    config = TrainConfig(**options)
     return float(training.train(config, resume=(out / "last.pt").exists())["test_accuracy"])
 
 
@@ -156,14 +172,15 @@ def summary(found: dict[Cell, float]) -> list[dict]:
     """Return mean and standard deviation over the seeds of each kind of training, in percent."""
     grouped: dict[tuple, list[float]] = {}
     for cell, accuracy in found.items():
-        key = (cell.data.split()[0], cell.few, cell.model, cell.start)
+        start = "scratch" if cell.start == "scratch" else " ".join(("zoo", *cell.options))
+        key = (cell.data.split()[0], cell.few, cell.model, start)
         grouped.setdefault(key, []).append(100 * accuracy)
     return [
         {
             "data": data,
             "recordings a class": few,
             "model": model,
-            "start": start if start == "scratch" else "zoo",
+            "start": start,
             "accuracy": f"{statistics.mean(values):.1f}",
             "sd": f"{statistics.stdev(values) if len(values) > 1 else 0:.1f}",
             "trainings": len(values),
@@ -184,8 +201,9 @@ def plot(rows: list[dict], path: Path) -> None:
     )
     for axes, data in zip(panels[0], sets, strict=True):
         for model in models:
-            for start, style in (("scratch", "--"), ("zoo", "-")):
-                of = (row for row in rows if (row["data"], row["model"]) == (data, model))
+            of = [row for row in rows if (row["data"], row["model"]) == (data, model)]
+            for start in sorted({row["start"] for row in of}):
+                style = "--" if start == "scratch" else "-"
                 line = [row for row in of if row["start"] == start]
                 axes.errorbar(
                     [row["recordings a class"] for row in line],
@@ -193,7 +211,7 @@ def plot(rows: list[dict], path: Path) -> None:
                     [float(row["sd"]) for row in line],
                     color=f"C{models.index(model)}",
                     linestyle=style,
-                    marker="o" if start == "zoo" else "x",
+                    marker="x" if start == "scratch" else "o",
                     capsize=3,
                     label=f"{model}, {start}",
                 )

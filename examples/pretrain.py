@@ -35,6 +35,7 @@ from sj_ottt.data.transforms import NormalizeFrames, Saccade, SaccadeDraws
 from sj_ottt.errors import InputError
 from sj_ottt.learning import Distillation, StageTarget, predict, train_step
 from sj_ottt.models import calibrate
+from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run.checkpoint import (
     ModelInfo,
     load_checkpoint,
@@ -44,13 +45,18 @@ from sj_ottt.run.checkpoint import (
 )
 from sj_ottt.run.sections import FrameOptions
 
-FREE_ON_RESUME = ("cache", "device", "eval_every", "out", "resume", "save_every", "threads")
+FREE_ON_RESUME = (
+    *("backend", "cache", "chunk", "cuda_graph", "device", "eval_every", "out", "resume"),
+    *("save_every", "threads"),
+)
 POOLED_WEIGHT = 3.0
 CURVE = ("minutes", "samples", "lr", "loss", "label", "stages", "test_accuracy")
 NORMALIZE = NormalizeFrames()
 
 
-def targets_of(model: nn.Module, size: int, shapes: list[tuple[int, ...]]) -> list[StageTarget]:
+def targets_of(
+    model: nn.Module, size: int, shapes: list[tuple[int, ...]]
+) -> dict[int, StageTarget]:
     """Return which stage learns each of the teacher's maps: the last one of the map's size.
 
     A map of a size that no stage has is left out.
@@ -59,16 +65,19 @@ def targets_of(model: nn.Module, size: int, shapes: list[tuple[int, ...]]) -> li
         model: The student; its `feature_info` says how large its maps are.
         size: Side of its frames.
         shapes: Of the teacher's maps, (C, h, w), and of its features, (C,).
+
+    Returns:
+        Targets by the number of the map.
     """
     features: Any = model.feature_info
     stages = {size // feature["reduction"]: feature["module"] for feature in features}
-    targets = []
-    for channels, *side in shapes:
+    targets = {}
+    for i, (channels, *side) in enumerate(shapes):
         if not side:
             last = features[-1]["module"]
-            targets.append(StageTarget(last, channels, pooled=True, weight=POOLED_WEIGHT))
+            targets[i] = StageTarget(last, channels, pooled=True, weight=POOLED_WEIGHT)
         elif side[0] in stages:
-            targets.append(StageTarget(stages[side[0]], channels))
+            targets[i] = StageTarget(stages[side[0]], channels)
     return targets
 
 
@@ -94,6 +103,32 @@ def seen(maps: Tensor, draws: SaccadeDraws) -> Tensor:
     return F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
 
 
+class PackedLoss:
+    """The student's loss of one tensor that holds a batch's labels and all its maps.
+
+    A CUDA graph takes one tensor as its target.
+
+    Args:
+        student: Whose loss it is.
+        shapes: Of its targets, (C, h, w) or (C,) each.
+    """
+
+    def __init__(self, student: Distillation, shapes: list[tuple[int, ...]]):
+        self._student, self._shapes = student, shapes
+
+    @staticmethod
+    def pack(labels: Tensor, maps: list[Tensor]) -> Tensor:
+        """Return the tensor, float32 [N, values]."""
+        return torch.cat([labels[:, None].float(), *(values.flatten(1) for values in maps)], 1)
+
+    def __call__(self, outputs: Any, packed: Tensor) -> Tensor:
+        """Return the scalar loss."""
+        sizes = [math.prod(shape) for shape in self._shapes]
+        labels, *maps = packed.split([1, *sizes], 1)
+        maps = [m.reshape(-1, *shape) for m, shape in zip(maps, self._shapes, strict=True)]
+        return self._student.loss(outputs, (labels[:, 0].long(), maps))
+
+
 class LabelLoss:
     """Cross entropy with smoothed labels."""
 
@@ -116,21 +151,28 @@ class Run:
         if not args.data:
             raise InputError("--data is missing: name one image set or more")
         teacher = partial(TEACHERS[args.teacher], args.device)
-        self.images = TaughtImages(args.data, args.cache or args.out / "cache", args.size, teacher)
+        cache = args.cache or args.out / "cache"
+        self.images = TaughtImages(args.data, cache, args.size, teacher, args.device)
         model = zoo.create(args.model, len(self.images.classes), in_chans=2)
         self.saccade = Saccade(args.steps, zoom=(0.8, 1.25))
         self.draws = torch.Generator(self.device).manual_seed(args.seed)
         model.to(self.device)
+        for neuron in model.modules():
+            if isinstance(neuron, OTTTLIFNode):
+                neuron.backend = args.backend
         if args.start:
             zoo.load_weights(model, args.start)
         else:
             first = torch.arange(min(128, len(self.images)))
-            images = self.images.batch(first, self.device)[0]
+            images = self.images.batch(first)[0]
             calibrate(model, NORMALIZE(self.saccade(images, generator=self.draws))[0])
         targets = targets_of(model, args.size, self.images.shapes)
-        print("learns the teacher's", *(f"{t.channels} in {t.stage}" for t in targets), flush=True)
-        self.student = Distillation(model, targets, LabelLoss())
+        learnt = (f"{target.channels} in {target.stage}" for target in targets.values())
+        print("learns the teacher's", *learnt, flush=True)
+        self.maps = [*targets]
+        self.student = Distillation(model, targets.values(), LabelLoss())
         self.student.to(self.device, memory_format=torch.channels_last).train()
+        self.loss = PackedLoss(self.student, [self.images.shapes[i] for i in self.maps])
         heads = [*self.student.maps.parameters(), *model.get_classifier().parameters()]
         body = [p for p in model.parameters() if not any(p is head for head in heads)]
         groups = [{"params": body, "scale": 1.0}, {"params": heads, "scale": HEAD_RATE}]
@@ -191,20 +233,23 @@ class Run:
         lr = self.args.lr * warm_up * (1 + math.cos(math.pi * self.progress)) / 2
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["scale"]
-        images, labels, maps = self.images.batch(indices, self.device)
+        images, labels, maps = self.images.batch(indices)
         draws = self.saccade.draw(len(images), device=self.device, generator=self.draws)
         draws = centred(draws, self.saccade, self.args.size)
         x_seq = NORMALIZE(self.saccade(images, draws, generator=self.draws))
-        stages = [seen(m, draws) if m.dim() == 4 else m for m in maps]
+        wanted = [maps[i] for i in self.maps]
+        stages = [seen(m, draws) if m.dim() == 4 else m for m in wanted]
         with torch.autocast(self.device.type, torch.bfloat16):
             loss, (logits, _) = train_step(
                 self.student,
                 self.optimizer,
                 x_seq,
-                (labels, stages),
-                loss_fn=self.student.loss,
+                PackedLoss.pack(labels, stages),
+                loss_fn=self.loss,
                 clip_norm=1.0,
                 ema=self.ema,
+                chunk=self.args.chunk,
+                cuda_graph=self.args.cuda_graph,
             )
             label_loss = F.cross_entropy(logits / self.args.steps, labels)
         self.samples += len(images)
@@ -219,19 +264,18 @@ class Run:
         signal.signal(signal.SIGTERM, self.stop)
         tests = held_out(self.args)
         last = saved = evaluated = time.monotonic()
-        sums, batches = torch.zeros(2), 0
+        sums, batches = torch.zeros(2, device=self.device), 0
         for indices in self.order():
             if self.progress >= 1 or self.stopped:
                 break
-            loss, label_loss = self.learn(indices)
-            sums += torch.stack([loss, label_loss]).cpu()
+            sums += torch.stack(self.learn(indices))
             batches += 1
             now = time.monotonic()
             self.seconds, last = self.seconds + now - last, now
             if now - evaluated > 60 * self.args.eval_every or self.progress >= 1:
                 self.accuracy = self.tested(tests)
                 self.record(sums / batches)
-                sums, batches = torch.zeros(2), 0
+                sums, batches = torch.zeros_like(sums), 0
                 evaluated = last = time.monotonic()
             if now - saved > 60 * self.args.save_every:
                 self.save()
@@ -304,7 +348,7 @@ def held_out(args: argparse.Namespace) -> list[tuple[Tensor, Tensor]]:
     rows = range(min(args.test, len(images)))
     return [
         (
-            torch.stack([grey(fit(images[i][0], args.size)[None], args.size) for i in part]) / 255,
+            torch.stack([grey(fit(images[i][0][None], args.size), args.size) for i in part]) / 255,
             torch.as_tensor(images.targets[list(part)]),
         )
         for part in (rows[i : i + 250] for i in rows[::250])
@@ -329,6 +373,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, default=60.0, help="budget of time")
     add("--samples", type=int, default=0, help="budget of samples, in place of time")
     add("--steps", type=int, default=1, help="T, frames of a sample")
+    add("--chunk", type=int, default=1, help="frames of a pass: faster, for more memory")
     add("--size", type=int, default=64, help="side of the frames in pixels")
     add("--batch", type=int, default=128, help="samples of an update")
     add("--lr", type=float, default=1e-3, help="learning rate of Adam")
@@ -336,6 +381,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test", type=int, default=1000, help="test images that the curve is measured on")
     add("--seed", type=int, default=0, help="of weights, order and events")
     add("--device", default="cpu", help="cpu or cuda")
+    add("--backend", default="auto", help="of the neurons: auto, torch or cupy")
+    add("--cuda-graph", action="store_true", help="replay the passes as a CUDA graph")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--eval-every", type=float, default=5.0, help="minutes between rows of the curve")
     add("--save-every", type=float, default=5.0, help="minutes between checkpoints")
@@ -347,6 +394,7 @@ def main() -> None:
     """Pretrain."""
     args = parse_args(make_parser(), FREE_ON_RESUME)
     torch.set_num_threads(args.threads)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape
     args.out.mkdir(parents=True, exist_ok=True)
     Run(args).train()
 

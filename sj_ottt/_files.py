@@ -133,6 +133,19 @@ def is_stored(path: Path) -> bool:
     return stored and sum(member.file_size for member in members) <= path.stat().st_size
 
 
+def refuse_compressed(path: Path) -> None:
+    """Refuse a file of `torch.save` that may unpack to any size.
+
+    Raises:
+        InputError: It is an archive of compressed files.
+    """
+    if zipfile.is_zipfile(path) and not is_stored(path):
+        raise InputError(
+            f"{path}: is compressed, which torch.save does not do, and may unpack to any size; "
+            "save the weights anew"
+        )
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder meanwhile; one that died keeps nobody out.

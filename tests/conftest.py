@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# The models know weights of the user's from the moment that the package is imported.
+os.environ["SJ_OTTT_ZOO"] = os.path.join(os.devnull, "zoo")  # nobody can make it
+
 SHARED = Path(os.environ.get("SJ_OTTT_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

@@ -21,10 +21,10 @@ def drawings(n, size=(12, 10), seed=0, colours=0):
     return images, labels.astype(np.uint8)
 
 
-def pack(path, jpeg=False, parts=(("train", 12), ("test", 6)), colours=0, **changes):
+def pack(path, jpeg=False, parts=(("train", 12), ("test", 6)), colours=0, size=(12, 10), **changes):
     arrays = {"class_names": np.array(NAMES)}
     for part, n in parts:
-        images, arrays[f"{part}_labels"] = drawings(n, seed=len(part), colours=colours)
+        images, arrays[f"{part}_labels"] = drawings(n, size, seed=len(part), colours=colours)
         if jpeg:
             files = [encode(image, "JPEG") for image in images]
             arrays[f"{part}_jpeg"] = np.frombuffer(b"".join(files), np.uint8)

@@ -1,4 +1,4 @@
-"""The README's table of what is refused: each row happens, in the words that it says."""
+"""The documentation's table of what is refused: each row happens, in the words that it says."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from spikingjelly.activation_based import functional
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
@@ -18,8 +17,8 @@ from sj_ottt.neuron import OTTTLIFNode
 
 
 def rows() -> dict[str, str]:
-    """What is built → a part of the answer, of the README's table."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    """What is built → a part of the answer, of the table on the page of limits."""
+    text = (Path(__file__).parents[1] / "docs" / "limits.md").read_text(encoding="utf-8")
     table = text.split("| refused | the error says |\n| --- | --- |\n")[1].split("\n\n")[0]
     cells = [line.strip("|").split(" | ") for line in table.splitlines()]
     return {what.strip(): words.strip().strip("`") for what, words in cells}
@@ -56,6 +55,16 @@ class Gate(nn.Module):
 
     def forward(self, x):
         return self.after(self.before(x) * self.gate(x).sigmoid())
+
+
+class WithFeedback(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = chain(), layer.Linear(8, 2)
+        self.feedback = layer.Feedback(layer.Linear(8, 8)).connect(self.body, self.body[1])
+
+    def forward(self, x):
+        return self.head(self.body(x))
 
 
 class Ensemble(nn.Module):
@@ -141,10 +150,11 @@ CASES = {
     "SpikingJelly's synapse filters and delays": lambda: train(
         chain(sj_layer.SynapseFilter(2.0), head())
     ),
-    "all time steps in one call in online training": lambda: (
-        functional.set_step_mode(net := chain(head()), "m"),
-        net(torch.rand(3, 2, 4)),
+    "several time steps at once (`chunk=K`) with an update at each step": lambda: train(
+        chain(head()), update="online", chunk=2
     ),
+    "several time steps at once with a feedback": lambda: train(WithFeedback(), chunk=2),
+    "a CUDA graph of what is not on one GPU": lambda: train(chain(head()), cuda_graph=True),
     "a threshold that is never reached": lambda: OTTTLIFNode(v_threshold=float("inf")),
     "several outputs without a loss of one's own": lambda: train(TwoHeads()),
     "a model of several that predict in different ways": lambda: train(Ensemble()),
@@ -181,4 +191,6 @@ def test_the_same_networks_without_these_things_train():
     train(Within(lambda part, x: part(x), layer.Linear(8, 8), OTTTLIFNode()))
     train(chain(layer.Linear(8, 8), OTTTLIFNode(), head()))
     train(chain(head()), update="online", clip_norm=1.0)
+    train(chain(head()), chunk=2)
+    train(WithFeedback())
     train(TwoHeads(), loss_fn=lambda y, target: F.cross_entropy(y[0], target))

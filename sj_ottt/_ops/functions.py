@@ -1,6 +1,6 @@
 """What PyTorch's functions are to spikes and their trace: linear maps, products, or neither."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,8 +22,11 @@ __all__ = [
     "drops",
     "is_made_of_spikes",
     "is_weight",
+    "items",
     "not_linear",
+    "replace_in",
     "synapse_call",
+    "tensors_in",
 ]
 
 FACTS = {
@@ -157,7 +160,7 @@ _OF_ONE_TENSOR = {
 """Names of autograd's functions of one tensor (and of a number)."""
 
 
-_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_TracedProductBackward"}
+_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_ScanBackward", "_TracedProductBackward"}
 """Names of autograd's functions of neurons and synapses."""
 
 
@@ -239,3 +242,28 @@ def synapse_call(
         x, weight, bias, product, pad = _linear(*args, **kwargs)
     before = None if pad is None else partial(F.pad, pad=pad)
     return x, weight, bias, product, before
+
+
+def tensors_in(arg: Any) -> list[Tensor]:
+    """Return the tensors in nested arguments, but for those of pairs."""
+    if isinstance(arg, Tensor):
+        return [arg]
+    return [tensor for item in items(arg) for tensor in tensors_in(item)]
+
+
+def items(arg: Any) -> Iterable[Any]:
+    """Return what is nested in an argument."""
+    if type(arg) is dict:
+        return arg.values()
+    return arg if type(arg) in (list, tuple) else ()
+
+
+def replace_in(arg: Any, kind: type, new: Callable[[Any], Tensor]) -> Any:
+    """Return nested arguments with something else in the place of each pair, or tensor."""
+    if isinstance(arg, kind):
+        return new(arg)
+    if type(arg) in (list, tuple):  # not a torch.Size
+        return type(arg)(replace_in(item, kind, new) for item in arg)
+    if type(arg) is dict:
+        return {key: replace_in(item, kind, new) for key, item in arg.items()}
+    return arg

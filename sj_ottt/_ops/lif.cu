@@ -1,14 +1,34 @@
-// One time step of the OTTT neuron as one kernel, and its surrogate's derivative as another.
+// Time steps of the OTTT neuron as one kernel, and its surrogate's derivative as another.
 //
 // The formulas are those of lif.py, trace.py and ndot.py, written in the same order of operations.
 // Each number is read and written once, in the dtype of its tensor; the arithmetic in between is
-// float32, or float64 for tensors of float64.
+// float32, or float64 for tensors of float64. Between two steps membrane and trace stay where they
+// are, in registers.
 //
 // SCALAR   double, float, Half or BFloat16: input, membrane, spike, gradient
 // TRACE    double, float, Half, BFloat16 or Packed: how the trace is stored
 //
+// HARD, DECAY_INPUT, SURROGATE, NDOT and TAU may be given as constants; what is not is read from
+// the arguments. A constant spares registers, and a division by a power of two.
+//
 // The file needs no header of CUDA. Without NVRTC it is plain C++, one loop instead of a grid of
 // threads, so that the tests can run it where there is no GPU.
+
+#ifndef HARD
+#define HARD lif.hard
+#endif
+#ifndef DECAY_INPUT
+#define DECAY_INPUT lif.decay_input
+#endif
+#ifndef SURROGATE
+#define SURROGATE lif.surrogate
+#endif
+#ifndef NDOT
+#define NDOT lif.ndot
+#endif
+#ifndef TAU
+#define TAU lif.tau
+#endif
 
 typedef long long Index;
 
@@ -62,9 +82,13 @@ DEVICE void write(double& to, double x) { to = x; }
 DEVICE void write(float& to, float x) { to = x; }
 
 DEVICE void write(BFloat16& to, float x) {  // to nearest, ties to even
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
+#else
     unsigned bits;
     memcpy(&bits, &x, 4);
     to.bits = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : 0x7fff;
+#endif
 }
 
 DEVICE void write(Half& to, float x) {
@@ -97,8 +121,8 @@ struct LIF {
 };
 
 struct Layout {
-    Index count;
-    Index dims;  // 0: all tensors are dense and lie in memory in the same order
+    Index count;  // numbers in a time step; in the backward pass, in all of them
+    Index dims;   // 0: all tensors are dense and lie in memory in the same order
     Index size[8];
     Index stride[4][8];  // of the three inputs, and of the outputs, which share theirs
 };
@@ -106,21 +130,26 @@ struct Layout {
 struct Forward {
     LIF lif;
     Layout layout;
+    Index steps, x_step, step;  // from a time step to the next: in x, and in what each step writes
+    // Inputs: x of each step, and the state before the first one.
     const SCALAR *x, *v;
     const TRACE* trace;    // null: none is kept
     const SCALAR* memory;  // of NDOT's trace, laid out like it; else null
-    SCALAR *spike, *v_new;
+    // Of each step; all but the spike may be null, which says that they are not wanted.
+    SCALAR *spike, *u;
+    TRACE* trace_seq;
+    unsigned char* fired;  // the top bit, as in a packed trace
+    // Of the last step; may be null.
+    SCALAR* v_new;
     TRACE* trace_new;
     SCALAR* memory_new;
-    unsigned char* fired;  // null: not wanted; else the top bit, as in a packed trace
-    SCALAR* u;             // null: not wanted
 };
 
 struct Backward {
     LIF lif;
     Layout layout;
-    const SCALAR *grad, *membrane;  // membrane: u[t] for a hard reset, v[t] for a soft one
-    const unsigned char* fired;
+    const SCALAR *grad, *membrane;
+    const unsigned char* fired;  // null: the membrane is u[t]; else v[t] after a soft reset
     SCALAR* grad_x;
 };
 
@@ -165,8 +194,8 @@ DEVICE Offsets dense(Index i) { return {{i, i, i, i}}; }
 // Charge, fire, reset, trace
 
 DEVICE Real charge(const LIF& lif, Real x, Real v) {
-    Real leak = lif.hard ? v - Real(lif.v_reset) : v;
-    return lif.decay_input ? v + (x - leak) / Real(lif.tau) : v - leak / Real(lif.tau) + x;
+    Real leak = HARD ? v - Real(lif.v_reset) : v;
+    return DECAY_INPUT ? v + (x - leak) / Real(TAU) : v - leak / Real(TAU) + x;
 }
 
 // NDOT's trace. Paper: a[t] = e[t-1] a[t-1] + s[t], e[t] = v[t] / v[t-1], memory e[t] a[t]. Code:
@@ -176,9 +205,9 @@ DEVICE Real clamped(Real e, Real lam) { return e > lam ? lam : e < -lam ? -lam :
 
 template <class T>
 DEVICE void advance(const LIF& lif, T& trace, SCALAR& memory, Real before, Real after, bool fired) {
-    const Real lam = Real(1.0 - 1.0 / lif.tau);
+    const Real lam = Real(1.0 - 1.0 / TAU);
     Real a, left;
-    if (lif.ndot == 1) {
+    if (NDOT == 1) {
         a = read(memory) + Real(fired);
         left = clamped(after / (before == 0 ? Real(lif.tiny) : before), lam) * a;
     } else {
@@ -195,32 +224,40 @@ DEVICE void advance(const LIF&, Packed&, SCALAR&, Real, Real, bool) {}  // a rat
 
 template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
     const LIF& lif = call.lif;
-    Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, p.at[0]), v = load<WIDTH>(call.v, p.at[1]);
-    Lanes<SCALAR, WIDTH> spike, u, memory;
+    Index from = p.at[0], to = p.at[3];
+    Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, from), v = load<WIDTH>(call.v, p.at[1]);
+    Lanes<SCALAR, WIDTH> next, spike, u, memory;
     Lanes<TRACE, WIDTH> trace;
     Lanes<unsigned char, WIDTH> fired;
     if (call.trace) trace = load<WIDTH>(call.trace, p.at[2]);
-    if (call.memory) memory = load<WIDTH>(call.memory, p.at[2]);
-    for (int k = 0; k < WIDTH; ++k) {
-        const Real before = read(v.item[k]);
-        Real potential = charge(lif, read(x.item[k]), before);
-        bool fires = potential >= Real(lif.v_threshold);
-        Real reset = lif.hard ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
-        write(u.item[k], potential);
-        write(v.item[k], fires ? reset : potential);
-        write(spike.item[k], Real(fires));
-        fired.item[k] = fires ? 128 : 0;
-        if (call.memory)
-            advance(lif, trace.item[k], memory.item[k], before, read(v.item[k]), fires);
-        else if (call.trace)
-            advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
+    if (NDOT && call.memory) memory = load<WIDTH>(call.memory, p.at[2]);
+    for (Index t = 1; t <= call.steps; ++t) {
+        from += call.x_step;
+        if (t < call.steps) next = load<WIDTH>(call.x, from);  // while this step is computed
+        for (int k = 0; k < WIDTH; ++k) {
+            const Real before = read(v.item[k]);
+            Real potential = charge(lif, read(x.item[k]), before);
+            bool fires = potential >= Real(lif.v_threshold);
+            Real reset = HARD ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
+            write(u.item[k], potential);
+            write(v.item[k], fires ? reset : potential);
+            write(spike.item[k], Real(fires));
+            fired.item[k] = fires ? 128 : 0;
+            if (NDOT && call.memory)
+                advance(lif, trace.item[k], memory.item[k], before, read(v.item[k]), fires);
+            else if (call.trace)
+                advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
+        }
+        store<WIDTH>(call.spike, to, spike);
+        if (call.u) store<WIDTH>(call.u, to, u);
+        if (call.trace_seq) store<WIDTH>(call.trace_seq, to, trace);
+        if (call.fired) store<WIDTH>(call.fired, to, fired);
+        to += call.step;
+        x = next;
     }
-    store<WIDTH>(call.spike, p.at[3], spike);
-    store<WIDTH>(call.v_new, p.at[3], v);
-    if (call.trace) store<WIDTH>(call.trace_new, p.at[3], trace);
-    if (call.memory) store<WIDTH>(call.memory_new, p.at[3], memory);
-    if (call.fired) store<WIDTH>(call.fired, p.at[3], fired);
-    if (call.u) store<WIDTH>(call.u, p.at[3], u);
+    if (call.v_new) store<WIDTH>(call.v_new, p.at[3], v);
+    if (call.trace_new) store<WIDTH>(call.trace_new, p.at[3], trace);
+    if (NDOT && call.memory_new) store<WIDTH>(call.memory_new, p.at[3], memory);
 }
 
 KERNEL(lif_forward, Forward) { OVER(call.layout, forward) }
@@ -235,7 +272,7 @@ DEVICE float exponential(float x) { return expf(x); }
 DEVICE Real derivative(const LIF& lif, Real z, Real grad) {
     const Real alpha = lif.alpha;
     const Real size = z < 0 ? -z : z;
-    switch (lif.surrogate) {
+    switch (SURROGATE) {
         case SIGMOID: {
             Real s = 1 / (1 + exponential(-alpha * z));
             return grad * (1 - s) * s * alpha;
@@ -257,12 +294,13 @@ template <int WIDTH> DEVICE void backward(const Backward& call, Offsets p) {
     const LIF& lif = call.lif;
     Lanes<SCALAR, WIDTH> grad = load<WIDTH>(call.grad, p.at[0]);
     Lanes<SCALAR, WIDTH> membrane = load<WIDTH>(call.membrane, p.at[1]);
-    Lanes<unsigned char, WIDTH> fired = load<WIDTH>(call.fired, p.at[2]);
+    Lanes<unsigned char, WIDTH> fired;
+    if (call.fired) fired = load<WIDTH>(call.fired, p.at[2]);
     for (int k = 0; k < WIDTH; ++k) {
-        bool below = lif.hard || !(fired.item[k] & 128);  // a soft reset took v_threshold off
+        bool below = !call.fired || !(fired.item[k] & 128);  // a soft reset took v_threshold off
         Real z = read(membrane.item[k]) - (below ? Real(lif.v_threshold) : Real(0));
         Real grad_x = derivative(lif, z, read(grad.item[k]));
-        write(grad.item[k], lif.decay_input ? grad_x / Real(lif.tau) : grad_x);
+        write(grad.item[k], DECAY_INPUT ? grad_x / Real(TAU) : grad_x);
     }
     store<WIDTH>(call.grad_x, p.at[3], grad);
 }

@@ -11,7 +11,7 @@ gives the same numbers and keeps less for the backward pass.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -21,17 +21,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops import trace as traces
+from sj_ottt._ops.blocks import blocks, is_dense, laid_out_like
 from sj_ottt.errors import InputError
 
 __all__ = [
     "LIF",
     "LIFState",
+    "advance",
     "bptt_lif_step",
+    "gradient_from_spike",
     "has_closed_gradient",
     "lif_step",
     "membrane_gradient",
     "ottt_lif_step",
     "reference_lif_step",
+    "surrogate_gradient",
 ]
 
 
@@ -93,23 +97,24 @@ class LIF:
         """λ, what is left of the membrane after one step."""
         return 1.0 - 1.0 / self.tau
 
-    def charge(self, x: Tensor, v: Tensor) -> Tensor:
-        """Return u[t] from the input current x = I[t] and v[t−1], a new tensor."""
+    def charge(self, x: Tensor, v: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return u[t] from the input current x = I[t] and v[t−1], in a new tensor or in `out`."""
         # Written as SpikingJelly writes it: another order of the same sum rounds otherwise, and a
         # neuron at its threshold would then fire in one library and stay silent in the other.
         rest = 0.0 if self.v_reset is None else self.v_reset
         leak = v - rest if rest else v
         if self.decay_input:
-            return v + (x - leak) / self.tau
-        if self.tau == 2.0 and not rest:
-            return torch.add(x, v, alpha=0.5)  # halving is exact: the same number in one pass
-        return v - leak / self.tau + x
+            return torch.add(v, (x - leak) / self.tau, out=out)
+        # Halving is exact: the same number in one pass. (A tau that learns is a tensor.)
+        if not isinstance(self.tau, Tensor) and self.tau == 2.0 and not rest:
+            return torch.add(x, v, alpha=0.5, out=out)
+        return torch.add(v - leak / self.tau, x, out=out)
 
-    def reset(self, u: Tensor, spike: Tensor) -> Tensor:
-        """Return v[t] from u[t] and s[t], a new tensor."""
+    def reset(self, u: Tensor, spike: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return v[t] from u[t] and s[t], in a new tensor or in `out`."""
         if self.v_reset is None:
-            return u - spike * self.v_threshold
-        return (1.0 - spike) * u + spike * self.v_reset
+            return torch.sub(u, spike, alpha=self.v_threshold, out=out)
+        return torch.add((1.0 - spike) * u, spike * self.v_reset, out=out)
 
 
 def ottt_lif_step(
@@ -190,6 +195,14 @@ def has_closed_gradient(surrogate_function: sj_surrogate.SurrogateFunctionBase) 
     return type(surrogate_function) in _SURROGATE_GRADIENTS and bool(surrogate_function.spiking)
 
 
+def surrogate_gradient(
+    grad: Tensor, z: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase
+) -> Tensor:
+    """Return a gradient times Θ'(z), z = u − V_th, in the memory of z (`has_closed_gradient`)."""
+    derivative = _SURROGATE_GRADIENTS[type(surrogate_function)]
+    return derivative(grad.to(z.dtype), z, surrogate_function.alpha)
+
+
 def _silent(fired: Tensor, dtype: torch.dtype) -> Tensor:
     """Return 1 − s[t] as numbers; s[t] is given as booleans, or as the top bit of bytes."""
     return fired.to(dtype).lt_(traces.NEWEST if fired.dtype == torch.uint8 else 1)
@@ -230,17 +243,32 @@ class _FromState(torch.autograd.Function):
         membrane, fired = ctx.saved_tensors
         lif = ctx.lif
         grad_x = None if grad_v is None else membrane_gradient(grad_v, fired, lif)
-        if grad is None:
-            return grad_x, None, None, None, None, None
-        if lif.v_reset is None:
-            z = _silent(fired, membrane.dtype)
-            torch.sub(membrane, z, alpha=lif.v_threshold, out=z)
-        else:
-            z = membrane - lif.v_threshold
-        surrogate = lif.surrogate_function
-        grad = _SURROGATE_GRADIENTS[type(surrogate)](grad.to(z.dtype), z, surrogate.alpha)
-        grad = grad.div_(lif.tau) if lif.decay_input else grad
-        return grad if grad_x is None else grad.add_(grad_x), None, None, None, None, None
+        if grad is not None:
+            fired = None if lif.v_reset is not None else fired[None]
+            (from_spike,) = gradient_from_spike(grad[None], membrane[None], fired, lif)
+            grad_x = from_spike if grad_x is None else from_spike.add_(grad_x)
+        return grad_x, None, None, None, None, None
+
+
+def gradient_from_spike(grad: Tensor, membrane: Tensor, fired: Tensor | None, lif: LIF) -> Tensor:
+    """Return the gradient of I[t] by way of s[t], of one or more steps.
+
+    Args:
+        grad: That of s[t], [K, N, ...].
+        membrane: u[t]; with `fired`, v[t] after a soft reset.
+        fired: s[t], as booleans or as the top bit of bytes.
+        lif: Constants.
+    """
+    grad_x = torch.empty_like(membrane)
+    grad, fired = laid_out_like(membrane, grad), laid_out_like(membrane, fired)
+    for block in blocks(membrane, grad, fired, grad_x):
+        for t, (m, g, z) in enumerate(zip(block[0], block[1], block[3], strict=True)):
+            below = 1 if block[2] is None else _silent(block[2][t], m.dtype)
+            torch.sub(m, below, alpha=lif.v_threshold, out=z)
+            surrogate_gradient(g, z, lif.surrogate_function)
+            if lif.decay_input:
+                z.div_(lif.tau)
+    return grad_x
 
 
 def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> Tensor:
@@ -263,19 +291,71 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
         if state["trace"] is not None:
             state["trace"] = traces.advance(state["trace"], spike.detach(), trace_decay)
         return spike
+    step = _whole if torch.compiler.is_compiling() else _by_blocks
     with torch.no_grad():
-        u = state["v"] = lif.charge(x, state["v"])
-        fired = u >= lif.v_threshold
-        if state["trace"] is not None:
-            stored = state["trace"] = traces.advance(state["trace"], fired, trace_decay)
-            fired = stored if stored.dtype == torch.uint8 else fired
-        # A comparison that writes numbers is several times as fast as one that writes booleans.
-        spike = torch.ge(u, lif.v_threshold, out=torch.empty_like(u))
-        if lif.v_reset is None:
-            u.sub_(spike, alpha=lif.v_threshold)
-        else:
-            state["v"] = torch.where(spike > 0, lif.v_reset, u)
+        spike, u, fired = step(x.detach(), state, lif, trace_decay)
     if torch.is_grad_enabled() and x.requires_grad:
         hard = lif.v_reset is not None
         spike, state["v"] = _FromState.apply(x, spike, state["v"], u if hard else None, fired, lif)
     return spike
+
+
+def _whole(
+    x: Tensor, state: LIFState, lif: LIF, trace_decay: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advance a state; return the spike, u[t] where a hard reset follows, and where it fired."""
+    u = state["v"] = lif.charge(x, state["v"])
+    fired = u >= lif.v_threshold
+    if state["trace"] is not None:
+        stored = state["trace"] = traces.advance(state["trace"], fired, trace_decay)
+        fired = stored if stored.dtype == torch.uint8 else fired
+    spike = torch.ge(u, lif.v_threshold, out=torch.empty_like(u))
+    if lif.v_reset is None:
+        u.sub_(spike, alpha=lif.v_threshold)
+    else:
+        state["v"] = torch.where(spike > 0, lif.v_reset, u)
+    return spike, u, fired
+
+
+_Steps = Sequence[Tensor]
+"""A block of a tensor's neurons, one time step after the other."""
+
+
+def advance(
+    lif: LIF,
+    trace_decay: float,
+    x: _Steps,
+    u: _Steps,
+    spike: _Steps,
+    stored: _Steps | None,
+    v_before: _Steps,
+    trace_before: _Steps | None,
+    v: _Steps,
+) -> None:
+    """Take a block of neurons through all steps; u and v may have room for one step alone."""
+    before, trace = v_before[0], None if trace_before is None else trace_before[0]
+    for t, current in enumerate(x):
+        now = lif.charge(current, before, out=u[t % len(u)])
+        # A comparison that writes numbers is several times as fast as one that writes booleans.
+        torch.ge(now, lif.v_threshold, out=spike[t])
+        before = lif.reset(now, spike[t], out=v[t % len(v)])
+        if stored is not None and trace is not None:
+            trace = traces.advance(trace, spike[t], trace_decay, out=stored[t])
+
+
+def _by_blocks(
+    x: Tensor, state: LIFState, lif: LIF, trace_decay: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do the same block by block."""
+    x = x if is_dense(x[None]) else x.contiguous()
+    v_before, trace_before = (laid_out_like(x[None], state[key]) for key in ("v", "trace"))
+    spike, u, stored = torch.empty_like(x), torch.empty_like(x), None
+    v = state["v"] = u if lif.v_reset is None else torch.empty_like(x)
+    if trace_before is not None:
+        stored = state["trace"] = torch.empty_like(x, dtype=trace_before.dtype)
+    one_step = (None if part is None else part[None] for part in (x, u, spike, stored))
+    for block in blocks(*one_step, v_before, trace_before, v[None]):
+        advance(lif, trace_decay, *block)
+    if stored is not None and stored.dtype == torch.uint8:
+        return spike, u, stored
+    return spike, u, spike > 0

@@ -1,59 +1,35 @@
-"""The neuron's time step as one CUDA kernel, and its surrogate's derivative as another.
+"""The neuron's time steps as one CUDA kernel, and its surrogate's derivative as another.
 
 The source is `lif.cu`, compiled by CuPy for the GPU at hand when it is first used. The numbers are
 those of `lif.lif_step`, and the same is kept for the backward pass. What is saved is memory
 traffic: each tensor is read or written once.
+
+Both kernels are operators of PyTorch (`torch.ops.sj_ottt`), so that `torch.compile` and CUDA graphs
+take them as they take PyTorch's own.
 """
 
 import functools
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops.lif import LIF, LIFState, membrane_gradient
+from sj_ottt._ops.lif import LIF, LIFState
+from sj_ottt._ops.lif_launch import SCALARS, Neuron, kernel, launch
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
 from sj_ottt.errors import InputError
 
-__all__ = ["check_available", "check_usable", "fused_lif_step", "usable"]
+__all__ = ["check_available", "check_usable", "fused_lif_scan", "fused_lif_step", "usable"]
 
-SOURCE = Path(__file__).with_name("lif.cu")
-OPTIONS = ("--std=c++17", "--fmad=false")  # a fused multiply-add would round otherwise than torch
-THREADS = 256
-MAX_DIMS = 8
-SCALARS = {
-    torch.float64: "double",
-    torch.float32: "float",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-}
-TRACES = {**SCALARS, torch.uint8: "Packed"}
 SURROGATES = {
     sj_surrogate.Sigmoid: 0,
     sj_surrogate.ATan: 1,
     sj_surrogate.PiecewiseQuadratic: 2,
     sj_surrogate.Rect: 3,
 }
-
-_LIF = np.dtype(
-    [(name, "f8") for name in ("tau", "trace_decay", "v_threshold", "v_reset", "alpha", "tiny")]
-    + [(name, "i8") for name in ("hard", "decay_input", "surrogate", "ndot")]
-)
-_LAYOUT = np.dtype(
-    [("count", "i8"), ("dims", "i8"), ("size", "i8", MAX_DIMS), ("stride", "i8", (4, MAX_DIMS))]
-)
-_FORWARD, _BACKWARD = (
-    np.dtype([("lif", _LIF), ("layout", _LAYOUT), *[(name, "u8") for name in pointers]])
-    for pointers in (
-        ("x", "v", "trace", "memory", "spike", "v_new", "trace_new", "memory_new", "fired", "u"),
-        ("grad", "membrane", "fired", "grad_x"),
-    )
-)
 
 
 def _missing() -> str | None:
@@ -67,9 +43,24 @@ def _missing() -> str | None:
     return None
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @functools.cache
 def _available() -> bool:
-    return _missing() is None
+    """Whether the kernels are there and can be compiled, which is tried once."""
+    if _missing() is not None:
+        return False
+    try:
+        kernel("lif_forward", "float", "Packed", ())
+    except Exception as error:  # whatever CuPy, the compiler or the driver raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        warnings.warn(
+            f'the CUDA kernels of neurons cannot be compiled here ({reason}), so backend="auto" '
+            "takes PyTorch's operations, which read and write more memory: mend CuPy "
+            '(python -c "import cupy; cupy.show_config()"), or say backend="torch"',
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def check_available() -> None:
@@ -121,25 +112,6 @@ def check_usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBa
         )
 
 
-@dataclass(frozen=True)
-class _Constants:
-    """What a kernel takes beside tensors: the neuron, and how its trace goes on."""
-
-    lif: LIF
-    trace_decay: float
-    ndot: str | None
-
-    def pack(self, dtype: torch.dtype) -> np.ndarray:
-        """Return the kernel's struct, for tensors of a dtype."""
-        lif, function = self.lif, self.lif.surrogate_function
-        hard = lif.v_reset is not None
-        values = (lif.tau, self.trace_decay, lif.v_threshold, lif.v_reset if hard else 0.0)
-        ndot = 0 if self.ndot is None else 1 + NDOT_VARIANTS.index(self.ndot)
-        flags = (hard, lif.decay_input, SURROGATES[type(function)], ndot)
-        return np.array((*values, function.alpha, torch.finfo(dtype).tiny, *flags), _LIF)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
 def fused_lif_step(
     x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0, ndot: str | None = None
 ) -> Tensor:
@@ -156,151 +128,236 @@ def fused_lif_step(
     Returns:
         The spike s[t], laid out in memory like x; it carries the gradient, as the new `v` does.
     """
-    constants = _Constants(lif, trace_decay, ndot)
-    if torch.is_grad_enabled() and x.requires_grad:
-        spike: Tensor
-        spike, state["v"] = _FusedLIF.apply(x, state, constants)
-        return spike
-    return _forward(x, state, constants, keep=False)[0]
+    return _run(x, state, lif, trace_decay, ndot)[0]
 
 
-class _FusedLIF(torch.autograd.Function):
-    """The fused step; keeps what `lif._FromState` keeps."""
+def fused_lif_scan(
+    x_seq: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0, ndot: str | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Do `fused_lif_step` for K time steps in one kernel, the membrane in registers.
+
+    Args:
+        x_seq: Input currents, [K, N, ...], K from 1.
+        state: That before the first step, [N, ...], which becomes that after the last one.
+        lif: As in `fused_lif_step`, as are the others.
+        trace_decay: As there.
+        ndot: As there.
+
+    Returns:
+        The spikes [K, N, ...], which carry the gradient, as the new `v` does (that of its own
+        step); and the trace after each step, [K, N, ...], in its stored form, or None where none
+        is kept.
+    """
+    return _run(x_seq, state, lif, trace_decay, ndot)
+
+
+def _run(
+    x: Tensor, state: LIFState, lif: LIF, trace_decay: float, ndot: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """Advance a state by one time step, or by several where x has one dimension more than it."""
+    trace, memory = state["trace"], None
+    if isinstance(trace, NDOTState):
+        trace, memory = trace
+    function = lif.surrogate_function
+    keep = torch.is_grad_enabled() and x.requires_grad
+    arguments = (
+        x,
+        state["v"].detach(),
+        trace,
+        memory,
+        lif.tau,
+        trace_decay,
+        lif.v_threshold,
+        lif.v_reset,
+        function.alpha,
+        lif.decay_input,
+        SURROGATES[type(function)],
+        0 if ndot is None else 1 + NDOT_VARIANTS.index(ndot),
+        keep,
+    )
+    run: Any = torch.ops.sj_ottt.lif_scan
+    if _is_eager(x):
+        run = _Eager.apply if keep else _scan
+    spike, v, _, trace_seq, trace_new, memory_new, _ = run(*arguments)
+    state["v"] = v
+    if trace is None:
+        return spike, None
+    trace_new = trace_new if x.dim() > v.dim() else trace_seq
+    state["trace"] = trace_new if memory is None else NDOTState(trace_new, memory_new)
+    return spike, trace_seq
+
+
+def _is_eager(x: Tensor) -> bool:
+    """Whether a tensor is one of numbers, and is not being traced.
+
+    Then the kernels are called as they are: PyTorch takes longer to call an operator that was
+    written in Python than a GPU takes to run it.
+    """
+    return type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+# The operators. What is not wanted is None, and empty where PyTorch asks for tensors.
+
+
+_CONSTANTS = (
+    "float tau, float trace_decay, float v_threshold, float? v_reset, float alpha, "
+    "bool decay_input, int surrogate, int ndot"
+)
+torch.library.define(
+    "sj_ottt::lif_scan",
+    f"(Tensor x, Tensor v, Tensor? trace, Tensor? memory, {_CONSTANTS}, bool keep)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+torch.library.define(
+    "sj_ottt::lif_backward",
+    f"(Tensor grad, Tensor membrane, Tensor? fired, {_CONSTANTS}) -> Tensor",
+)
+
+
+def _new(
+    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, hard: bool, keep: bool
+) -> tuple[Tensor | None, ...]:
+    """Return new tensors for what `lif_scan` returns, see `_scan`.
+
+    Those of a step are laid out like a step of x, and those of several steps one after the other.
+    """
+    several = x.dim() > v.dim()
+    last = torch.empty_like(x[0] if several else x)
+
+    def of_steps(dtype: torch.dtype) -> Tensor:
+        if not several:
+            return torch.empty_like(last, dtype=dtype)
+        strides = (last.numel(), *last.stride())
+        return last.new_empty_strided((x.shape[0], *last.shape), strides, dtype=dtype)
+
+    stored = x.dtype if trace is None else trace.dtype
+    from_v = keep and not several and not hard
+    return (
+        of_steps(x.dtype),
+        last,
+        of_steps(x.dtype) if keep and not from_v else None,
+        None if trace is None else of_steps(stored),
+        None if trace is None or not several else torch.empty_like(last, dtype=stored),
+        None if memory is None else torch.empty_like(last),
+        of_steps(torch.uint8) if from_v and stored != torch.uint8 else None,
+    )
+
+
+def _scan(
+    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
+) -> tuple[Tensor | None, ...]:
+    """Run the forward kernel; see `fused_lif_scan`.
+
+    Returns:
+        Of each step the spikes; of the last one v[t]; of each step u[t] and the trace; of the last
+        of several steps the trace; of the last one NDOT's memory, and its spikes as bytes. What
+        a backward pass needs is u[t]; or, after a single step with a soft reset, v[t], which the
+        state keeps anyway, and the spikes, unless a packed trace has them.
+    """
+    neuron, keep = Neuron(*rest[:-1]), rest[-1]
+    several = x.dim() > v.dim()
+    out = _new(x, v, trace, memory, neuron.v_reset is not None, keep)
+    spike, last, u, trace_seq, trace_new, memory_new, fired = out
+    if last is None or last.numel() == 0:
+        return out
+    if memory is not None and trace is not None and memory.stride() != trace.stride():
+        memory = torch.empty_like(trace).copy_(memory)  # the kernel walks both at one pace
+    steps, x_step = (x.shape[0], x.stride(0)) if several else (1, 0)
+    launch(
+        "lif_forward",
+        neuron,
+        (x[0] if several else x, v, v if trace is None else trace),
+        (x, v, trace, memory, spike, u, trace_seq, fired, last, trace_new, memory_new),
+        last,
+        torch.uint8 if trace is None else trace.dtype,
+        (steps, x_step, last.numel()),
+    )
+    return out
+
+
+def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
+    """Run the backward kernel: the gradient of the input from that of the spikes."""
+    grad_x = torch.empty_like(membrane)
+    if grad_x.numel():
+        tensors = (grad, membrane, fired, grad_x)
+        inputs = (grad, membrane, membrane if fired is None else fired)
+        launch("lif_backward", Neuron(*values), inputs, tensors, grad_x, torch.uint8)
+    return grad_x
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    x, v, trace, _, *values, _ = inputs
+    _, last, u, trace_seq, _, _, fired = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*(tensor for tensor in output[2:] if tensor is not None))
+    ctx.several, ctx.neuron = x.dim() > v.dim(), Neuron(*values)
+    if ctx.several or ctx.neuron.v_reset is not None:
+        ctx.save_for_backward(u, None)
+    else:
+        packed = trace is not None and trace.dtype == torch.uint8
+        ctx.save_for_backward(last, trace_seq if packed else fired)
+
+
+def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    membrane, fired = ctx.saved_tensors
+    neuron: Neuron = ctx.neuron
+    grad_x = None
+    if grad is not None:
+        backward = _backward if _is_eager(grad) else torch.ops.sj_ottt.lif_backward
+        grad_x = backward(grad.to(membrane.dtype), membrane, fired, *neuron)
+    if grad_v is not None:  # of the membrane after the last step; its reset carries none
+        if neuron.v_reset is not None:
+            u = membrane[-1] if ctx.several else membrane
+            grad_v = grad_v * (u < neuron.v_threshold)
+        grad_v = grad_v / neuron.tau if neuron.decay_input else grad_v
+        if ctx.several:
+            grad_v = torch.cat([torch.zeros_like(membrane[1:]), grad_v.unsqueeze(0)])
+        grad_x = grad_v if grad_x is None else grad_x + grad_v
+    return (grad_x, *[None] * (4 + len(neuron)))
+
+
+class _Eager(torch.autograd.Function):
+    """`_scan` with its gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        state: LIFState,
-        constants: _Constants,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.set_materialize_grads(False)
-        spike, membrane, fired = _forward(x, state, constants, keep=True)
-        ctx.save_for_backward(membrane, fired)
-        ctx.constants = constants
-        return spike, state["v"]
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
+        out = _scan(*arguments)
+        _keep(ctx, arguments, out)
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor | None, grad_v: Tensor | None) -> tuple[Any, ...]:
-        membrane, fired = ctx.saved_tensors
-        from_v = None if grad_v is None else membrane_gradient(grad_v, fired, ctx.constants.lif)
-        if grad is None:
-            return from_v, None, None
-        grad = grad.to(membrane.dtype)
-        grad_x = torch.empty_like(membrane)
-        call = _arguments(_BACKWARD, ctx.constants, (grad, membrane, fired), grad_x)
-        tensors = {"grad": grad, "membrane": membrane, "fired": fired, "grad_x": grad_x}
-        for name, tensor in tensors.items():
-            call[name] = tensor.data_ptr()
-        _launch("lif_backward", call, grad_x, torch.float32)
-        return grad_x if from_v is None else grad_x.add_(from_v), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        return _gradient(ctx, *grads)
 
 
-def _forward(
-    x: Tensor, state: LIFState, constants: _Constants, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Advance the state; return the spike and what the backward pass needs: membrane and spike."""
-    x, v, trace, memory = x.detach(), state["v"].detach(), state["trace"], None
-    if isinstance(trace, NDOTState):
-        trace, memory = trace
-        if memory.stride() != trace.stride():  # the kernel walks both at one pace
-            memory = torch.empty_like(trace).copy_(memory)
-    packed = trace is not None and trace.dtype == torch.uint8
-    hard = constants.lif.v_reset is not None
-    spike, v_new = torch.empty_like(x), torch.empty_like(x)
-    trace_new = None if trace is None else torch.empty_like(x, dtype=trace.dtype)
-    new = {
-        "spike": spike,
-        "v_new": v_new,
-        "trace_new": trace_new,
-        "memory_new": None if memory is None else torch.empty_like(x),
-        "fired": torch.empty_like(x, dtype=torch.uint8) if keep and not packed else None,
-        "u": torch.empty_like(x) if keep and hard else None,
-    }
-    call = _arguments(_FORWARD, constants, (x, v, v if trace is None else trace), spike)
-    for name, tensor in {"x": x, "v": v, "trace": trace, "memory": memory, **new}.items():
-        call[name] = 0 if tensor is None else tensor.data_ptr()
-    _launch("lif_forward", call, x, torch.float32 if trace is None else trace.dtype)
-    state["v"], state["trace"] = v_new, trace_new
-    if trace_new is not None and new["memory_new"] is not None:
-        state["trace"] = NDOTState(trace_new, new["memory_new"])
-    membrane = v_new if new["u"] is None else new["u"]
-    return spike, membrane, trace_new if packed else new["fired"]
+def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """Put empty tensors in the place of None."""
+    return tuple(x.new_empty(0) if tensor is None else tensor for tensor in out)
 
 
-def _arguments(
-    dtype: np.dtype, constants: _Constants, inputs: tuple[Tensor, ...], out: Tensor
-) -> np.ndarray:
-    """Return a kernel's struct with its constants and its layout; the pointers are still zero."""
-    call = np.zeros((), dtype)
-    call["lif"] = constants.pack(out.dtype)
-    layout = call["layout"]
-    layout["count"] = out.numel()
-    # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
-    aligned = all(t.data_ptr() % (16 // out.itemsize * t.itemsize) == 0 for t in inputs)
-    strides = [t.stride() for t in (*inputs, out)]
-    if aligned and all(s == strides[-1] for s in strides) and _dense(out):
-        return call
-    size, merged = _merged(out.shape, strides)
-    if len(size) > MAX_DIMS:
-        raise InputError(f"x has {len(size)} dimensions that do not merge, more than {MAX_DIMS}")
-    layout["dims"] = len(size)
-    layout["size"][: len(size)] = size
-    layout["stride"][:, : len(size)] = merged
-    return call
+@torch.library.impl("sj_ottt::lif_scan", "default")
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
+def _scan_operator(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return _filled(x, _scan(x, *rest))
 
 
-def _dense(x: Tensor) -> bool:
-    """Whether a tensor's elements fill its memory without gaps or overlaps."""
-    if x.is_contiguous():
-        return True
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return x.dim() in formats and x.is_contiguous(memory_format=formats[x.dim()])
+@torch.library.register_fake("sj_ottt::lif_scan")  # type: ignore[untyped-decorator]
+def _fake_scan(
+    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
+) -> tuple[Tensor, ...]:
+    return _filled(x, _new(x, v, trace, memory, rest[3] is not None, rest[-1]))
 
 
-def _merged(
-    shape: tuple[int, ...], strides: list[tuple[int, ...]]
-) -> tuple[list[int], list[list[int]]]:
-    """Order dimensions by the output's strides and merge those that all tensors walk as one.
-
-    Returns:
-        The sizes, and for each tensor its strides; the last dimension changes fastest.
-    """
-    order = sorted((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: -strides[-1][d])
-    size: list[int] = []
-    merged: list[list[int]] = [[] for _ in strides]
-    for d in order:
-        pairs = list(zip(merged, strides, strict=True))
-        if size and all(m[-1] == s[d] * shape[d] for m, s in pairs):
-            size[-1] *= shape[d]
-            for m, s in pairs:
-                m[-1] = s[d]
-        else:
-            size.append(shape[d])
-            for m, s in pairs:
-                m.append(s[d])
-    return size, merged
+@torch.library.impl("sj_ottt::lif_backward", "default")
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _backward_operator(*arguments: Any) -> Tensor:
+    return _backward(*arguments)
 
 
-def _launch(name: str, call: np.ndarray, like: Tensor, trace: torch.dtype) -> None:
-    """Run a kernel on the device of `like`, in the stream that PyTorch uses there."""
-    import cupy
-
-    if like.numel() == 0:
-        return
-    lanes = 1 if call["layout"]["dims"] else 16 // like.itemsize
-    blocks = -(-like.numel() // (THREADS * lanes))
-    stream = torch.cuda.current_stream(like.device).cuda_stream
-    with cupy.cuda.Device(like.device.index), cupy.cuda.ExternalStream(stream):
-        # An array of one struct goes to the kernel by value.
-        _kernel(name, SCALARS[like.dtype], TRACES[trace])((blocks,), (THREADS,), (call,))
+@torch.library.register_fake("sj_ottt::lif_backward")  # type: ignore[untyped-decorator]
+def _fake_backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
+    return torch.empty_like(membrane)
 
 
-@functools.cache
-def _kernel(name: str, scalar: str, trace: str) -> Any:
-    import cupy
-
-    options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}")
-    code = SOURCE.read_text(encoding="utf-8")
-    return cupy.RawModule(code=code, options=options).get_function(name)
+torch.library.register_autograd("sj_ottt::lif_scan", _gradient, setup_context=_keep)

@@ -5,7 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["NDOT_VARIANTS", "NDOTState", "advance_ndot"]
+from sj_ottt._ops.lif import LIF, LIFState, lif_step
+
+__all__ = ["NDOT_VARIANTS", "NDOTState", "advance_ndot", "ndot_step"]
 
 NDOT_VARIANTS = ("paper", "code")
 
@@ -61,3 +63,30 @@ def advance_ndot(
     q = torch.sub(v, spike, alpha=v_threshold)
     ratio = (q / memory).nan_to_num_(nan=lam, posinf=lam, neginf=lam)
     return NDOTState(ratio.clamp_(-lam, lam).mul_(trace).add_(spike), q)
+
+
+def ndot_step(x: Tensor, state: LIFState, lif: LIF, variant: str) -> Tensor:
+    """Do `lif_step` with NDOT's trace beside it.
+
+    Args:
+        x: Input current I[t], [N, ...].
+        state: That of t − 1, which becomes that of t; its trace is an `NDOTState`.
+        lif: Constants.
+        variant: One of `NDOT_VARIANTS`.
+
+    Returns:
+        The spike s[t], which carries the gradient.
+    """
+    v_before, plain = state["v"].detach(), LIFState(v=state["v"], trace=None)
+    spike = lif_step(x, plain, lif)
+    state["v"] = plain["v"]
+    state["trace"] = advance_ndot(
+        state["trace"],
+        spike.detach(),
+        v_before,
+        state["v"].detach(),
+        lam=lif.lam,
+        v_threshold=lif.v_threshold,
+        variant=variant,
+    )
+    return spike

@@ -3,7 +3,8 @@
 import dis
 import operator
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn, Self
 
@@ -45,14 +46,18 @@ class Pair(list[Tensor]):
         spike: s[t], [N, ...], which carries the gradient.
         trace: â[t], which carries none.
         spike_suffices: Whether the trace is the spike itself (`Rule.spike_suffices`).
+        factor: What `spike` is still to be multiplied by.
 
     Raises:
         InputError: If something is done to it that would leave the trace behind.
     """
 
-    def __init__(self, spike: Tensor, trace: Trace, spike_suffices: bool = False):
+    def __init__(
+        self, spike: Tensor, trace: Trace, spike_suffices: bool = False, factor: float = 1.0
+    ):
         super().__init__()  # the list itself stays empty: a trace need not be a tensor yet
-        self.spike = spike
+        self._plain = spike
+        self._factor = factor
         self.trace = trace
         self.spike_suffices = spike_suffices
 
@@ -73,6 +78,27 @@ class Pair(list[Tensor]):
             )
         spike, trace = items
         return cls(spike, Trace(trace))
+
+    @property
+    def spike(self) -> Tensor:
+        """The spike, which carries the gradient."""
+        if self._factor == 1:
+            return self._plain
+        spike = self._plain * self._factor
+        if torch.is_grad_enabled():  # or the gradient would end here from now on
+            self._plain, self._factor = spike, 1.0
+        return spike
+
+    def scaled(self, factor: float) -> Self:
+        """Return the pair times a factor, which waits until the spike or the trace is needed."""
+        trace = self.trace.scaled(factor)
+        return type(self)(self._plain, trace, self.spike_suffices, self._factor * factor)
+
+    def without_factor(self) -> tuple[Tensor, Trace, float]:
+        """Return spike and trace and the factor of both: what a weight may be multiplied by."""
+        if self._factor != self.trace.factor:
+            return self.spike, self.trace, 1.0
+        return self._plain, replace(self.trace, factor=1.0), self._factor
 
     @property
     def values(self) -> Tensor:
@@ -100,8 +126,8 @@ class Pair(list[Tensor]):
 
     def through(self, linear_map: LinearMap) -> Self:
         """Return the pair behind a linear map; the trace waits until it is needed."""
-        spike, trace = linear_map(self.spike), self.trace.through(linear_map)
-        return type(self)(spike, trace, self.spike_suffices)
+        spike, trace = linear_map(self._plain), self.trace.through(linear_map)
+        return type(self)(spike, trace, self.spike_suffices, self._factor)
 
     def __len__(self) -> int:
         return 2
@@ -166,7 +192,7 @@ class Pair(list[Tensor]):
         return _by_the_spike(func, args, kwargs, pairs, reason)
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("spike", "trace", "spike_suffices") or name.startswith("__"):
+        if name in ("trace", "spike_suffices") or name.startswith("_"):
             raise AttributeError(name)  # a copy asks before they are set
         if name in functions.LINEAR_PROPERTIES:
             return self.through(operator.attrgetter(name))
@@ -315,14 +341,16 @@ def _pair_of(
     """Return the pair of a function's result, or of one of its results."""
 
     def traced(part: Callable[[Pair], Tensor]) -> Tensor:
-        found = func(*_replace(args, Pair, part), **_replace(kwargs, Pair, part))
+        found = func(
+            *functions.replace_in(args, Pair, part), **functions.replace_in(kwargs, Pair, part)
+        )
         trace: Tensor = found if number is None else found[number]
         return trace
 
     if not spike.is_floating_point():
         raise _refusal(func.__name__, "gives numbers that have no gradient")
     suffices = all(pair.spike_suffices for pair in pairs)
-    if len(pairs) == 1 and not _tensors_in([*args, *kwargs.values()]):
+    if len(pairs) == 1 and not functions.tensors_in([*args, *kwargs.values()]):
         return Pair(spike, pairs[0].trace.through(lambda v: traced(lambda pair: v)), suffices)
     with torch.no_grad():
         return Pair(spike, Trace(traced(lambda pair: pair.values)), suffices)
@@ -339,7 +367,7 @@ def _product(
     Returns:
         None where a factor that learns is no weight.
     """
-    tensors = _tensors_in([*args, *kwargs.values()])
+    tensors = functions.tensors_in([*args, *kwargs.values()])
     learning = [tensor for tensor in tensors if tensor.requires_grad]
     if not learning:
         return _mapped(func, args, kwargs, pairs)
@@ -404,44 +432,19 @@ def _pairs_in(arg: Any) -> list[Pair]:
     """Return the pairs in nested arguments."""
     if isinstance(arg, Pair):
         return [arg]
-    return [pair for item in _items(arg) for pair in _pairs_in(item)]
-
-
-def _tensors_in(arg: Any) -> list[Tensor]:
-    """Return the tensors in nested arguments that belong to no pair."""
-    if isinstance(arg, Tensor):
-        return [arg]
-    return [tensor for item in _items(arg) for tensor in _tensors_in(item)]
-
-
-def _items(arg: Any) -> Iterable[Any]:
-    """Return what is nested in an argument."""
-    if type(arg) is dict:
-        return arg.values()
-    return arg if type(arg) in (list, tuple) else ()
+    return [pair for item in functions.items(arg) for pair in _pairs_in(item)]
 
 
 def _spikes(args: Any) -> Any:
     """Return arguments with the spike in the place of each pair."""
-    return _replace(args, Pair, lambda pair: pair.spike)
+    return functions.replace_in(args, Pair, lambda pair: pair.spike)
 
 
 def _traces(args: Any) -> Any:
     """Return arguments with the values of the trace in the place of each pair."""
-    return _replace(args, Pair, lambda pair: pair.values)
+    return functions.replace_in(args, Pair, lambda pair: pair.values)
 
 
 def _without_gradients(args: Any) -> Any:
     """Return arguments with all tensors that belong to no pair detached."""
-    return _replace(args, Tensor, lambda tensor: tensor.detach())
-
-
-def _replace(arg: Any, kind: type, new: Callable[[Any], Tensor]) -> Any:
-    """Return nested arguments with something else in the place of each pair, or tensor."""
-    if isinstance(arg, kind):
-        return new(arg)
-    if type(arg) in (list, tuple):  # not a torch.Size
-        return type(arg)(_replace(item, kind, new) for item in arg)
-    if type(arg) is dict:
-        return {key: _replace(item, kind, new) for key, item in arg.items()}
-    return arg
+    return functions.replace_in(args, Tensor, lambda tensor: tensor.detach())

@@ -15,7 +15,11 @@ from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.trace import Trace
 from sj_ottt.errors import InputError
 
-__all__ = ["LearningModule", "Rule"]
+__all__ = ["LearningModule", "Rule", "Scan"]
+
+
+Scan = Callable[[Tensor, LIFState, LIF, bool], tuple[Tensor, Tensor | None]]
+"""Takes neurons through several time steps; see `Rule.scan`."""
 
 
 def _check_any_form(trace_dtype: str, lam: float) -> None:
@@ -46,6 +50,9 @@ class Rule:
         spike_suffices: Whether the spike alone is enough for the next synapse's gradient, so that
             a neuron may leave the trace out.
         has_fused_step: Whether `step` knows a fused kernel.
+        scan: (currents I[t] [K, N, ...], state, constants, whether to take a fused kernel) → spikes
+            s[t] and the trace of each step, both [K, N, ...], the trace None where the spikes are
+            handed on alone; the state becomes that of the last step. None does `step` K times.
     """
 
     name: str
@@ -57,6 +64,7 @@ class Rule:
     through_time: bool = False
     spike_suffices: bool = False
     has_fused_step: bool = False
+    scan: Scan | None = None
 
     def __str__(self) -> str:
         return self.name if self.variant is None else f"{self.name} ({self.variant})"
@@ -94,10 +102,13 @@ class LearningModule(PairHooks, base.MemoryModule):
         rule: The rule; `sj_ottt.set_rule` changes it for a whole model.
         variant: The variant that the module takes of a rule that has several; None for the rule's
             own choice.
+        in_chunk: Whether the network that the module belongs to takes several time steps in one
+            batch (`train_step`'s `chunk`).
     """
 
     rule: Rule
     variant: str | None = None
+    in_chunk: bool = False
 
     def learns(self) -> bool:
         """Whether a call of the module takes part in training.

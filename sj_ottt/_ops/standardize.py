@@ -1,5 +1,6 @@
 """Scaled weight standardization, with its gradient in closed form."""
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -10,7 +11,13 @@ from torch.autograd.function import once_differentiable
 __all__ = ["scaled_weight_standardization"]
 
 
-def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+_BLOCK = 1 << 17
+"""Elements of a weight that a CPU standardizes at once, so that they stay in its cache."""
+
+
+def scaled_weight_standardization(
+    weight: Tensor, gain: Tensor | None, eps: float, out: Tensor | None = None
+) -> Tensor:
     """Standardize: Ŵ = gain ⊙ (W − mean) / sqrt(var · fan_in + eps), per output channel.
 
     It is that of the OTTT paper's section 4.4. The variance is unbiased and eps stands beside
@@ -21,12 +28,14 @@ def scaled_weight_standardization(weight: Tensor, gain: Tensor | None, eps: floa
         weight: [C_out, ...].
         gain: Learnable scale of each output channel, [C_out, 1, ...], or None.
         eps: Keeps a constant filter finite.
+        out: Takes the result, shaped like `weight`, with its elements in any order in memory; None
+            makes a new tensor.
 
     Returns:
         The standardized weight, shaped like `weight`.
     """
     with _without_autocast(weight):
-        made: Tensor = _Standardize.apply(weight, gain, eps)
+        made: Tensor = _Standardize.apply(weight, gain, eps, out)
     return made
 
 
@@ -38,46 +47,77 @@ class _Standardize(torch.autograd.Function):
     ∇gain = sum(∇Ŵ ŵ)
     ∇W = gain / sqrt(var · n + eps) · (∇Ŵ − mean(∇Ŵ) − n / (n − 1) · sum(∇Ŵ ŵ) ŵ)
 
-    so ŵ and one number per channel are all that is kept, and a weight that is changed by hand in
+    so Ŵ and one number per channel are all that is kept, and a weight that is changed by hand in
     between does no harm.
     """
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, gain: Tensor | None, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, weight: Tensor, gain: Tensor | None, eps: float, out: Tensor | None
+    ) -> Tensor:
+        made = torch.empty_like(weight) if out is None else out.detach()
         # Along rows of memory: PyTorch's variance over several dimensions takes 30 times as long.
-        order = _memory_order(weight)
-        unit = _rows(weight, order)
-        unit = unit - unit.mean(1, keepdim=True)
-        fan_in = unit.shape[1]
-        var = torch.linalg.vecdot(unit, unit).unsqueeze(1) / (fan_in - 1)
-        std = torch.sqrt(var * fan_in + eps)
-        unit.div_(std)
+        order = _memory_order(made)
+        source, rows = weight.permute(0, *order), _rows(made, order)
+        fan_in, stds = rows.shape[1], []
         gain = None if gain is None else gain.flatten(1).clone()
-        ctx.save_for_backward(unit, std, gain)
-        ctx.order = order
-        return _from_rows(unit if gain is None else unit * gain, weight, order)
+        # ŵ is Ŵ / gain, but for a gain of 0; a GPU would have to wait to be asked about that.
+        apart = gain is not None and (not _in_blocks(weight) or bool((gain == 0).any()))
+        unit = torch.empty_like(made) if apart else made
+        unit_rows = _rows(unit, order)
+        for block in _blocks(rows):
+            part = unit_rows[block]
+            part.view(-1, *source.shape[1:]).copy_(source[block])
+            part.sub_(part.mean(1, keepdim=True))
+            var = torch.linalg.vector_norm(part, dim=1, keepdim=True).square_() / (fan_in - 1)
+            stds.append(torch.sqrt(var * fan_in + eps))
+            part.div_(stds[-1])
+            if gain is not None:
+                torch.mul(part, gain[block], out=rows[block])
+        ctx.save_for_backward(unit, torch.cat(stds), gain)
+        ctx.of_made, ctx.order, ctx.shape = not apart, order, weight.shape
+        ctx.stride = torch.empty_like(weight, device="meta").stride()
+        return made
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         with _without_autocast(grad):
-            return _Standardize._gradients(ctx, grad)
+            return *_Standardize._gradients(ctx, grad), None, None
 
     @staticmethod
-    def _gradients(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        unit, std, gain = ctx.saved_tensors
-        rows = _rows(grad, ctx.order)
-        along = torch.linalg.vecdot(rows, unit).unsqueeze(1)
-        grad_weight = grad_gain = None
-        if ctx.needs_input_grad[1]:
-            grad_gain = along.view(-1, *[1] * (grad.dim() - 1))
-        if ctx.needs_input_grad[0]:
-            fan_in = rows.shape[1]
-            scale = 1 / std if gain is None else gain / std
-            grad_weight = rows - rows.mean(1, keepdim=True)
-            grad_weight.addcmul_(unit, along * fan_in / (1 - fan_in)).mul_(scale)
-            grad_weight = _from_rows(grad_weight, grad, ctx.order)
-        return grad_weight, grad_gain, None
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        kept, std, gain = ctx.saved_tensors
+        rows, kept = _rows(grad, ctx.order), _rows(kept, ctx.order)
+        along = torch.cat([(rows[b] * kept[b]).sum(1, keepdim=True) for b in _blocks(rows)])
+        made_by = gain if ctx.of_made and gain is not None else None  # what is kept is made_by ⊙ ŵ
+        along = along if made_by is None else along / made_by
+        grad_gain = along.view(-1, *[1] * (grad.dim() - 1)) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[0]:
+            return None, grad_gain
+        fan_in = rows.shape[1]
+        scale = std.reciprocal() if gain is None else gain / std
+        back = scale * along * fan_in / (1 - fan_in)
+        back = back if made_by is None else back / made_by
+        # In the order of the weight's own memory, so that the weight takes it for its gradient.
+        grad_weight = grad.new_empty_strided(ctx.shape, ctx.stride)
+        target = grad_weight.permute(0, *ctx.order)
+        for block in _blocks(rows):
+            part = rows[block] - rows[block].mean(1, keepdim=True)
+            part.mul_(scale[block]).addcmul_(kept[block], back[block])
+            target[block] = part.view_as(target[block])
+        return grad_weight, grad_gain
+
+
+def _in_blocks(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _blocks(rows: Tensor) -> Iterator[slice]:
+    """Yield the output channels block by block."""
+    step = max(1, _BLOCK // rows.shape[1]) if _in_blocks(rows) else len(rows)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
@@ -95,9 +135,3 @@ def _memory_order(weight: Tensor) -> list[int]:
 def _rows(weight: Tensor, order: list[int]) -> Tensor:
     """Return [C_out, fan_in]; no copy where the weight lies in memory in this order."""
     return weight.permute(0, *order).flatten(1)
-
-
-def _from_rows(rows: Tensor, like: Tensor, order: list[int]) -> Tensor:
-    """Undo `_rows`, for a weight of the shape of `like`."""
-    permuted: Tensor = rows.unflatten(1, [like.shape[d] for d in order])
-    return permuted.permute(0, *(1 + order.index(d) for d in range(1, like.dim())))

@@ -132,11 +132,12 @@ class _TracedProduct(torch.autograd.Function):
         product: Product,
         maps: tuple[LinearMap, ...],
         constant: float,
+        factor: float,
         sink: GradientSink | None,
     ) -> Tensor:
         ctx.save_for_backward(stored, weight)
         ctx.product, ctx.sink, ctx.spike_shape = product, sink, spike.shape
-        ctx.maps, ctx.constant = maps, constant
+        ctx.maps, ctx.constant, ctx.factor = maps, constant, factor
         return product(spike, weight, bias)
 
     @staticmethod
@@ -148,7 +149,7 @@ class _TracedProduct(torch.autograd.Function):
         weight = weight.to(grad.dtype)
         trace = grad.new_empty(1).expand(ctx.spike_shape)  # enough where no weight wants it
         if need_weight:
-            trace = Trace(stored, ctx.maps).decode(grad.dtype)
+            trace = Trace(stored, ctx.maps, factor=ctx.factor).decode(grad.dtype)
         needs = (need_spike, need_weight, need_bias)
         grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
         if grads[1] is not None and ctx.constant != 1:
@@ -156,7 +157,7 @@ class _TracedProduct(torch.autograd.Function):
         if ctx.sink is not None:
             ctx.sink.add(*grads)
             grads = [None, None]
-        return grad_spike, None, *grads, None, None, None, None
+        return grad_spike, None, *grads, None, None, None, None, None
 
 
 def traced_product(
@@ -182,9 +183,8 @@ def traced_product(
         W s + b, [N, ...].
     """
     trace = Trace(spike) if trace is None else trace
-    out: Tensor = _TracedProduct.apply(
-        spike, trace.stored, weight, bias, product, trace.maps, trace.constant, sink
-    )
+    how = trace.maps, trace.constant, trace.factor
+    out: Tensor = _TracedProduct.apply(spike, trace.stored, weight, bias, product, *how, sink)
     return out
 
 

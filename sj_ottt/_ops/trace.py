@@ -48,20 +48,26 @@ class Trace:
         maps: Linear maps (pooling, scale, flattening), applied in this order.
         constant: The trace of the constant 1 that a bias multiplies: 1 in a step's own gradient,
             Σ λᵏ for what integrates its steps.
+        factor: What the values are multiplied by.
     """
 
     stored: Tensor
     maps: tuple[LinearMap, ...] = ()
     constant: float = 1.0
+    factor: float = 1.0
 
     def through(self, linear_map: LinearMap) -> "Trace":
         """Return the trace behind one more map."""
         return replace(self, maps=(*self.maps, linear_map))
 
+    def scaled(self, factor: float) -> "Trace":
+        """Return the trace times a factor."""
+        return replace(self, factor=self.factor * factor)
+
     def decode(self, dtype: torch.dtype) -> Tensor:
         """Return the values as an ordinary tensor, shaped like the spikes beside it."""
         with torch.no_grad():
-            values = decode(self.stored, dtype)
+            values = decode(self.stored, dtype, self.factor)
             for linear_map in self.maps:
                 values = linear_map(values)
         return values.to(dtype)  # a map may have gone to another dtype
@@ -93,24 +99,30 @@ def zeros(like: Tensor, trace_dtype: str) -> Tensor:
     return torch.zeros_like(like, dtype=dtype)
 
 
-def advance(stored: Tensor, spike: Tensor, decay: float) -> Tensor:
-    """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1].
+def advance(stored: Tensor, spike: Tensor, decay: float, out: Tensor | None = None) -> Tensor:
+    """Return â[t] = δ â[t−1] + s[t] in the form of â[t−1], in a new tensor or in `out`.
 
     Args:
         stored: â[t−1], [N, ...], in any form.
         spike: s[t], shaped like it, as booleans or numbers.
         decay: δ; 0.5 or 0 for a packed trace.
+        out: Takes the result; None makes a new tensor.
     """
     if stored.dtype == torch.uint8:
-        fired = spike if spike.dtype == torch.bool else spike > 0
-        before = stored >> 1 if decay else torch.zeros_like(stored)
-        return before.add_(fired.view(torch.uint8), alpha=NEWEST)
-    exact = stored.float() if stored.dtype.itemsize == 2 else stored
-    return (exact * decay).add_(spike).to(stored.dtype)
+        fired = spike.view(torch.uint8) if spike.dtype == torch.bool else spike.to(torch.uint8)
+        if not decay:
+            return torch.mul(fired, NEWEST, out=out)
+        return torch.bitwise_right_shift(stored, 1, out=out).add_(fired, alpha=NEWEST)
+    if stored.dtype.itemsize > 2:
+        return torch.mul(stored, decay, out=out).add_(spike)
+    rounded = (stored.float() * decay).add_(spike).to(stored.dtype)
+    return rounded if out is None else out.copy_(rounded)
 
 
-def decode(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a stored trace, in any form, as numbers of a dtype."""
+def decode(stored: Tensor, dtype: torch.dtype, factor: float = 1.0) -> Tensor:
+    """Return a stored trace, in any form and times a factor, as numbers of a dtype."""
     if stored.dtype == torch.uint8:
-        return stored.to(dtype).mul_(1 / NEWEST)
-    return stored.to(dtype)
+        if stored.is_cuda:  # in one pass, which on a CPU makes a copy on the way
+            return torch.mul(stored, factor / NEWEST, out=torch.empty_like(stored, dtype=dtype))
+        return stored.to(dtype).mul_(factor / NEWEST)
+    return stored.to(dtype) if factor == 1 else stored.to(dtype) * factor

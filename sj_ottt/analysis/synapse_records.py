@@ -43,8 +43,12 @@ class SynapseRecord:
         self.errors: list[Tensor] = []
         self.out: Tensor | None = None
 
-    def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
+    def __call__(
+        self, product: Product, x: Tensor, trace: Trace | None, factor: float = 1.0
+    ) -> Tensor:
         """Apply the synapse to one time step."""
+        if factor != 1 and trace is not None:
+            x, trace = factor * x, trace.scaled(factor)
         self._product, self._weight = product, self._synapse.make_fast_weight()
         out = traced_product(product, x, trace, self._weight, self._synapse.bias)
         if trace is not None:

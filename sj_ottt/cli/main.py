@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sj_ottt import __version__, zoo
 from sj_ottt.cli import data, export
+from sj_ottt.cli import zoo as zoo_commands
 from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data.encodings import EVENTS_FROM_IMAGE
 from sj_ottt.data.recordings.readers import open_recording
@@ -31,6 +32,7 @@ from sj_ottt.inference.predict import (
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import evaluate, load_trained
+from sj_ottt.run.finetune import FINETUNING
 from sj_ottt.run.group import started_by_torchrun
 from sj_ottt.run.stopping import RunStopped
 
@@ -84,6 +86,8 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
         kwargs["metavar"] = _METAVARS.get(field.name, last_word)
     # Where nothing is the default, the text itself says what that means.
     default = "" if field.default is None else f" (default: {field.default})"
+    if FINETUNING.get(field.name, field.default) != field.default:
+        default = default[:-1] + f"; with --pretrained: {FINETUNING[field.name]})"
     group.add_argument(
         "--" + field.name.replace("_", "-"),
         # No default reaches the namespace: only what was typed may win over the recipe.
@@ -399,6 +403,7 @@ def _parser() -> argparse.ArgumentParser:
         ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
         ("export", "write a trained model for another program", export.add, export.run),
         ("models", "list the models, their size and their weights", None, _models),
+        ("zoo", "list, check, export and import trained weights", zoo_commands.add, None),
     ):
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)

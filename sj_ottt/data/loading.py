@@ -20,7 +20,13 @@ from torch.utils.data import (
 
 from sj_ottt.errors import InputError
 
-__all__ = ["batches", "collate_for", "collate_still_images", "collate_time_first"]
+__all__ = [
+    "batches",
+    "collate_for",
+    "collate_still_images",
+    "collate_time_first",
+    "to_device",
+]
 
 
 def collate_time_first(items: Iterable[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,7 @@ def batches(
     part: tuple[int, int] = (0, 1),
     skip: int = 0,
     seed: int | None = None,
+    pin: bool = False,
 ) -> DataLoader[Any]:
     """Return batches of a data set, shuffled if there is a generator to shuffle with.
 
@@ -95,6 +102,7 @@ def batches(
         seed: Of the random numbers of each sample, together with its index, so that they depend
             neither on the process that loads it nor on the samples before it. None draws from
             torch's generator.
+        pin: Whether the batches lie in memory that a GPU copies from without the host's help.
 
     Raises:
         InputError: As `collate_for`.
@@ -110,8 +118,14 @@ def batches(
         batch_sampler=_Part(whole, part, skip),
         num_workers=workers,
         collate_fn=partial(_collate_part, dataset, collate),
+        pin_memory=pin,
         generator=torch.Generator(),  # so that loading draws nothing from torch's own
     )
+
+
+def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
+    """Return a batch's tensors on a device; where they are pinned, the host does not wait."""
+    return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
 
 
 class _Part(Sampler[list[int]]):

@@ -88,9 +88,6 @@ class Feedback(base.MemoryModule):
 
     def _feed(self, target: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if multi_step_parts(target):
-            online = isinstance(target, LearningModule) and not target.rule.through_time
-            if target.training and online:
-                return None  # the neuron itself refuses to train so
             raise InputError(
                 'a feedback cannot run in step_mode="m", because each step needs the one before: '
                 'call the network once per time step in step_mode="s", or put source and target '

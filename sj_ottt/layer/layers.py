@@ -21,6 +21,7 @@ __all__ = [
     "Flatten",
     "MaxPool2d",
     "OnBoth",
+    "OneMask",
     "Scale",
 ]
 
@@ -60,8 +61,10 @@ class _BlockAvgPool2d(sj_layer.AvgPool2d):
         """Pool a tensor."""
         k = self.kernel_size
         blocks = isinstance(k, int) and self.stride == k and self.padding == 0
-        if self.step_mode == "s" and blocks and not self.ceil_mode and not self.divisor_override:
-            return avg_pool2d(x, k)
+        if blocks and not self.ceil_mode and not self.divisor_override:
+            if self.step_mode == "s":
+                return avg_pool2d(x, k)
+            return torch.unflatten(avg_pool2d(x.flatten(0, 1), k), 0, x.shape[:2])
         out: Tensor = super().forward(x)
         return out
 
@@ -101,11 +104,11 @@ class Scale(OnBoth):
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Multiply a tensor, or spike and trace."""
         if isinstance(x, list | tuple):
-            return Pair.of(x).through(partial(torch.mul, other=self.scale))
+            return Pair.of(x).scaled(self.scale)
         return x * self.scale
 
 
-class _OneMask(OnBoth):
+class OneMask(OnBoth):
     """Base of dropouts: SpikingJelly's dropout, whose mask follows a changed batch size or dtype.
 
     The mask is drawn once per sequence (the first step after a reset) and shared by spike and
@@ -136,7 +139,7 @@ class _OneMask(OnBoth):
         return Pair(cast(Tensor, spike), trace, pair.spike_suffices)
 
 
-class Dropout(_OneMask, sj_layer.Dropout):
+class Dropout(OneMask, sj_layer.Dropout):
     """Dropout with one mask per sequence, shared by spike and trace.
 
     Args:
@@ -144,7 +147,7 @@ class Dropout(_OneMask, sj_layer.Dropout):
     """
 
 
-class Dropout2d(_OneMask, sj_layer.Dropout2d):
+class Dropout2d(OneMask, sj_layer.Dropout2d):
     """Dropout of whole channels with one mask per sequence, shared by spike and trace.
 
     Args:

@@ -18,6 +18,7 @@ from sj_ottt._ops.trace import Trace
 from sj_ottt.layer.synapse import StepWeight, Synapse
 
 __all__ = [
+    "MadeWeight",
     "OnlineWeight",
     "ThroughTimeWeight",
     "online_weights",
@@ -38,33 +39,56 @@ class OnlineWeight:
     def __init__(self, synapse: Synapse):
         self._synapse = synapse
         self._sources: tuple[object, ...] = ()
-        self._grads: list[Tensor | None] = [None, None]
+        self._made: dict[float, MadeWeight] = {}
 
-    def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
+    def __call__(
+        self, product: Product, x: Tensor, trace: Trace | None, factor: float = 1.0
+    ) -> Tensor:
         """Apply the synapse to one time step."""
         self._refresh()
-        return traced_product(product, x, trace, self._weight, self._bias, self)
+        if factor not in self._made:
+            self._made[factor] = MadeWeight(self._synapse, factor, again=not self._made)
+        made = self._made[factor]
+        return traced_product(product, x, trace, made.weight, made.bias, made)
 
     def _refresh(self) -> None:
-        """Make the weight at the first step, and anew where a parameter has changed since."""
-        synapse = self._synapse
-        parameters = synapse.product_parameters()
+        """Let the weight be made anew where a parameter has changed since it was."""
+        parameters = self._synapse.product_parameters()
         sources = tuple((id(p), None if p is None else p._version) for p in parameters)
         if sources == self._sources:
             return
         self.finish()
-        # A checkpoint round the synapse would take what is saved here for a part of what it
-        # computes again, and then finds the weight made.
-        with torch.enable_grad(), _kept_here():
-            self._made = synapse.make_fast_weight()
-        self._weight = self._made.detach().requires_grad_(self._made.requires_grad)
-        self._bias = synapse.bias
+        self._made = {}
         # The parameters stay alive with their ids, which no other one can get meanwhile.
         self._sources, self._parameters = sources, parameters
 
+    def finish(self) -> None:
+        """Give the parameters their gradients."""
+        for made in self._made.values():
+            made.finish()
+
+
+class MadeWeight:
+    """A weight as the product takes it, and the sums of its gradients.
+
+    Args:
+        synapse: Whose weight it is.
+        factor: What it is multiplied by.
+        again: Whether it may lie where the last one lay.
+    """
+
+    def __init__(self, synapse: Synapse, factor: float, again: bool):
+        # A checkpoint round the synapse would take what is saved here for a part of what it
+        # computes again, and then finds the weight made.
+        with torch.enable_grad(), _kept_here():
+            self._whole = synapse.make_fast_weight(factor, again)
+        self.weight = self._whole.detach().requires_grad_(self._whole.requires_grad)
+        self.bias = synapse.bias
+        self._grads: list[Tensor | None] = [None, None]
+
     def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
         """Take over ∇W and ∇b of one time step."""
-        dtypes = (self._weight.dtype, None if self._bias is None else self._bias.dtype)
+        dtypes = (self.weight.dtype, None if self.bias is None else self.bias.dtype)
         for i, new in enumerate((grad_weight, grad_bias)):
             total = self._grads[i]
             if new is not None and total is None:
@@ -74,9 +98,7 @@ class OnlineWeight:
 
     def finish(self) -> None:
         """Give the parameters their gradients."""
-        if not self._sources:
-            return
-        made = zip((self._made, self._bias), self._grads, strict=True)
+        made = zip((self._whole, self.bias), self._grads, strict=True)
         grads = {tensor: grad for tensor, grad in made if tensor is not None and grad is not None}
         self._grads = [None, None]
         if grads:
@@ -103,8 +125,11 @@ class ThroughTimeWeight:
         self._synapse = synapse
         self._weight, self._bias = synapse.make_fast_weight(), synapse.bias
 
-    def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
+    def __call__(
+        self, product: Product, x: Tensor, trace: Trace | None, factor: float = 1.0
+    ) -> Tensor:
         """Apply the synapse to one time step; autograd keeps what the exact gradient needs."""
+        x = x if factor == 1 else x * factor
         weight = self._weight
         if torch._C._current_graph_task_id() != -1:
             # A checkpoint computes the step again, in a backward pass of its own, which would take

@@ -21,8 +21,10 @@ __all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", 
 class StepWeight(Protocol):
     """Applies a synapse in the synapse's stead while several time steps share one weight."""
 
-    def __call__(self, product: Product, x: Tensor, trace: Trace | None) -> Tensor:
-        """Map the input of one time step; see `traced_product`."""
+    def __call__(
+        self, product: Product, x: Tensor, trace: Trace | None, factor: float = 1.0
+    ) -> Tensor:
+        """Map the input of one time step, times a factor; see `traced_product`."""
 
     def finish(self) -> None:
         """Give the parameters what the steps have left for them."""
@@ -54,18 +56,32 @@ class Synapse(PairHooks, nn.Module):
         """Return the parameters that W and b are made of: when one changes, W is made anew."""
         return self.weight, self.bias
 
-    def make_fast_weight(self) -> Tensor:
-        """Return the same weight, laid out in memory as its product runs fastest."""
-        return fast_layout(self.make_weight())
+    def make_fast_weight(self, factor: float = 1.0, again: bool = False) -> Tensor:
+        """Return W times a factor, laid out in memory as the product runs fastest.
+
+        Args:
+            factor: What the spikes are multiplied by elsewhere, (γ W) s = W (γ s).
+            again: Whether it may lie where the last one that was made so lay.
+        """
+        weight = fast_layout(self.make_weight())
+        return weight if factor == 1 else factor * weight
 
     def forward(self, x: Tensor | Pair) -> Tensor:
         """Map a tensor, or a pair [spike, trace], to a tensor."""
         if isinstance(x, list | tuple):
-            return apply_synapse(self, Pair.of(x))
+            pair = Pair.of(x)
+            if self.step_mode == "s":
+                return apply_synapse(self, pair)
+            steps = pair.spike.shape[:2]
+            return torch.unflatten(apply_synapse(self, pair.through(merge_steps)), 0, steps)
         if self.step_weight is not None and self.step_mode == "s":
             return apply_synapse(self, x)
         out: Tensor = super().forward(x)
         return out
+
+
+merge_steps = partial(torch.flatten, start_dim=0, end_dim=1)
+"""[T, N, ...] → [T N, ...]: what knows of no time takes all steps as one batch."""
 
 
 def apply_synapse(module: Synapse, x: Tensor | Pair) -> Tensor:
@@ -83,6 +99,8 @@ def apply_synapse(module: Synapse, x: Tensor | Pair) -> Tensor:
     product = Product()
     if isinstance(module, _ConvNd):
         x, product = _convolution(module, x)
+    if isinstance(x, Pair) and module.step_weight is not None:
+        return module.step_weight(product, *x.without_factor())
     spike, trace = (x.spike, x.trace) if isinstance(x, Pair) else (x, None)
     if module.step_weight is not None:
         return module.step_weight(product, spike, trace)
@@ -110,9 +128,16 @@ def fast_layout(weight: Tensor) -> Tensor:
     which oneDNN takes as they are; the other layout it reorders in every call. On a GPU it is the
     user's choice (`model.to(memory_format=torch.channels_last)`), as it depends on the dtype.
     """
-    if weight.dim() == 4 and weight.device.type == "cpu":
-        return weight.contiguous(memory_format=torch.channels_last)
-    return weight
+    return weight.contiguous(memory_format=torch.channels_last) if _on_cpu(weight) else weight
+
+
+def fast_format(weight: Tensor) -> torch.memory_format:
+    """Return the memory format of that layout."""
+    return torch.channels_last if _on_cpu(weight) else torch.preserve_format
+
+
+def _on_cpu(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.device.type == "cpu"
 
 
 class Linear(Synapse, sj_layer.Linear):
@@ -134,14 +159,26 @@ class _Standardized(Synapse):
     gain: Tensor | None
     eps: float
     _kept: tuple[object, Tensor] | None = None
+    _room: Tensor | None = None
 
     def make_weight(self) -> Tensor:
         """Return the standardized weight Ŵ, shaped like `weight`."""
         return self._standardized(self.weight)
 
-    def make_fast_weight(self) -> Tensor:
-        """Return Ŵ laid out for speed; the weight is laid out first, its gradient's rows too."""
-        return self._standardized(fast_layout(self.weight))
+    def make_fast_weight(self, factor: float = 1.0, again: bool = False) -> Tensor:
+        """Return Ŵ times a factor, in one pass over the weight; see `Synapse.make_fast_weight`."""
+        weight = self.weight
+        again = again and weight.device.type == "cpu"  # a GPU's allocator keeps memory ready
+        room = self._room if again else None
+        if room is None or (room.device, room.dtype) != (weight.device, weight.dtype):
+            room = torch.empty_like(weight, memory_format=fast_format(weight))
+        # New memory would cost a large weight more time than its standardization.
+        self._room = room if again else None
+        gain = self.gain
+        if factor != 1:
+            gain = weight.new_full((len(weight), *[1] * (weight.dim() - 1)), factor)
+            gain = gain if self.gain is None else factor * self.gain
+        return scaled_weight_standardization(weight, gain, self.eps, room)
 
     def get_weight(self) -> Tensor:
         """Return the standardized weight Ŵ, by SpikingJelly's name for it."""
@@ -168,12 +205,12 @@ class _Standardized(Synapse):
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, and forget what was kept."""
-        self._kept = None
+        self._kept = self._room = None
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: not what can be made again."""
-        return {**self.__dict__, "_kept": None}
+        return {**self.__dict__, "_kept": None, "_room": None}
 
 
 class WSConv2d(_Standardized, sj_layer.WSConv2d):

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
+from sj_ottt.learning.passes.chunks import Chunk, find_chunk, grouped
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_one_step
-from sj_ottt.learning.passes.outputs import Structure, add, map_tensors, plain
+from sj_ottt.learning.passes.outputs import Structure, add, map_tensors
 from sj_ottt.learning.passes.processes import unwrapped
+from sj_ottt.learning.passes.update import NOT_FINITE, is_finite
 from sj_ottt.learning.state import carried
 
 __all__ = ["as_sequence", "combine_outputs", "predict", "predicts_last", "with_lengths"]
@@ -70,6 +72,8 @@ def predict(
     *,
     lengths: Tensor | None = None,
     reset: bool = True,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
 ) -> Structure:
     """Classify one batch without gradients or traces.
 
@@ -84,6 +88,8 @@ def predict(
             stands behind a sequence's end in `x_seq` is finite and has no influence.
         reset: Whether the state is reset before and after. Otherwise the sequence goes on from
             where the last call has left it, and the next call may go on from here.
+        chunk: How many time steps run together, or "auto", as in `train_step`.
+        memory_budget: Of "auto", as in `train_step`.
 
     Returns:
         Logits, [N, classes], summed over the steps or, of a model whose `prediction` is "last",
@@ -93,7 +99,7 @@ def predict(
     Raises:
         InputError: If a part of the model takes the batch for time (step mode "m"), the shape or
             the lengths do not fit, the input is not finite, `lengths` is given for a state that is
-            carried on, or the state is of a batch of another size.
+            carried on, the state is of a batch of another size, or `chunk` does not fit.
     """
     model = unwrapped(model)
     check_one_step(model)
@@ -102,8 +108,19 @@ def predict(
     # A state that goes on may be trained from, which tensors of inference mode cannot be.
     without_gradients = torch.inference_mode if reset else torch.no_grad
     with _evaluating(model), carried(model, x_seq.shape[1], reset), without_gradients():
-        prediction = combine_outputs(model, (plain(model(x)) for x in inputs), different)
+        together = find_chunk(chunk, memory_budget, model, x_seq)
+        outputs = _outputs(model, inputs, together, different)
+        prediction = combine_outputs(model, outputs, different)
     return map_tensors(Tensor.clone, prediction)  # ordinary tensors, which may enter a loss
+
+
+def _outputs(
+    model: nn.Module, inputs: Iterable[Tensor], chunk: Chunk, lengths: Lengths | None
+) -> Iterator[Structure]:
+    """Yield the outputs of each time step."""
+    for group in grouped(inputs, chunk, lambda t: lengths and lengths.running(t)):
+        with group.run(model, model) as outputs:
+            yield from outputs
 
 
 def with_lengths(
@@ -125,21 +142,23 @@ def with_lengths(
     return different, different.inputs(model, x_seq)
 
 
-def as_sequence(x: Tensor, steps: int | None, *, may_be_empty: bool = False) -> tuple[Tensor, int]:
+def as_sequence(
+    x: Tensor, steps: int | None, *, may_be_empty: bool = False, look: bool = True
+) -> tuple[Tensor, int]:
     """Return the sequence [T, N, ...] and T, the static batch repeated without a copy.
 
     Args:
         x: The sequence, or the static batch [N, ...].
         steps: T of a static batch.
         may_be_empty: Whether N may be 0.
+        look: Whether to refuse values that are not finite, which waits for the device.
 
     Raises:
         InputError: If it is no sequence, or holds values that are not finite.
     """
-    # A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
-    # extremes need no memory, where isfinite() would make masks as large as the sequence.
-    if x.is_floating_point() and x.numel() and not torch.stack(x.aminmax()).isfinite().all():
-        raise InputError("x_seq holds values that are not finite (NaN or inf): clean the input")
+    finite = is_finite(x) if look else None
+    if finite is not None and not finite:
+        raise InputError(NOT_FINITE)
     if steps is not None:
         if steps < 1:
             raise InputError(f"steps={steps}: give at least 1 time step")

@@ -1,7 +1,7 @@
 """The state of a network between time steps: reset, cut from its graph, saved and put back."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from sj_ottt.errors import InputError
 __all__ = [
     "SavedState",
     "carried",
+    "detach_modules",
     "detach_state",
     "load_state",
     "map_state",
@@ -39,7 +40,12 @@ def stateful_modules(model: nn.Module) -> list[base.MemoryModule]:
 
 def detach_state(model: nn.Module) -> None:
     """Cut the state of a model from the graph of the steps that made it."""
-    for module in stateful_modules(model):
+    detach_modules(stateful_modules(model))
+
+
+def detach_modules(modules: Iterable[base.MemoryModule]) -> None:
+    """Do `detach_state` for modules that are known already."""
+    for module in modules:
         for name, value in module._memories.items():
             # Not in place, as SpikingJelly does: what is kept may be a view.
             module._memories[name] = map_state(Tensor.detach, value)

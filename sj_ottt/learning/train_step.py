@@ -1,6 +1,6 @@
 """Online training: one forward and one backward pass per time step, nothing kept in between."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,11 +10,17 @@ from torch.optim.swa_utils import AveragedModel
 from sj_ottt.errors import InputError
 from sj_ottt.learning.fptt import FPTT
 from sj_ottt.learning.losses import CrossEntropyMSE
+from sj_ottt.learning.passes.chunks import find_chunk
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.outputs import Structure, map_tensors, stacked
 from sj_ottt.learning.passes.processes import Processes, unwrapped
-from sj_ottt.learning.passes.sequence import join_without_samples, train_sequence
-from sj_ottt.learning.passes.update import Update
+from sj_ottt.learning.passes.recorded import check_recordable, recorded_passes
+from sj_ottt.learning.passes.sequence import (
+    finish_recorded,
+    join_without_samples,
+    train_sequence,
+)
+from sj_ottt.learning.passes.update import Update, is_finite
 from sj_ottt.learning.predict import as_sequence, combine_outputs, with_lengths
 from sj_ottt.learning.state import carried
 
@@ -30,6 +36,8 @@ def ottt_online_training(
     target_seq: Structure,
     f_loss_t: _Loss,
     online: bool,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
 ) -> tuple[Tensor, Structure]:
     """Train on one batch of sequences; SpikingJelly's function of the same name.
 
@@ -44,14 +52,16 @@ def ottt_online_training(
         target_seq: [N, T, ...], or lists, tuples or dicts of such tensors.
         f_loss_t: Loss of one step, (outputs, target) → scalar.
         online: Update after every step (OTTT_O) instead of once per sequence (OTTT_A).
+        chunk: How many time steps run together, as in `train_step`.
+        memory_budget: As in `train_step`.
 
     Returns:
         The loss summed over the steps, and the outputs [N, T, ...], in the structure in which the
         model gives them; both detached.
 
     Raises:
-        InputError: If a neuron of the model does not take part in its rule, or a loss is not
-            finite; no parameter is changed by that step.
+        InputError: If a neuron of the model does not take part in its rule, a loss is not finite
+            (no parameter is changed by that step), or `chunk` does not fit.
     """
     if isinstance(optimizer, FPTT):
         raise InputError("ottt_online_training takes an optimizer: give FPTT to train_step")
@@ -62,7 +72,9 @@ def ottt_online_training(
     processes = Processes.of(model, len(x_seq))
     model = unwrapped(model)
     update = Update(model, optimizer, processes=processes)
-    steps = train_sequence(update, model, x_seq.transpose(0, 1), loss_at, online=online)
+    x_seq = x_seq.transpose(0, 1)
+    together = find_chunk(chunk, memory_budget, model, x_seq, online=online)
+    steps = train_sequence(update, model, x_seq, loss_at, online=online, chunk=together)
     losses, outputs = zip(*steps, strict=True)
     return torch.stack(losses).sum(), stacked(outputs, dim=1)
 
@@ -83,6 +95,9 @@ def train_step(
     accumulation: tuple[int, int] | None = None,
     clip_norm: float | None = None,
     ema: AveragedModel | None = None,
+    chunk: int | str = 1,
+    memory_budget: int | None = None,
+    cuda_graph: bool = False,
 ) -> tuple[Tensor, Structure]:
     """Train on one batch, one time step after the other (equations (4) and (5)).
 
@@ -131,6 +146,21 @@ def train_step(
             last. None for (0, 1).
         clip_norm: Largest norm of all gradients together; None for no limit.
         ema: An average of the model, which takes part in each update of the weights.
+        chunk: K, how many time steps run together, layer by layer, as one batch of K N samples:
+            faster, with the same gradient, for memory that grows by about 5 bytes a neuron and step
+            as long as the rule is not BPTT. "auto" takes the largest K that keeps to
+            `memory_budget`. Hooks on modules then see K steps at once, and so does what a network
+            computes across samples or keeps in attributes of its own; batch norm and SpikingJelly's
+            stateful modules are given one step after the other.
+        memory_budget: Of "auto", the largest number of bytes of parameters and of tensors that are
+            made on the way; None for a quarter more than one step at a time needs. It is measured
+            in the first four steps of the network on an input of new shape.
+        cuda_graph: Record the passes of the first call as a CUDA graph and replay it in the calls
+            that follow, for batches that leave the GPU waiting for the host. Batches of another
+            shape get a graph of their own (of up to four shapes), and a network in which something
+            has changed but its parameters' values a new one. Python code in the model and in
+            `loss_fn` runs when the passes are recorded and not again; give one `loss_fn` for all
+            calls, and one tensor as target. The update itself is not recorded.
 
     Returns:
         The loss summed over the steps (with FPTT: the mean of the parts' losses by their weights),
@@ -142,9 +172,13 @@ def train_step(
     Raises:
         InputError: If the model is in evaluation mode, a neuron of it does not take part in its
             rule, shapes do not fit, the input is not finite, an argument is out of range or does
-            not go with another one, BPTT is asked for an online update or for `backward_steps`, or
-            a loss, or a norm that is to be clipped, is not finite (named; no parameter is changed
-            by it, and gradients of earlier calls are gone).
+            not go with another one, BPTT is asked for an online update or for `backward_steps`,
+            time steps are to run together that cannot (online updates, `layer.Feedback`, a network
+            whose outputs are not one of each sample or that changes buffers at every call),
+            `cuda_graph` meets what it cannot do (a CPU, hooks, FPTT, online updates, several
+            processes, `backward_steps`, `scaler`, `lengths`, `accumulation`, `reset=False`), or a
+            loss, or a norm that is to be clipped, is not finite (named; no parameter is changed by
+            it, and gradients of earlier calls are gone).
     """
     if update not in ("accumulate", "online"):
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
@@ -154,7 +188,13 @@ def train_step(
     processes = Processes.of(model, n_samples)
     model = unwrapped(model)
     idle = processes.size > 1 and n_samples == 0
-    x_seq, n_steps = as_sequence(x_seq, steps, may_be_empty=idle)
+    # On a GPU, whether the input is finite is looked at together with the losses, unless what is
+    # not would be kept, in a state that goes on or in statistics.
+    asks_later = x_seq.is_cuda and processes.size == 1 and reset
+    asks_later = asks_later and not isinstance(optimizer, FPTT)
+    asks_later = asks_later and not any(b.is_floating_point() for b in model.buffers())
+    clean = is_finite(x_seq) if asks_later else None
+    x_seq, n_steps = as_sequence(x_seq, steps, may_be_empty=idle, look=not asks_later)
     different, inputs = with_lengths(model, x_seq, None if idle else lengths, reset)
     n_steps = n_steps if different is None else different.steps
     _check_target(target, loss_fn, x_seq)
@@ -179,7 +219,7 @@ def train_step(
             },
         )
     else:
-        how = Update(model, optimizer, scaler, accumulation, clip_norm, ema, processes)
+        how = Update(model, optimizer, scaler, accumulation, clip_norm, ema, processes, clean)
     if (
         processes.size > 1
         and lengths is not None
@@ -194,6 +234,23 @@ def train_step(
         raise InputError(
             'update="online" updates at every step and knows no accumulation: leave one out'
         )
+    if cuda_graph:
+        check_recordable(
+            model,
+            x_seq,
+            target,
+            **{
+                "FPTT": isinstance(optimizer, FPTT),
+                'update="online"': update == "online",
+                "backward_steps": backward_steps is not None,
+                "scaler (bfloat16 needs none)": scaler is not None,
+                "lengths": lengths is not None,
+                "reset=False": not reset,
+                "accumulation": accumulation is not None,
+                "training in several processes": processes.size > 1,
+            },
+        )
+    together = find_chunk(chunk, memory_budget, model, x_seq, online=update == "online")
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
     if backward_at is not None:
@@ -203,25 +260,39 @@ def train_step(
             how, processes, n_steps, online=update == "online", backward_at=backward_at
         )
         return torch.zeros((), device=x_seq.device), torch.zeros(0, device=x_seq.device)
-    loss_at = _loss_of_steps(loss_fn, target, n_steps, how, different)
-    losses = []
+    online = update == "online"
 
-    def outputs() -> Iterator[Structure]:
-        online = update == "online"
-        for loss, y in train_sequence(
-            how,
-            model,
-            inputs,
-            loss_at,
-            online=online,
-            backward_at=backward_at,
-            processes=processes,
-        ):
-            losses.append(loss)
-            yield y
+    def passes(
+        how: Update | FPTT, inputs: Iterable[Tensor], target: Structure
+    ) -> tuple[list[Tensor], Structure]:
+        loss_at = _loss_of_steps(loss_fn, target, n_steps, how, different)
+        losses = []
 
-    with carried(model, x_seq.shape[1], reset):
-        prediction = combine_outputs(model, outputs(), different)
+        def outputs() -> Iterator[Structure]:
+            for loss, y in train_sequence(
+                how,
+                model,
+                inputs,
+                loss_at,
+                online=online,
+                backward_at=backward_at,
+                processes=processes,
+                chunk=together,
+                lengths=different,
+            ):
+                losses.append(loss)
+                yield y
+
+        with carried(model, x_seq.shape[1], reset):
+            return losses, combine_outputs(model, outputs(), different)
+
+    if cuda_graph:
+        assert isinstance(how, Update)
+        made_for = (loss_fn, chunk, memory_budget)
+        losses, prediction = recorded_passes(how, passes, x_seq, target, made_for)
+        finish_recorded(how, losses)
+    else:
+        losses, prediction = passes(how, inputs, target)
     loss_sum = sum(losses[1:], losses[0])
     if isinstance(how, FPTT):
         loss_sum = loss_sum / how.total_weight(how.parts or n_steps)

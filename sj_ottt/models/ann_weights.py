@@ -84,6 +84,8 @@ def load_ann_weights(
     values: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
         place = _place(name)
+        if place is not None and place not in ours:  # where a shortcut averages before it
+            place = place.replace(".downsample.", ".downsample.1.")
         if place is None or place not in ours:
             norm = re.fullmatch(_NORMS, name)
             left_out[name] = "batch norm, which ours has none of" if norm else "no such place"

@@ -319,8 +319,12 @@ def create(
             as in `sj_ottt.set_rule`.
     """
     overlay = kwargs.get("pretrained_cfg_overlay")
-    if overlay and overlay.get("file"):
-        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **overlay}
+    if overlay and overlay.get("hf_hub_id"):
+        # In timm a file comes first, here that of the default weights.
+        kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": False, **overlay}
+    elif overlay and overlay.get("file"):
+        known = zoo.cfg_beside(overlay["file"])  # of its classes and its input
+        kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **known, **overlay}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 

@@ -32,6 +32,8 @@ class NFResNetCfg:
         widths: Channels of the inner convolutions, stage by stage; the first is the stem's too.
         alpha: Scale of each residual branch.
         gamma: Factor on the spikes behind each neuron; 2.74 keeps the variance under sWS.
+        avg_down: Average 2×2 places on a strided shortcut, as ResNet-D does, instead of leaving
+            three of four out.
     """
 
     depths: tuple[int, ...]
@@ -39,6 +41,7 @@ class NFResNetCfg:
     widths: tuple[int, ...] = (64, 128, 256, 512)
     alpha: float = 0.2
     gamma: float = 2.74
+    avg_down: bool = False
 
     @property
     def expansion(self) -> int:
@@ -55,7 +58,8 @@ class Block(nn.Module):
     """One pre-activation residual block: out = α · skipinit · F(z) + skip, z = γ · neuron(x / β).
 
     The input and the output are real-valued; every convolution sees spikes and is traced. The
-    shortcut is x itself, or a 1×1 convolution of z where the shape changes.
+    shortcut is x itself, or a 1×1 convolution of z where the shape changes: of every second place,
+    or with `avg_down` of the means of 2×2 places.
 
     Args:
         cfg: The variant.
@@ -85,11 +89,13 @@ class Block(nn.Module):
         self.beta = beta
         self.alpha = cfg.alpha
         self.act = act()
-        self.downsample = (
-            conv(in_channels, out_channels, 1, stride=stride)
-            if stride != 1 or in_channels != out_channels
-            else None
-        )
+        self.downsample: nn.Module | None = None
+        if stride != 1 and cfg.avg_down:
+            # The mean of what there is where a side is odd, so that it is as long as the branch's.
+            pool = layer.AvgPool2d(2, stride, ceil_mode=True)
+            self.downsample = layer.OTTTSequential(pool, conv(in_channels, out_channels, 1))
+        elif stride != 1 or in_channels != out_channels:
+            self.downsample = conv(in_channels, out_channels, 1, stride=stride)
         branch: list[nn.Module]
         if cfg.bottleneck:
             branch = [
@@ -118,7 +124,10 @@ class Block(nn.Module):
 class NFResNet(SpikingClassifier):
     """Stem, average pooling, four stages of residual blocks, global pooling, linear readout.
 
-    The stem and the readout have real-valued inputs and so no trace.
+    The stem and the readout have real-valued inputs and so no trace. Any size of input will do; a
+    side of n pixels ends as n / 32, rounded up: one pixel at 32, 11 at 346. At the start the
+    branches are closed, so that all goes through the shortcuts, which leave out 63 of 64 places of
+    the pooled stem. Where the input is small, `avg_down` averages them instead.
 
     Args:
         cfg: The variant.
@@ -179,7 +188,10 @@ _VARIANTS = {
     "ottt_nf_resnet34": NFResNetCfg((3, 4, 6, 3)),
     "ottt_nf_resnet50": NFResNetCfg((3, 4, 6, 3), bottleneck=True),
     "ottt_nf_resnet101": NFResNetCfg((3, 4, 23, 3), bottleneck=True),
+    "ottt_nf_resnet18d": NFResNetCfg((2, 2, 2, 2), avg_down=True),
+    "ottt_nf_resnet34d": NFResNetCfg((3, 4, 6, 3), avg_down=True),
     "test_ottt_nf_resnet": NFResNetCfg((1, 2), bottleneck=True, widths=(8, 16)),
+    "test_ottt_nf_resnetd": NFResNetCfg((1, 2), widths=(8, 16), avg_down=True),
 }
 
 
@@ -188,15 +200,20 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     return timm_cfg("stem", **{**imagenet, **kwargs})
 
 
+def _small_cfg() -> dict[str, Any]:
+    return _cfg(input_size=(3, 32, 32), pool_size=(4, 4), num_classes=10)
+
+
 default_cfgs = generate_default_cfgs(
     {
         "ottt_nf_resnet18.untrained": _cfg(),
         "ottt_nf_resnet34.untrained": _cfg(),
         "ottt_nf_resnet50.untrained": _cfg(),
         "ottt_nf_resnet101.untrained": _cfg(),
-        "test_ottt_nf_resnet.untrained": _cfg(
-            input_size=(3, 32, 32), pool_size=(4, 4), num_classes=10
-        ),
+        "ottt_nf_resnet18d.untrained": _cfg(),
+        "ottt_nf_resnet34d.untrained": _cfg(),
+        "test_ottt_nf_resnet.untrained": _small_cfg(),
+        "test_ottt_nf_resnetd.untrained": _small_cfg(),
         **{
             name: timm_cfg("stem", **cfg)
             for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()
@@ -232,8 +249,32 @@ def ottt_nf_resnet101(pretrained: bool = False, **kwargs: Any) -> NFResNet:
 
 
 @register_model
+def ottt_nf_resnet18d(pretrained: bool = False, **kwargs: Any) -> NFResNet:
+    """Build NF-ResNet-18 with averaged shortcuts, for small sensors."""
+    return create(
+        NFResNet, _VARIANTS["ottt_nf_resnet18d"], "ottt_nf_resnet18d", pretrained, **kwargs
+    )
+
+
+@register_model
+def ottt_nf_resnet34d(pretrained: bool = False, **kwargs: Any) -> NFResNet:
+    """Build NF-ResNet-34 with averaged shortcuts, for small sensors."""
+    return create(
+        NFResNet, _VARIANTS["ottt_nf_resnet34d"], "ottt_nf_resnet34d", pretrained, **kwargs
+    )
+
+
+@register_model
 def test_ottt_nf_resnet(pretrained: bool = False, **kwargs: Any) -> NFResNet:
     """Build a tiny NF-ResNet for tests."""
     return create(
         NFResNet, _VARIANTS["test_ottt_nf_resnet"], "test_ottt_nf_resnet", pretrained, **kwargs
+    )
+
+
+@register_model
+def test_ottt_nf_resnetd(pretrained: bool = False, **kwargs: Any) -> NFResNet:
+    """Build a tiny NF-ResNet with averaged shortcuts for tests."""
+    return create(
+        NFResNet, _VARIANTS["test_ottt_nf_resnetd"], "test_ottt_nf_resnetd", pretrained, **kwargs
     )

@@ -1,13 +1,16 @@
 """The paper's VGG with scaled weight standardization, and smaller ones of the same build."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models import generate_default_cfgs, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from sj_ottt import layer, zoo
+from sj_ottt.errors import InputError
 from sj_ottt.models.classifier import (
     NeuronFactory,
     SpikingClassifier,
@@ -29,7 +32,7 @@ class VGGCfg:
         fc_std: Standard deviation of the readout's initial weights; 0.01 in the paper, more where
             a short training has to get off the ground.
         feedback: VGG-F: a 3×3 convolution from the last feature map to the first neurons, one step
-            late, which starts at zero.
+            late, which starts at zero, without a bias where loaded weights bring none.
     """
 
     stages: tuple[tuple[int, ...], ...]
@@ -47,7 +50,9 @@ class VGG(SpikingClassifier):
     """[sWS convolution → neuron → × γ] in stages, global average pooling, linear readout.
 
     The readout is traced, as in the authors' code. The first convolution takes the input as it
-    is and has no trace.
+    is and has no trace. Any size of input will do that the
+    pools leave a pixel of: each halves a side and leaves an odd row out, so that 32 pixels end as 8
+    behind two of them, and 346 as 86.
 
     Args:
         cfg: The variant.
@@ -106,6 +111,31 @@ class VGG(SpikingClassifier):
             self.feedback = layer.Feedback(synapse).connect(
                 source, target=self.get_submodule("layer1.1")
             )
+
+    def _check_input(self, x: Tensor) -> None:
+        super()._check_input(x)
+        least = 2 ** (len(self._stage_names) - 1)
+        if min(x.shape[-2:]) < least:
+            raise InputError(
+                f"frames of {x.shape[-2]} x {x.shape[-1]} pixels: the pools of this VGG leave "
+                f"nothing of a side below {least}; give larger frames"
+            )
+
+    def adapt_to(self, state: Mapping[str, Tensor]) -> None:
+        """Give the feedback a bias where a state has one, as the authors' VGG-F has."""
+        bias = state.get("feedback.synapse.bias")
+        if bias is not None and self.feedback is not None:
+            synapse: Any = self.feedback.synapse
+            if synapse.bias is None:
+                synapse.bias = nn.Parameter(torch.zeros_like(synapse.weight[:, 0, 0, 0]))
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # PyTorch asks a module before its parts.
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        self.adapt_to(own)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
         """Remove the stages behind the last wanted feature map, the classifier and the feedback."""

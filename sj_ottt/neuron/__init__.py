@@ -1,7 +1,7 @@
 """Spiking neurons: SpikingJelly's names, with those that carry a trace in place of theirs."""
 
 from sj_ottt._passthrough import pass_through, public_names
-from sj_ottt.neuron.lif import NDOTLIFNode, OTTTLIFNode, SLTTLIFNode
+from sj_ottt.neuron.lif import NDOTLIFNode, OTTTLIFNode, SLTTLIFNode, set_backend
 from sj_ottt.neuron.liquid import (
     ASRNode,
     ASRRecurrent,
@@ -25,6 +25,7 @@ __all__ = [
     "OTTTLIFNode",
     "OTTTParametricLIFNode",
     "SLTTLIFNode",
+    "set_backend",
 ]
 
 __getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron")

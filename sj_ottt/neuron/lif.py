@@ -3,7 +3,7 @@
 SpikingJelly has a module of this name, whose public names come through.
 """
 
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,13 +15,15 @@ from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
-from sj_ottt._ops.rule import LearningModule, Rule
+from sj_ottt._ops.rule import LearningModule, Rule, Scan
+from sj_ottt._ops.scan import lif_scan
+from sj_ottt._ops.trace import Trace
 from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning.passes.neurons import check_neurons
 from sj_ottt.learning.rules import RULES, find_rule
 
-__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode"]
+__all__ = ["NDOTLIFNode", "OTTTLIFNode", "SLTTLIFNode", "set_backend"]
 
 __getattr__, __dir__ = pass_through(__name__, "spikingjelly.activation_based.neuron.lif")
 __all__ += public_names("spikingjelly.activation_based.neuron.lif")
@@ -46,6 +48,16 @@ _CHECKED: WeakKeyDictionary[nn.Module, set[Rule]] = WeakKeyDictionary()
 BACKENDS = ("torch", "cupy", "auto")
 
 
+def _check_backend(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise InputError(
+            f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
+            f"{suggest(backend, BACKENDS)}"
+        )
+    if backend == "cupy":
+        lif_cuda.check_available()
+
+
 class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     """Leaky integrate-and-fire neuron for online training through time (OTTT).
 
@@ -57,7 +69,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     It is a subclass of SpikingJelly's node (and so of its `LIFNode`), because SpikingJelly's own
     `layer.OTTTSequential` recognises a trace-carrying neuron by that class. Unlike SpikingJelly's,
-    its state follows a changed batch size and never holds a graph, step mode "m" evaluates, and
+    its state follows a changed batch size and never holds a graph, step mode "m" trains too, and
     two nodes never share one surrogate module.
 
     Args:
@@ -69,12 +81,13 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             (α = 4), the paper's choice.
         detach_reset: Kept for SpikingJelly's signature. In OTTT the reset never carries a
             gradient.
-        step_mode: "s" (one step a call) trains and evaluates; "m" ([T, N, ...] in one call)
-            evaluates only.
+        step_mode: "s" is one step [N, ...] a call; "m" is all steps [T, N, ...] in one call, each
+            with the gradient that it has in "s".
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", plain PyTorch operations on any device; "cupy", fused CUDA kernels (needs
             CuPy, a GPU, and one of SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and
-            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere.
+            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere,
+            also where the kernels do not compile, which a warning says once.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
             "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
@@ -82,8 +95,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     Raises:
         InputError: If `tau` is not above 1, `v_threshold` or `v_reset` is not finite, `backend` is
             unknown or cannot run here, or `trace_dtype` is unknown or does not fit `tau`; in the
-            forward pass, if step mode "m" meets training, the backend does not fit the input, or
-            as `LearningModule.forward`.
+            forward pass, if the backend does not fit the input, or as `LearningModule.forward`.
     """
 
     rule = RULES["ottt"]
@@ -102,16 +114,10 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "float32",
     ):
-        if backend not in BACKENDS:
-            raise InputError(
-                f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
-                f"{suggest(backend, BACKENDS)}"
-            )
-        if backend == "cupy":
-            lif_cuda.check_available()
+        _check_backend(backend)
         # SpikingJelly's default is one module that all nodes of the process share.
         function = surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         v_reset = None if v_reset is None else float(v_reset)
@@ -134,12 +140,12 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _check_call(self, x: Any) -> None:
         super()._check_call(x)
-        first_step = self.step_mode == "s" and not isinstance(self._memories["v"], Tensor)
+        first_step = not isinstance(self._memories["v"], Tensor)
         if self.training and first_step and not self.rule.through_time:
             *_, network = modules_being_called()
             checked = _CHECKED.setdefault(network, set())
             if self.rule not in checked:
-                check_neurons(network, self.rule)
+                check_neurons(network, self.rule, one_step=self.step_mode == "s")
                 checked.add(self.rule)
 
     def check_rule(self, rule: Rule) -> None:
@@ -155,9 +161,20 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         """The membrane after the last step, [N, ...], which carries that step's own gradient.
 
         What the next step starts from, a copy of the node and its state carry none.
+
+        Raises:
+            InputError: While several time steps run in one batch.
         """
         if "v" not in self._memories:
             raise AttributeError("v")  # while it is being registered
+        if self.in_chunk:
+            raise InputError(
+                f"v of {type(self).__name__} was asked for while several time steps run together, "
+                "of which only the last membrane is kept: leave chunk out"
+            )
+        return self._membrane()
+
+    def _membrane(self) -> Any:
         v, last = self._memories["v"], self._handed_out
         return last.with_graph if v is last.stored and last.with_graph is not None else v
 
@@ -177,33 +194,60 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         self, inputs: tuple[Tensor, ...], states: tuple[object, ...], step_mode: str
     ) -> tuple[Tensor, Any]:
         """Fit membrane and trace to the input's shape, device and dtype; drop an unused trace."""
-        learns = self.learns()
-        if learns and step_mode == "m" and not self.rule.through_time:
-            raise InputError(
-                'step_mode="m" cannot train online, because it sees all time steps at once: call '
-                'the network once per time step with step_mode="s", or model.eval() to evaluate'
-            )
         v, kept = sj_neuron.LIFNode.materialize_states(self, inputs, states, step_mode)
-        return v, self.rule.fit(kept, v, self.trace_dtype) if learns else None
+        return v, self.rule.fit(kept, v, self.trace_dtype) if self.learns() else None
 
     def single_step_forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Run one time step: x → [spike, trace] where it learns, x → spike in evaluation."""
         x = x[0] if isinstance(x, list) else x  # spikes straight from another neuron
-        # The node's own memories, so that what a step replaces is free at once. (Not through
-        # typing.cast: torch.compile would then write to a copy.)
+        out = self._step(x, self._start(x, "s"))
+        self._finish()
+        if self.store_v_seq:
+            self._append_v_seq(self._membrane())
+        return out
+
+    def multi_step_forward(self, x_seq: Tensor | Pair) -> Tensor | Pair:
+        """Run all time steps of [T, N, ...]; each has its own gradient, but under BPTT."""
+        x_seq = x_seq[0] if isinstance(x_seq, list) else x_seq
+        rule, scan = self.rule, self._scan()
+        if scan is None:
+            return _joined([self.single_step_forward(x) for x in x_seq])
+        fused = self._fuses(x_seq)
+        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), fused)
+        self._finish()
+        if trace is None or (self.spike_alone and rule.spike_suffices):
+            return spike
+        return Pair(spike, Trace(trace), rule.spike_suffices)
+
+    def _scan(self) -> Scan | None:
+        """Return what takes all time steps at once; None where they go one by one."""
+        own = (OTTTLIFNode._step, OTTTLIFNode.single_step_forward)
+        if self.store_v_seq or (type(self)._step, type(self).single_step_forward) != own:
+            return None
+        if self.training or (torch.is_grad_enabled() and self.learns()):
+            return self.rule.scan
+        return None if self.rule.through_time and torch.is_grad_enabled() else _scan_alone
+
+    def _start(self, x: Tensor, step_mode: str) -> LIFState:
+        """Return the state for one or more time steps.
+
+        It is the node's own memories, so that what a step replaces is free at once. (Not through
+        typing.cast: torch.compile would then write to a copy.)
+        """
         state: LIFState = self._memories
         state["v"], state["trace"] = self.materialize_states(
-            (x,), (state["v"], state["trace"]), "s"
+            (x,), (state["v"], state["trace"]), step_mode
         )
         last = self._handed_out
         last.stored = last.with_graph = None  # or the old membrane would live beside the new one
-        out = self._step(x, state)
+        return state
+
+    def _finish(self) -> None:
+        """Keep the membrane for the next step without its graph, and hand it out with it."""
+        state, last = self._memories, self._handed_out
         if not self.rule.through_time:
             last.stored, last.with_graph = state["v"].detach(), state["v"]
             state["v"] = last.stored
-        if self.store_v_seq:
-            self._append_v_seq(self.v)
-        return out
 
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: object
@@ -217,13 +261,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _step(self, x: Tensor, state: LIFState) -> Tensor | Pair:
         """Advance a state by one time step."""
-        lif = LIF(
-            self.tau,
-            self.decay_input,
-            self.v_threshold,
-            self.v_reset,
-            self.surrogate_function,
-        )
+        lif = self._constants()
         rule, grad = self.rule, torch.is_grad_enabled()
         # Where it does not learn, nothing is kept (`materialize_states`). BPTT keeps nothing ever.
         if not self.training and (state["trace"] is None or not grad):
@@ -238,8 +276,20 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             return spike
         return Pair(spike, trace, rule.spike_suffices)
 
+    def _constants(self) -> LIF:
+        """Return the neuron's constants."""
+        return LIF(
+            self.tau,
+            self.decay_input,
+            self.v_threshold,
+            self.v_reset,
+            self.surrogate_function,
+        )
+
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)
             return True
@@ -257,6 +307,27 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         return outputs, states
 
 
+def _scan_alone(
+    x_seq: Tensor, state: LIFState, lif: LIF, fused: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Take neurons that do not learn through several steps."""
+    state["trace"] = None
+    return (lif_cuda.fused_lif_scan if fused else lif_scan)(x_seq, state, lif)
+
+
+def _joined(outputs: list[Tensor | Pair]) -> Tensor | Pair:
+    """Return the outputs of several steps as one, along a new first dimension."""
+    first = outputs[0]
+    if not isinstance(first, Pair):
+        return torch.stack(cast(list[Tensor], outputs))
+    pairs = cast(list[Pair], outputs)
+    traces = [pair.trace for pair in pairs]
+    plain = not any(trace.maps for trace in traces)
+    stored = [t.stored if plain else t.decode(first.dtype) for t in traces]
+    spikes = torch.stack([pair.spike for pair in pairs])
+    return Pair(spikes, Trace(torch.stack(stored)), first.spike_suffices)
+
+
 class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
     """Leaky integrate-and-fire neuron for spatial learning through time (SLTT).
 
@@ -272,7 +343,7 @@ class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
         v_reset: Membrane after a spike; None (soft reset) subtracts the threshold.
         surrogate_function: SpikingJelly surrogate; None makes a new `surrogate.Sigmoid()`.
         detach_reset: Kept for SpikingJelly's signature.
-        step_mode: "s" trains and evaluates; "m" evaluates only.
+        step_mode: As in `OTTTLIFNode`.
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: As in `OTTTLIFNode`.
         trace_dtype: As in `OTTTLIFNode`. "packed" fits SLTT at any tau; a node that is to be
@@ -295,7 +366,7 @@ class SLTTLIFNode(OTTTLIFNode, sj_neuron.SLTTLIFNode):
         detach_reset: bool = True,
         step_mode: str = "s",
         store_v_seq: bool = False,
-        backend: str = "torch",
+        backend: str = "auto",
         trace_dtype: str = "packed",
     ):
         super().__init__(
@@ -335,3 +406,36 @@ class NDOTLIFNode(OTTTLIFNode):
         rule = find_rule("ndot", variant)
         super().__init__(*args, **kwargs)
         self.rule, self.variant = rule, variant
+
+
+def set_backend(model: nn.Module, backend: str) -> nn.Module:
+    """Switch the neurons of a model to a backend, in place.
+
+    Args:
+        model: Holds neurons of this package; others have no choice and stay as they are.
+        backend: As in `OTTTLIFNode`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: If the backend is unknown or cannot run here, or it is "cupy" and the model has
+            no neuron with a kernel, or one without; nothing is changed then.
+    """
+    _check_backend(backend)
+    nodes = [module for module in model.modules() if isinstance(module, OTTTLIFNode)]
+    if backend == "cupy" and not nodes:
+        raise InputError(
+            f'backend="cupy": {type(model).__name__} has no neuron with a kernel: use '
+            'backend="torch", or neurons of sj_ottt.neuron such as OTTTLIFNode'
+        )
+    before = [node.backend for node in nodes]
+    try:
+        for node in nodes:
+            node.backend = backend
+            node.check_rule(node.rule)
+    except InputError:
+        for node, old in zip(nodes, before, strict=True):
+            node.backend = old
+        raise
+    return model

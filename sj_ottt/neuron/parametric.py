@@ -38,7 +38,7 @@ class OTTTParametricLIFNode(OTTTLIFNode):
         v_reset: Membrane after a spike; None (soft reset) subtracts the threshold.
         surrogate_function: SpikingJelly surrogate; None makes a new `surrogate.Sigmoid()`.
         detach_reset: Kept for SpikingJelly's signature. The reset never carries a gradient.
-        step_mode: "s" trains and evaluates; "m" evaluates, and trains under BPTT.
+        step_mode: As in `OTTTLIFNode`.
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
 
     Raises:

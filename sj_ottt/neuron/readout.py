@@ -1,6 +1,7 @@
 """A readout with a membrane and without spikes, for regression, segmentation and classification."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule
 from sj_ottt._ops.trace import Trace
 from sj_ottt.errors import InputError
+from sj_ottt.layer.synapse import merge_steps
 from sj_ottt.learning.rules import RULES
 
 __all__ = ["LeakyIntegrator", "MembraneReadout"]
@@ -28,11 +30,10 @@ class LeakyIntegrator(LearningModule):
 
     Args:
         tau: Time constant in time steps, above 1.
-        step_mode: "s" trains and evaluates; "m" evaluates, and trains under BPTT.
+        step_mode: "s", one time step a call, or "m", all of them.
 
     Raises:
-        InputError: If `tau` is not above 1; in the forward pass, if step mode "m" meets training
-            under another rule than BPTT.
+        InputError: If `tau` is not above 1.
     """
 
     rule = RULES["ottt"]
@@ -64,15 +65,10 @@ class LeakyIntegrator(LearningModule):
     ) -> tuple[Tensor | None, Tensor | None, float]:
         """Fit the trace to the input; without one, or with another shape, it starts anew."""
         o, trace, constant = states
-        learns = self.learns()
-        if learns and step_mode == "m" and not self.rule.through_time:
-            raise InputError(
-                'step_mode="m" cannot train online, because it sees all time steps at once: call '
-                'the network once per time step with step_mode="s", or model.eval() to evaluate'
-            )
-        if not learns or self.rule.spike_suffices:
+        if not self.learns() or self.rule.spike_suffices:
             return o, None, 0.0
         x = _spike(inputs[0])
+        x = x[0] if step_mode == "m" else x
         if trace is None or trace.shape != x.shape:
             return o, traces.zeros(x.detach(), "float32"), 0.0
         return o, trace.to(traces.zeros(x.new_empty(0), "float32")), constant
@@ -102,18 +98,19 @@ class LeakyIntegrator(LearningModule):
 
     def multi_step_functional_forward(
         self, inputs: tuple[Any, ...], states: tuple[Any, ...], **kwargs: object
-    ) -> tuple[tuple[Tensor], tuple[Tensor, None, float]]:
-        """Run [T, N, ...]: the synapse at once, the integrator step by step."""
+    ) -> tuple[tuple[Tensor], tuple[Tensor, Tensor | None, float]]:
+        """Run [T, N, ...]: the synapse at once where it has no trace, and the rest step by step."""
         x_seq, synapse = _spike(inputs[0]), inputs[1]
-        if getattr(synapse, "step_mode", "s") == "m":
-            currents = synapse(x_seq)
-        else:
-            currents = synapse(x_seq.flatten(0, 1)).unflatten(0, x_seq.shape[:2])
-        o, outputs = states[0], []
-        for current in currents:
+        o, trace, constant = states
+        outputs = []
+        for current in x_seq if trace is not None else _all_steps(synapse, x_seq):
+            if trace is not None:  # whose bias has another constant at every step
+                one_step = partial(_one_step, synapse)
+                current, trace, constant = self._traced(current, one_step, trace, constant)
             outputs.append(self._integrate(o, current))
             o = self._keep(outputs[-1])
-        return (torch.stack(outputs),), (o, None, 0.0)
+        assert o is not None
+        return (torch.stack(outputs),), (o, trace, constant)
 
     def _integrate(self, o: Tensor | None, current: Tensor) -> Tensor:
         """Return o[t] = λ o[t−1] + I[t]; o starts anew where its shape has changed."""
@@ -145,12 +142,10 @@ class MembraneReadout(LeakyIntegrator):
     Args:
         synapse: A linear layer or a convolution, transposed or not, of `sj_ottt.layer` or PyTorch.
         tau: Time constant in time steps, above 1; infinity sums up all steps.
-        step_mode: "s", [N, ...] → [N, ...], trains and evaluates; "m", [T, N, ...] → [T, N, ...],
-            evaluates, and trains under BPTT.
+        step_mode: "s", [N, ...] → [N, ...], or "m", [T, N, ...] → [T, N, ...].
 
     Raises:
-        InputError: If `synapse` is no such layer or `tau` is not above 1; in the forward pass, if
-            step mode "m" meets training under another rule than BPTT.
+        InputError: If `synapse` is no such layer or `tau` is not above 1.
     """
 
     def __init__(self, synapse: nn.Module, tau: float = 2.0, step_mode: str = "s"):
@@ -165,6 +160,20 @@ class MembraneReadout(LeakyIntegrator):
     def forward(self, x: Tensor | Pair) -> Tensor:  # type: ignore[override]
         """Map the input of one time step [N, ...], or of all steps in mode "m", to o."""
         return super().forward(x, self.synapse)
+
+
+def _all_steps(synapse: Synapse, x_seq: Tensor) -> Tensor:
+    """Send [T, N, ...] through a synapse of either step mode."""
+    if getattr(synapse, "step_mode", "s") == "m":
+        return synapse(x_seq)
+    return torch.unflatten(synapse(merge_steps(x_seq)), 0, x_seq.shape[:2])
+
+
+def _one_step(synapse: Synapse, x: Pair) -> Tensor:
+    """Send one step [N, ...] through a synapse of either step mode."""
+    if getattr(synapse, "step_mode", "s") == "m":
+        return synapse(x.through(partial(torch.unsqueeze, dim=0)))[0]
+    return synapse(x)
 
 
 def _spike(x: Any) -> Tensor:

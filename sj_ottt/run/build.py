@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sj_ottt import zoo
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull
+from sj_ottt.neuron import set_backend
 from sj_ottt.run import finetune
 from sj_ottt.run.checkpoint import read_model
 from sj_ottt.run.config import TrainConfig
@@ -54,6 +55,7 @@ def build_model(cfg: TrainConfig, data: TrainingData, *, resumed: bool = False) 
         readout=learning.readout,
         **extra,
     )
+    set_backend(model, cfg.run.backend)
     if weight_file and not resumed:
         zoo.load_weights(model, weight_file)
     if network.pull_to is not None:

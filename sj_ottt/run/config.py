@@ -9,6 +9,7 @@ from typing import Any, Self, get_type_hints
 import yaml
 
 from sj_ottt.errors import InputError, suggest
+from sj_ottt.run.finetune import FINETUNING
 from sj_ottt.run.options import Section
 from sj_ottt.run.sections import (
     AugmentationOptions,
@@ -32,7 +33,8 @@ class TrainConfig:
         cfg.optimisation.lr
 
     Args:
-        **options: Values by the names of the sections' fields; the defaults of those left out.
+        **options: Values by the names of the sections' fields. Those left out have their defaults,
+            or with ``pretrained`` those of `finetune.FINETUNING`.
 
     Raises:
         InputError: An unknown name, or a value of the wrong type, out of range or that does not go
@@ -51,11 +53,18 @@ class TrainConfig:
 
     def __init__(self, /, **options: Any) -> None:
         self._check_names(options)
+        self._fill(options)
+        if self.network.pretrained is not None:
+            epochs = self.optimisation.epochs  # of which the classifier may have no more
+            usual = {**FINETUNING, "head_epochs": min(FINETUNING["head_epochs"], epochs)}
+            self._fill({**usual, **options})
+        self._check_across_sections()
+
+    def _fill(self, options: Mapping[str, Any]) -> None:
         for attribute, section in self.sections().items():
             own = {f.name for f in dataclasses.fields(section)}
             values = {name: value for name, value in options.items() if name in own}
             object.__setattr__(self, attribute, section(**values))
-        self._check_across_sections()
 
     @classmethod
     def sections(cls) -> dict[str, type[Section]]:
@@ -87,17 +96,22 @@ class TrainConfig:
             InputError: A file that cannot be read, an unknown key, a bad value; the message names
                 the file and the key.
         """
-        config = base or cls()
+        given = {} if base is None else base.flat()
         if yaml_file is not None:
             values = _read_yaml(Path(yaml_file))
             try:
-                config = config.replace(values)
+                cls._check_names(values)
+                given |= values
+                cls(**given)
             except InputError as error:
                 raise InputError(f"{yaml_file}: {error}") from None
-        return config.replace(overrides or {})
+        return cls(**{**given, **(overrides or {})})
 
     def replace(self, options: Mapping[str, Any]) -> Self:
-        """Return a copy with other values of some options, given by their flat names."""
+        """Return a copy with other values of some options, given by their flat names.
+
+        All others count as given, and stay.
+        """
         self._check_names(options)
         return type(self)(**{**self.flat(), **options})
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from sj_ottt import zoo
 from sj_ottt.data import EventFolder, ImageSet, Preprocessing, ReadOptions, collate_for
-from sj_ottt.data.loading import batches
+from sj_ottt.data.loading import batches, to_device
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
@@ -91,7 +91,7 @@ def measure(
         for x_seq, target in loader:
             if not len(target):
                 continue
-            x_seq, target = x_seq.to(device), target.to(device)
+            x_seq, target = to_device((x_seq, target), device)
             start = time.perf_counter()
             # Counting the right answers waits for the device, so the time is the whole time.
             correct += count_right(predict(model, x_seq, steps), target)
@@ -254,7 +254,8 @@ def _evaluate(
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None
         predict(model, first.to(trained.device), shown)
-        loader = batches(dataset, batch_size, workers, part=group.part)
+        pin = trained.device.type == "cuda"
+        loader = batches(dataset, batch_size, workers, part=group.part, pin=pin)
         accuracy, seconds = measure(model, loader, shown, trained.device, group)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

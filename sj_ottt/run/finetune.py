@@ -11,7 +11,17 @@ from torch import Tensor, nn
 from sj_ottt import zoo
 from sj_ottt.errors import InputError, suggest
 
-__all__ = ["class_weights", "freeze", "only_classifier", "parameter_groups", "stopped_early"]
+__all__ = [
+    "FINETUNING",
+    "class_weights",
+    "freeze",
+    "only_classifier",
+    "parameter_groups",
+    "stopped_early",
+]
+
+FINETUNING: dict[str, Any] = {"head_epochs": 0, "layer_decay": 1.0, "lr": 0.05}
+"""What options of `TrainConfig` are in a run from pretrained weights where they are not given."""
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from sj_ottt.run.checkpoint import write_file
 __all__ = ["BROKEN", "first_not_finite", "note_broken"]
 
 BROKEN = "not_finite.jsonl"
-"""The list in a run's folder, a line of JSON a batch; of process n > 0, with ``.n`` behind."""
+"""The list in a run's folder, a line of JSON for each batch; ``.n`` follows for process n > 0."""
 
 
 def first_not_finite(model: nn.Module, x_seq: Tensor, steps: int | None) -> str:

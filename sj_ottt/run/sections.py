@@ -17,6 +17,7 @@ from sj_ottt.data.sets.open import EMBEDDED
 from sj_ottt.data.sets.published import EVENT_SETS
 from sj_ottt.errors import InputError
 from sj_ottt.learning.rules import RULES, VARIANTS
+from sj_ottt.neuron.lif import BACKENDS
 from sj_ottt.run.options import (
     Section,
     box,
@@ -311,6 +312,18 @@ class RunOptions(Section):
     seed: int = option(0, integer(0), "seed of the weights, the split, the order, the dropout")
     workers: int = option(0, integer(0), "processes that load data; 0 loads in the main one")
     device: str = option("auto", text, "auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
+    backend: str = option(
+        "auto",
+        choice(*BACKENDS),
+        "how neurons compute: cupy (fused CUDA kernels), torch (PyTorch's operations), or auto "
+        "(the kernels wherever they can run)",
+    )
+    cuda_graph: bool = option(
+        False,
+        flag,
+        "on a GPU, record the passes of a batch once and replay them: for batches so small that "
+        "the GPU waits for the host",
+    )
     save_every: float = option(10.0, positive, "minutes between checkpoints within an epoch")
     time_limit: float | None = option(
         None,

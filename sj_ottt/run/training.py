@@ -10,9 +10,11 @@ What makes a run repeatable:
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sj_ottt._files import only_writer
 from sj_ottt.errors import InputError
@@ -74,8 +76,19 @@ def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:
             loss that is not finite, a full disk.
         RunStopped: The run was asked to stop, and has saved itself.
     """
-    with joined(resolve_device(cfg.run.device)) as group:
+    with joined(resolve_device(cfg.run.device)) as group, _convolutions_tuned():
         return _train(cfg, resume, group)
+
+
+@contextlib.contextmanager
+def _convolutions_tuned() -> Iterator[None]:
+    """Let a GPU choose the fastest convolutions by trying them: all batches have one shape."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _train(cfg: TrainConfig, resume: bool, group: Group) -> dict[str, Any]:

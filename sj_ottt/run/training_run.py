@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sj_ottt.data import transforms
-from sj_ottt.data.loading import batches, seed_of
+from sj_ottt.data.loading import batches, seed_of, to_device
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning import FPTT, share_buffers, train_step
 from sj_ottt.run import finetune
@@ -41,7 +41,9 @@ from sj_ottt.run.training_data import TrainingData
 
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
-FREE_ON_RESUME = {"out", "device", "data", "save_every", "time_limit"}
+FREE_ON_RESUME = {
+    *("out", "device", "backend", "cuda_graph", "data", "save_every", "time_limit"),
+}
 
 
 @dataclasses.dataclass
@@ -238,6 +240,7 @@ class TrainingRun:
             part=self.group.part,
             skip=self.middle.batch,
             seed=seed,
+            pin=self.device.type == "cuda",
         )
 
     def _train_on(
@@ -268,7 +271,7 @@ class TrainingRun:
             torch.manual_seed(
                 seed_of(self.cfg.run.seed, self.epoch + 1, index + 1, self.group.rank)
             )
-            x_seq, target = x_seq.to(self.device), target.to(self.device)
+            x_seq, target = to_device((x_seq, target), self.device)
             if cutmix and torch.rand(()) < cutmix:
                 x_seq, target = transforms.cutmix(x_seq, target, len(self.data.classes))
             self._set_learning_rate(
@@ -291,6 +294,7 @@ class TrainingRun:
                     else None,
                     clip_norm=self.cfg.optimisation.clip_norm,
                     ema=self.ema,
+                    cuda_graph=self.cfg.run.cuda_graph,
                 )
                 # The last batch may be smaller than there are processes.
                 right = count_right(logits, target) if len(target) else 0
@@ -337,7 +341,8 @@ class TrainingRun:
     def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
         share_buffers(model)
         size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
-        loader = batches(dataset, size, workers, part=self.group.part)
+        pin = self.device.type == "cuda"
+        loader = batches(dataset, size, workers, part=self.group.part, pin=pin)
         return measure(model, loader, self.data.shown_steps, self.device, self.group)[0]
 
     @contextlib.contextmanager

@@ -7,14 +7,10 @@ any machine.
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
 from types import SimpleNamespace
 
 import pytest
@@ -24,11 +20,12 @@ from spikingjelly.activation_based import surrogate
 
 from sj_ottt import InputError, layer, learning, set_rule
 from sj_ottt._ops import lif_cuda as kernels
-from sj_ottt._ops import trace
+from sj_ottt._ops import lif_launch, trace
 from sj_ottt._ops.lif import LIF, lif_step
-from sj_ottt._ops.lif_cuda import fused_lif_step
+from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, advance_ndot
 from sj_ottt.neuron import OTTTLIFNode
+from tests._ops.conftest import COMPILER, host_library, launches
 from tests.networks import relative_error
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -38,59 +35,6 @@ SURROGATES = [
     surrogate.PiecewiseQuadratic(),
     surrogate.Rect(alpha=0.7),
 ]
-COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
-
-
-@functools.cache
-def host_library(scalar: str, trace_type: str) -> ctypes.CDLL:
-    """The kernels as plain C++."""
-    folder = Path(tempfile.mkdtemp(prefix="sj_ottt_kernels"))
-    options = (
-        "-std=c++17",
-        "-O2",
-        "-ffp-contract=off",
-        "-shared",
-        "-fPIC",
-        "-Wall",
-        "-Werror",
-        "-Wno-psabi",
-    )
-    names = (f"-DSCALAR={scalar}", f"-DTRACE={trace_type}")
-    source = ("-x", "c++", str(kernels.SOURCE))
-    subprocess.run([COMPILER, *options, *names, *source, "-o", folder / "lif.so"], check=True)
-    library = ctypes.CDLL(str(folder / "lif.so"))
-    shutil.rmtree(folder)
-    return library
-
-
-def launch_on_host(name, call, like, trace_dtype):
-    library = host_library(kernels.SCALARS[like.dtype], kernels.TRACES[trace_dtype])
-    getattr(library, name)(ctypes.c_void_p(call.ctypes.data))
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request, monkeypatch):
-    """Where the kernels run; new memory is filled with NaN, so that nothing is left unwritten."""
-    if request.param == "cuda":
-        pytest.importorskip("cupy")
-    else:
-        if COMPILER is None:
-            pytest.skip("needs a C++ compiler (Debian: apt install g++)")
-        monkeypatch.setattr(kernels, "_launch", launch_on_host)
-        monkeypatch.setattr(kernels, "_missing", lambda: None)
-        monkeypatch.setattr(kernels, "_on_gpu", lambda x: True)
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield request.param
-    torch.use_deterministic_algorithms(False)
-
-
-@contextmanager
-def launches(monkeypatch):
-    """Count the kernels that run, so that no test passes without one."""
-    names, launch = [], kernels._launch
-    with monkeypatch.context() as patch:
-        patch.setattr(kernels, "_launch", lambda *args: names.append(args[0]) or launch(*args))
-        yield names
 
 
 def state_of(v, trace_dtype):
@@ -117,14 +61,36 @@ def constants(function=SURROGATES[0], tau=2.0, decay_input=False, v_reset=None):
     return LIF(tau, decay_input, 0.8, v_reset, function)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("v_reset", [None, 0.0, -0.3])
-@pytest.mark.parametrize(("tau", "decay_input"), [(2.0, False), (3.0, False), (2.5, True)])
-@pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_reset):
+def all_on_host_some_on_gpu(on_gpu, *values):
+    """Every combination on this machine; on a GPU, which compiles each, some."""
+    on_host = [pytest.param("cpu", *case, marks=pytest.mark.slow) for case in product(*values)]
+    return on_host + [pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in on_gpu]
+
+
+SIGMOID, ATAN, QUADRATIC, RECT = SURROGATES
+NEURONS = all_on_host_some_on_gpu(
+    [
+        (torch.float64, SIGMOID, (2.0, False), None),
+        (torch.float32, ATAN, (2.0, False), None),
+        (torch.float32, QUADRATIC, (3.0, False), 0.0),
+        (torch.float64, RECT, (2.5, True), -0.3),
+        (torch.float32, SIGMOID, (2.5, True), None),
+        (torch.float64, ATAN, (3.0, False), -0.3),
+    ],
+    DTYPES[:2],
+    SURROGATES,
+    [(2.0, False), (3.0, False), (2.5, True)],
+    [None, 0.0, -0.3],
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "function", "leak", "v_reset"), NEURONS, indirect=["device"]
+)
+def test_equals_the_plain_step(device, dtype, function, leak, v_reset):
     """Spike, membrane and trace bit for bit over a sequence, the gradient to rounding."""
     torch.manual_seed(0)
+    tau, decay_input = leak
     lif = constants(function, tau, decay_input, v_reset)
     v = torch.zeros(7, 143, dtype=dtype, device=device)
     forms = ["packed"] if tau == 2.0 else []
@@ -148,6 +114,71 @@ def test_equals_the_plain_step(device, dtype, function, tau, decay_input, v_rese
             assert theirs[1].abs().sum() > 0
             fired += ours[0].mean().item() / 4
         assert 0.1 < fired < 0.9
+
+
+@pytest.mark.parametrize("v_reset", [None, -0.3])
+@pytest.mark.parametrize("form", ["packed", "float32", "ndot", None])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd", "time last"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_scan_equals_single_steps(device, dtype, layout, form, v_reset):
+    """Spikes, traces, the state after them and both gradients, bit for bit."""
+    torch.manual_seed(4)
+    lif = constants(v_reset=v_reset)
+    x_seq = (3 * torch.randn(5, 2, 8, 3, 4, device=device)).to(dtype)
+    if layout == "channels_last":
+        x_seq = x_seq.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        x_seq = x_seq.unflatten(0, (5, 2))
+    elif layout == "odd":
+        x_seq = x_seq[:, :, :7, :, 1:].contiguous()
+    elif layout == "time last":
+        x_seq = x_seq.permute(1, 2, 3, 4, 0).contiguous().permute(4, 0, 1, 2, 3)
+    grads = torch.randn_like(x_seq), torch.randn_like(x_seq[0])
+    decay, ndot = (0.0, "paper") if form == "ndot" else (0.5, None)
+    found = []
+    for scan in (False, True):
+        x = x_seq.detach().requires_grad_()
+        v = torch.zeros_like(x_seq[0])
+        torch.manual_seed(5)
+        state = state_of(v, None if form == "ndot" else form)
+        if form == "ndot":
+            state["trace"] = NDOTState(v, v)
+        if scan:
+            spikes, stored = fused_lif_scan(x, state, lif, decay, ndot)
+        else:
+            steps = []
+            for one in x:
+                spike = fused_lif_step(one, state, lif, decay, ndot)
+                kept = state["trace"]
+                steps.append((spike, kept.trace if form == "ndot" else kept))
+            spikes = torch.stack([spike for spike, _ in steps])
+            stored = None if form is None else torch.stack([kept for _, kept in steps])
+        (grad,) = torch.autograd.grad((spikes, state["v"]), x, grads, retain_graph=True)
+        (of_spikes,) = torch.autograd.grad(spikes, x, grads[0])
+        assert state["trace"] is None or not any(t.requires_grad for t in [*state["trace"]])
+        found.append([spikes, stored, state["v"], state["trace"], grad, of_spikes])
+    assert (found[0][4] != found[0][5]).any() and 0.1 < found[0][0].mean() < 0.9
+    torch.testing.assert_close(found[1][:4], found[0][:4], rtol=0, atol=0)
+    # A scan keeps u[t] where a step keeps v[t]: not the same number once it is rounded.
+    rounding = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found[1][4:], found[0][4:], rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("form", ["packed", "float32", "ndot", None])
+@pytest.mark.parametrize(("steps", "v_reset"), [((), None), ((), 0.0), ((3,), None)])
+def test_is_an_operator_of_pytorch(device, steps, v_reset, form):
+    """PyTorch's own checks: schema, gradient, and what torch.compile knows without running it."""
+    torch.manual_seed(5)
+    v = torch.rand(2, 6, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
+    x = torch.rand(*steps, *v.shape, device=device).double().requires_grad_()
+    v = v.double()
+    stored = None if form is None else torch.rand_like(v)
+    if form == "packed":
+        stored = (255 * stored).to(torch.uint8)
+    memory = torch.rand_like(v) if form == "ndot" else None
+    neuron = (2.0, 0.5, 0.8, v_reset, 4.0, False, 0, int(form == "ndot"))
+    operator = torch.ops.sj_ottt.lif_scan.default
+    torch.library.opcheck(operator, (x, v, stored, memory, *neuron, True))
+    torch.library.opcheck(operator, (x.detach(), v, stored, memory, *neuron, False))
 
 
 def ndot_steps(step, inputs, lif, variant):
@@ -191,11 +222,26 @@ def test_ndot_trace(device, dtype, tau, v_reset, variant):
         assert (values != spike).any() and (memory < 0).any() and (memory > 0).any()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("form", ["packed", "float32", "float16", "bfloat16", None])
-@pytest.mark.parametrize("v_reset", [None, -0.25])
-@pytest.mark.parametrize("function", SURROGATES, ids=lambda f: type(f).__name__)
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+FORMS = ["packed", "float32", "float16", "bfloat16", None]
+ERRORS = all_on_host_some_on_gpu(
+    [
+        (torch.float32, SIGMOID, None, "float16"),
+        (torch.float16, ATAN, None, "packed"),
+        (torch.float16, QUADRATIC, -0.25, "float32"),
+        (torch.bfloat16, SIGMOID, None, "packed"),
+        (torch.bfloat16, RECT, -0.25, "bfloat16"),
+        (torch.bfloat16, ATAN, -0.25, None),
+    ],
+    DTYPES[1:],
+    SURROGATES,
+    [None, -0.25],
+    FORMS,
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "function", "v_reset", "form"), ERRORS, indirect=["device"]
+)
 def test_error_against_float64(device, dtype, function, v_reset, form):
     """At most twice the error that PyTorch's operations make in the same dtype."""
     torch.manual_seed(1)
@@ -255,30 +301,34 @@ def test_any_strides(device, view, grad_layout, form, monkeypatch):
         theirs = outputs(lif_step, x, grad, state, constants())
         with launches(monkeypatch) as names:
             ours = outputs(fused_lif_step, x, grad, state, constants())
-        assert names == ["lif_forward", "lif_backward"]
+        assert names == (["lif_forward", "lif_backward"] if x.numel() else [])
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
-        if kernels._dense(x):
+        dense = x.is_contiguous()
+        if dense or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)):
             assert ours[0].stride() == x.stride() and ours[1].stride() == x.stride()
 
 
 def test_refuses_more_dimensions_than_it_can_walk(device):
-    x = alternating(torch.randn(1000, device=device), kernels.MAX_DIMS + 1)
+    x = alternating(torch.randn(1000, device=device), lif_launch.MAX_DIMS + 1)
     with pytest.raises(InputError, match="9 dimensions that do not merge, more than 8"):
         fused_lif_step(x, {"v": torch.zeros_like(x), "trace": None}, constants())
 
 
 def test_dense_tensors_are_walked_as_one_line(device, monkeypatch):
     x = torch.randn(4, 6, 8, 8, device=device).contiguous(memory_format=torch.channels_last)
-    dims = []
-    launch = kernels._launch
+    dims, run = [], lif_launch._run
     monkeypatch.setattr(
-        kernels, "_launch", lambda *a: dims.append(int(a[1]["layout"]["dims"])) or launch(*a)
+        lif_launch, "_run", lambda *a: dims.append(int(a[1]["layout"]["dims"][0])) or run(*a)
     )
     outputs(fused_lif_step, x, torch.ones_like(x), state_of(x, "packed"), constants())
     assert dims == [0, 0]
-    x = x[:, 1:]  # its spikes are dense again
-    outputs(fused_lif_step, x, torch.ones_like(x), state_of(x, None), constants())
+    part = x[:, 1:]  # its spikes are dense again
+    outputs(fused_lif_step, part, torch.ones_like(part), state_of(part, None), constants())
     assert dims[2:] == [2, 0]
+    x_seq = x.unflatten(0, (2, 2)).requires_grad_()
+    spikes, _ = fused_lif_scan(x_seq, state_of(x[:2], "packed"), constants())
+    spikes.backward(torch.ones_like(x_seq))
+    assert dims[4:] == [0, 0]
 
 
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
@@ -326,35 +376,56 @@ def test_goes_through_cupy(monkeypatch):
 
     class RawModule:
         def __init__(self, code, options):
-            names = dict(o[2:].split("=") for o in options if o.startswith("-D"))
-            self.library = host_library(names["SCALAR"], names["TRACE"])
-            assert code == kernels.SOURCE.read_text()
+            self.names = dict(o[2:].split("=") for o in options if o.startswith("-D"))
+            self.library = host_library(self.names["SCALAR"], self.names["TRACE"])
+            assert code == lif_launch.SOURCE.read_text()
 
         def get_function(self, name):
-            def kernel(grid, block, args):
+            def kernel(grid, block, args, stream):
                 (call,) = args
                 assert call.size == 1  # which CuPy hands over by value
-                seen.append((name, grid, block))
+                seen.append((name, grid, block, stream.ptr, self.names.get("TAU")))
                 getattr(self.library, name)(ctypes.c_void_p(call.ctypes.data))
 
             return kernel
 
-    def context(name):
-        return lambda value: seen.append((name, value)) or nullcontext()
-
-    cuda = SimpleNamespace(Device=context("device"), ExternalStream=context("stream"))
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule, cuda=cuda))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
-    kernels._kernel.cache_clear()
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    for cached in (lif_launch.kernel, lif_launch._module):
+        cached.cache_clear()
     x = torch.ones(1000)
     state = {"v": torch.zeros(1000), "trace": None}
     assert fused_lif_step(x, state, constants()).sum() == 1000
-    assert seen == [("device", None), ("stream", 7), ("lif_forward", (1,), (256,))]
-    fused_lif_step(x[1:], {"v": torch.zeros(999), "trace": None}, constants())
-    assert seen[-1] == ("lif_forward", (4,), (256,))  # misaligned: one number per thread
+    assert seen == [("lif_forward", (1,), (256,), 7, "2.0")]
+    state = {"v": torch.zeros(999), "trace": None}
+    fused_lif_step(x[1:], state, constants(tau=3.0))
+    # Misaligned: one number per thread; and a division that is no exact product.
+    assert seen[1:] == [("lif_forward", (4,), (256,), 7, None)]
     fused_lif_step(x[:0], {"v": torch.zeros(0), "trace": None}, constants())
-    assert len(seen) == 6  # nothing to do, no launch
-    kernels._kernel.cache_clear()
+    assert len(seen) == 2  # nothing to do, no launch
+    for cached in (lif_launch.kernel, lif_launch._module):
+        cached.cache_clear()
+
+
+def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
+    """With one warning, which says why."""
+
+    class RawModule:
+        def __init__(self, code, options):
+            raise RuntimeError("NVRTC_ERROR_INVALID_OPTION (5)\nmore")
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
+    monkeypatch.setattr(kernels, "_missing", lambda: None)
+    monkeypatch.setattr(kernels, "_on_gpu", lambda x: True)
+    for cached in (kernels._available, lif_launch.kernel, lif_launch._module):
+        cached.cache_clear()
+    node = OTTTLIFNode(backend="auto")
+    with pytest.warns(UserWarning, match=r"compiled here \(NVRTC.*\(5\)\), so") as caught:
+        assert node(torch.ones(2, 3))[0].sum() == 6
+        assert node(torch.ones(2, 3))[0].sum() == 6
+    assert len(caught) == 1
+    kernels._available.cache_clear()
 
 
 @pytest.mark.gpu
@@ -390,17 +461,20 @@ def test_compiles_for_gpus(architecture):
         nvrtc.nvrtcGetProgramLog(program, text)
         return text.decode()
 
-    source = kernels.SOURCE.read_bytes()
-    for scalar, scalar_name in kernels.SCALARS.items():
+    source = lif_launch.SOURCE.read_bytes()
+    neuron = lif_launch.Neuron(2.0, 0.5, 1.0, None, 4.0, False, 0, 0)
+    other = lif_launch.Neuron(3.0, 0.5, 1.0, 0.0, 4.0, True, 1, 2)
+    for scalar, scalar_name in lif_launch.SCALARS.items():
         # The forms that `trace.zeros` makes for a membrane of this dtype.
         like = torch.empty(0, dtype=scalar)
         for form in {trace.zeros(like, name).dtype for name in trace.TRACE_DTYPES}:
-            names = (f"-DSCALAR={scalar_name}", f"-DTRACE={kernels.TRACES[form]}")
-            options = (*kernels.OPTIONS, *names, f"--gpu-architecture={architecture}")
-            program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
-            options = [option.encode() for option in options]
-            call(nvrtc.nvrtcCompileProgram, program, len(options), options)
-            assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
+            names = (f"-DSCALAR={scalar_name}", f"-DTRACE={lif_launch.TRACES[form]}")
+            for flags in ((), lif_launch._flags(neuron), lif_launch._flags(other)):
+                options = (*lif_launch.OPTIONS, *names, *flags, f"-arch={architecture}")
+                program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
+                options = [option.encode() for option in options]
+                call(nvrtc.nvrtcCompileProgram, program, len(options), options)
+                assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
 
 
 def test_says_what_is_missing(monkeypatch):

@@ -47,7 +47,12 @@ def test_digits_are_learnt_from_in_equal_number_and_never_tested_on(shared):
 
 def test_every_training_is_of_its_own_and_the_command_line_chooses():
     args = argparse.Namespace(
-        models=["a=x/weights.safetensors", "b"], seeds=[0, 1], sets=None, few=None, starts=None
+        models=["a=x/weights.safetensors", "b"],
+        seeds=[0, 1],
+        sets=None,
+        few=None,
+        starts=None,
+        fine_tuning=["lr=0.001"],
     )
     cells = list(transfer.wanted(args))
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 6 * 3
@@ -72,14 +77,15 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
     monkeypatch.setattr(transfer.training, "train", train)
     args = argparse.Namespace(
         models=["ottt_vgg5_ws=fashion_events"], seeds=[0, 1], sets=["nmnist"], few=[5],
-        starts=None, data=str(shared), runs=str(shared / "runs"),
+        starts=None, data=str(shared), runs=str(shared / "runs"), fine_tuning=["lr=0.5"], jobs=1,
     )  # fmt: skip
     rows = transfer.transfer(args)
     assert transfer.transfer(args) == rows and len(ran) == 4
     assert {config.network.pretrained for config in ran} == {None, "fashion_events"}
+    assert [config.optimisation.lr for config in ran] == [2e-3, 0.5] * 2
     assert [(row["start"], row["accuracy"], row["sd"]) for row in rows] == [
-        ("zoo", "55.0", "7.1"),
         ("scratch", "55.0", "7.1"),
+        ("zoo lr=0.5", "55.0", "7.1"),
     ]
     with Image.open(shared / "runs" / "transfer.png") as picture:
         assert picture.size[0] > 300

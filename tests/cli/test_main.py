@@ -297,16 +297,17 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
     others = {
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
         "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
-        "save_every": "5", "time_limit": "60", "on_nan": "skip",
+        "save_every": "5", "time_limit": "60", "on_nan": "skip", "backend": "torch",
     }  # fmt: skip
-    names = {"normalize", "class_weights", "strict"}
+    flags = {"normalize": False, "class_weights": True, "strict": True, "cuda_graph": True}
+    names = set(flags)
     for given in (values, others):  # which do not go together
-        argv = ["train", "--no-normalize", "--class-weights", "--strict"]
+        argv = ["train", "--no-normalize", "--class-weights", "--strict", "--cuda-graph"]
         for name, value in given.items():
             argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
         seen.clear()
         fails(capsys, *argv)
-        assert seen == {**given, "normalize": False, "class_weights": True, "strict": True}
+        assert seen == {**given, **flags}
         names |= set(given)
     assert names == set(TrainConfig.option_names())
 

@@ -31,7 +31,10 @@ WAYS = (
     "train_step online",
     "train_step static",
     "train_step static online",
+    "train_step chunk",
+    "train_step static chunk",
     "ottt_online_training",
+    "ottt_online_training chunk",
     "ottt_online_training online",
     "own loop",
     "own loop online",
@@ -99,7 +102,7 @@ def compare(
     set_rule(model, *RULES[rule])
     parameters, buffers = tensors_of(network)
     start = {name: p.detach().clone() for name, p in parameters.items()}
-    masks = _watch_masks(network)
+    masks = _watch_masks(network, batch)
     reference = Reference(program, parameters, buffers, rule, masks, broken)
     try:
         with warnings.catch_warnings(record=True) as warned:
@@ -134,14 +137,15 @@ def train(
     """Do the user's update."""
     optimizer = torch.optim.SGD(model.parameters(), lr=LR)
     online = "online" in way.split()
+    chunk = 2 if "chunk" in way.split() else 1
     if way.startswith("train_step"):
-        kwargs: dict[str, Any] = {"update": "online" if online else "accumulate"}
+        kwargs: dict[str, Any] = {"update": "online" if online else "accumulate", "chunk": chunk}
         given, kwargs = (x[0], {**kwargs, "steps": len(x)}) if "static" in way else (x, kwargs)
         total, _ = train_step(model, optimizer, given, targets[0], loss_fn=loss, **kwargs)
     elif way.startswith("ottt_online_training"):
         reset_state(model)
         first = x.transpose(0, 1), targets.transpose(0, 1)
-        total, _ = ottt_online_training(model, optimizer, *first, loss, online)
+        total, _ = ottt_online_training(model, optimizer, *first, loss, online, chunk)
         reset_state(model)
     else:
         total = _own_loop(model, optimizer, rule, x, targets, online)
@@ -204,7 +208,7 @@ def tensors_of(
     return found
 
 
-def _watch_masks(network: nn.Module) -> dict[str, Any]:
+def _watch_masks(network: nn.Module, batch: int) -> dict[str, Any]:
     """Return what dropouts multiply by, filled while the network runs."""
     masks: dict[str, Any] = {}
     for name, part in network.parts.items():
@@ -214,17 +218,20 @@ def _watch_masks(network: nn.Module) -> dict[str, Any]:
             )
         elif isinstance(part, nn.Dropout):
             masks[name] = []
-            part.register_forward_hook(partial(_note_mask, masks[name]))
+            part.register_forward_hook(partial(_note_mask, masks[name], batch))
     return masks
 
 
-def _note_mask(masks: list[Tensor], module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-    """Note what a dropout of PyTorch multiplied by: its derivative."""
+def _note_mask(
+    masks: list[Tensor], batch: int, module: nn.Module, args: tuple[Any, ...], out: Any
+) -> None:
+    """Note what a dropout of PyTorch multiplied by, step by step: its derivative."""
     before, after = (y[0] if isinstance(y, layer.Pair) else y for y in (*args, out))
     if before.requires_grad:
-        masks.append(torch.autograd.grad(after.sum(), before, retain_graph=True)[0])
+        mask = torch.autograd.grad(after.sum(), before, retain_graph=True)[0]
     else:  # where a value is 0, nobody sees its mask
-        masks.append(torch.where(before == 0, before, after / before))
+        mask = torch.where(before == 0, before, after / before)
+    masks += mask.split(batch)
 
 
 def _silence(reference: Reference, theirs: Update) -> str:

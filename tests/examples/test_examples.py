@@ -16,6 +16,7 @@ import torch
 
 from sj_ottt.data import EVENT_DTYPE
 from sj_ottt.run import checkpoint
+from tests.helpers import write_recordings
 from tests.recording_files import dat
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -91,6 +92,15 @@ def test_finetune_own_dvs(run, tmp_path):
     said = re.findall(r"^(\S+) s: (\w+) \(\d+%\)$", out, re.MULTILINE)
     assert said == [("0.0", "left"), ("0.2", "right"), ("0.4", "left"), ("0.6", "right")]
     assert run(*args).endswith(out.partition("test accuracy")[2])  # from what is there
+
+
+@pytest.mark.slow
+def test_finetune_nf_resnet(run, tmp_path):
+    folder = write_recordings(tmp_path / "bands", {"train": 4, "test": 1})
+    out = run(EXAMPLES / "finetune_nf_resnet.py", folder)
+    losses = [float(loss) for loss in re.findall(r"loss of the last batch (\S+)", out)]
+    assert len(losses) == 12 and losses[-1] < 0.5 * losses[0]
+    assert int(re.search(r"(\d) of 3 recordings labelled rightly", out)[1]) >= 2
 
 
 @pytest.mark.slow

@@ -139,7 +139,7 @@ def test_predict_equals_the_training_forward_pass_and_leaves_the_mode_alone():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet", "test_ottt_nf_resnetd"])
 def test_a_model_learns(name):
     """Four images of noise are told apart within a few updates, by either update rule."""
     for update in ("accumulate", "online"):

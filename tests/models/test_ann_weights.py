@@ -57,6 +57,18 @@ def test_an_nf_resnet_gives_all_its_parameters():
     assert model(torch.randn(2, 3, 32, 32)).isfinite().all()
 
 
+def test_averaged_shortcuts_take_the_same_weights():
+    """Which timm's nf_resnet averages before, too."""
+    theirs = nf_resnet()
+    torch.manual_seed(0)
+    cfg = NFResNetCfg((1, 2, 1, 1), True, WIDTHS, avg_down=True)
+    model = NFResNet(cfg, num_classes=5)
+    found = load_ann_weights(model, theirs)
+    assert not found.left_out
+    weight = model.layer2[0].downsample[1].weight
+    assert torch.equal(weight, theirs.state_dict()["stages.1.0.downsample.conv.weight"])
+
+
 @pytest.mark.parametrize("block", [resnet.BasicBlock, resnet.Bottleneck])
 def test_a_resnet_gives_its_convolutions(block):
     theirs, model = Narrow(block), ours(block is resnet.Bottleneck, in_chans=2)

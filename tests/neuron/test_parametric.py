@@ -111,11 +111,13 @@ def test_evaluation_mode_and_changed_shapes():
     node.reset()
     node.step_mode = "m"
     assert torch.equal(node(x_seq), spikes)
-    node.train()
-    with pytest.raises(InputError, match="cannot train online"):
-        node(x_seq)
+    node.train().reset()
+    together = node(x_seq)
+    node.reset()
     node.step_mode = "s"
-    node(x_seq[0])
+    for x, (spike, trace) in zip(x_seq, zip(*together, strict=True), strict=True):
+        out = node(x)
+        assert torch.equal(out[0], spike) and torch.equal(out[1], trace)
     assert node(x_seq[0][:2])[1].shape == (2, 5)
     assert node.float()(x_seq[0].float())[0].dtype == torch.float32
 
@@ -176,3 +178,12 @@ def test_compiled():
     compiled = torch.compile(copy.deepcopy(node), backend="aot_eager")
     found, expected = online(compiled), online(node)
     assert torch.equal(found[0], expected[0]) and relative_error(found[1], expected[1]) < 1e-12
+
+
+def test_bptt_learns_a_time_constant_of_exactly_two():
+    """At tau = 2 the membrane is halved in a way of its own."""
+    node = OTTTParametricLIFNode(2.0)
+    set_rule(node, "bptt")
+    x_seq, _ = sequence()
+    torch.stack([node(x) for x in x_seq]).sum().backward()
+    assert node.w.grad.abs() > 1e-3

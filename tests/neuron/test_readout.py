@@ -185,10 +185,28 @@ def test_evaluation_and_step_mode_m(name):
             part.step_mode = "m"
     assert relative_error(readout(spikes), stepwise) < 1e-12
     readout.train()
-    with pytest.raises(InputError, match="cannot train online"):
-        readout(spikes)
-    set_rule(readout, "bptt")
-    assert relative_error(readout(spikes), stepwise) < 1e-12
+    for rule in ("ottt", "bptt"):
+        set_rule(readout, rule)
+        assert relative_error(readout(spikes), stepwise) < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "bptt"])
+@pytest.mark.parametrize("name", SYNAPSES)
+def test_steps_together_have_the_gradient_of_the_steps(name, rule):
+    found = []
+    for mode in "sm":
+        readout, spikes = build(name)
+        set_rule(readout, rule)
+        for part in readout.modules():
+            if hasattr(part, "step_mode"):
+                part.step_mode = mode
+        spikes = spikes.clone().requires_grad_()
+        out = readout(spikes) if mode == "m" else torch.stack([readout(s) for s in spikes])
+        torch.manual_seed(2)
+        (out * torch.randn_like(out)).sum().backward()
+        found.append([spikes.grad, *(p.grad for p in readout.parameters())])
+    assert all(relative_error(a, b) < 1e-12 for a, b in zip(*found, strict=True))
+    assert all(g.norm() > 0 for g in found[0])
 
 
 def test_a_readout_in_evaluation_within_a_network_that_trains():

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from sj_ottt import InputError
+from sj_ottt.run import finetune
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.sections import FrameOptions, LearningOptions, NetworkOptions
 
@@ -29,6 +30,38 @@ def test_each_option_is_in_one_section_with_a_default_that_passes_its_check():
             value = field.metadata["check"](field.default)
             assert value == field.default and type(value) is type(field.default)
             assert field.metadata["help"]
+
+
+def test_fine_tuning_has_defaults_of_its_own(monkeypatch, tmp_path):
+    """Where it starts from weights, and nothing else was said."""
+    usual = {"head_epochs": 4, "layer_decay": 0.5, "lr": 0.01}
+    for name, value in usual.items():
+        monkeypatch.setitem(finetune.FINETUNING, name, value)
+    from_scratch = TrainConfig(epochs=9).optimisation
+    assert (from_scratch.head_epochs, from_scratch.layer_decay) == (0, 1.0)
+
+    def found(cfg):
+        part = cfg.optimisation
+        return {name: getattr(part, name) for name in usual}
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("pretrained: true\nlr: 0.2\nepochs: 9")
+    both = TrainConfig.from_sources(recipe, {"layer_decay": 0.9})
+    assert found(both) == {"head_epochs": 4, "layer_decay": 0.9, "lr": 0.2}
+    recipe.write_text("epochs: 9")
+    for cfg in (
+        TrainConfig(pretrained="some/run", epochs=9),
+        TrainConfig.from_sources(recipe, {"pretrained": "some_tag"}),
+        TrainConfig.from_sources(None, {"pretrained": True, "epochs": "9"}),
+    ):
+        assert found(cfg) == usual
+        assert TrainConfig(**cfg.flat()) == cfg  # as a checkpoint keeps it
+        assert TrainConfig.from_sources(None, {"lr": 3}, base=cfg).optimisation.lr == 3
+    assert found(TrainConfig(pretrained=False, epochs=9))["lr"] == 0.05
+    # Their number of epochs is not the user's to mend.
+    assert TrainConfig(pretrained=True, epochs=2).optimisation.head_epochs == 2
+    with pytest.raises(InputError, match="head_epochs must be at most epochs=2, not 3"):
+        TrainConfig(pretrained=True, epochs=2, head_epochs=3)
 
 
 def test_a_configuration_does_not_change():

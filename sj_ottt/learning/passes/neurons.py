@@ -19,18 +19,21 @@ _RNN = "spikingjelly.activation_based.rnn"
 """Known by its name: nothing else needs it imported."""
 
 
-def check_neurons(model: nn.Module, rule: Rule) -> None:
+def check_neurons(model: nn.Module, rule: Rule, *, one_step: bool = True) -> None:
     """Refuse a network whose gradient under a rule would not be that of the rule.
 
     Args:
-        model: Is to be called once per time step, in training.
+        model: Is to be trained.
         rule: The rule of its neurons.
+        one_step: Whether it is to be called once per time step; otherwise once for several, in step
+            mode "m".
 
     Raises:
         InputError: If a part of it takes the batch for time, or is a neuron or a recurrence that
             does not take part in the rule.
     """
-    check_one_step(model)
+    if one_step:
+        check_one_step(model)
     parts = list(model.named_modules())
     if rule.through_time:
         _refuse(

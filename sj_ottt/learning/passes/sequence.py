@@ -13,19 +13,23 @@ from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
 from sj_ottt.learning.fptt import FPTT
+from sj_ottt.learning.passes.chunks import ONE_STEP, Chunk, Group, grouped
+from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
 from sj_ottt.learning.passes.processes import Processes
-from sj_ottt.learning.passes.update import Update
+from sj_ottt.learning.passes.update import NOT_FINITE, Update
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
+    detach_modules,
     detach_state,
     load_state,
     save_state,
+    stateful_modules,
 )
 
-__all__ = ["join_without_samples", "train_sequence"]
+__all__ = ["finish_recorded", "join_without_samples", "train_sequence"]
 
 _StepLoss = Callable[[Structure, int], Tensor]
 _PartResult = tuple[Tensor, list[Structure]]
@@ -41,6 +45,8 @@ def train_sequence(
     online: bool,
     backward_at: Container[int] | None = None,
     processes: Processes | None = None,
+    chunk: Chunk = ONE_STEP,
+    lengths: Lengths | None = None,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence by the model's rule.
 
@@ -52,6 +58,8 @@ def train_sequence(
         online: Update at every step.
         backward_at: The steps that have a backward pass; None for all.
         processes: Those that train the model together; None for this one alone.
+        chunk: How many steps run together.
+        lengths: Of the sequences, where they differ.
 
     Yields:
         Each step's loss and outputs, both detached.
@@ -67,18 +75,28 @@ def train_sequence(
     call = _theirs(model) if any(map(is_their_online_node, model.modules())) else model
     if isinstance(update, FPTT):
         assert isinstance(x_seq, Tensor)
-        return _in_parts(model, call, update, x_seq, loss_at, processes or Processes())
+        return _in_parts(model, call, update, x_seq, loss_at, processes or Processes(), chunk)
     if backward_at is not None:
         _refuse_frozen(model)
     if not rule.through_time:
-        return _step_by_step(update, call, x_seq, loss_at, online=online, backward_at=backward_at)
+        groups = grouped(x_seq, chunk, lambda t: (_learns(t, backward_at), _running(t, lengths)))
+        return _step_by_step(update, call, groups, loss_at, online=online, backward_at=backward_at)
     for wrong, name in ((online, "online update"), (backward_at is not None, "backward_steps")):
         if wrong:
             raise InputError(
                 f'rule="{rule.name}" has one backward pass through all time steps, so it knows no '
                 f"{name}: leave it out, or train by another rule"
             )
-    return _through_time(update, x_seq, loss_at)
+    groups = grouped(x_seq, chunk, lambda t: _running(t, lengths))
+    return _through_time(update, groups, loss_at)
+
+
+def _learns(t: int, backward_at: Container[int] | None) -> bool:
+    return backward_at is None or t in backward_at
+
+
+def _running(t: int, lengths: Lengths | None) -> int | None:
+    return None if lengths is None else lengths.running(t)
 
 
 def _refuse_frozen(model: nn.Module) -> None:
@@ -106,41 +124,43 @@ def _theirs(model: nn.Module) -> Callable[[Tensor], Structure]:
 def _step_by_step(
     update: Update,
     call: Callable[[Tensor], Structure],
-    x_seq: Iterable[Tensor],
+    groups: Iterable[Group],
     loss_at: _StepLoss,
     *,
     online: bool,
     backward_at: Container[int] | None = None,
 ) -> Iterator[tuple[Tensor, Structure]]:
-    """Train on a sequence with one backward pass a step.
+    """Train on a sequence with one backward pass for each group of its steps.
 
     No parameter moves on a loss that is not finite. Accumulating, the losses are looked at once,
     before the only update, so that a GPU need not wait for the host at every step.
     """
     losses: list[Tensor] = []
     model, learnt = update.model, backward_at is not None
+    stateful = stateful_modules(model)
     per_sequence = nullcontext() if online else online_weights(model)
     with per_sequence:
-        for t, x in enumerate(x_seq):
-            learns = backward_at is None or t in backward_at
+        for group in groups:
+            t, learns = group.first, _learns(group.first, backward_at)
             if t == 0 or (online and learns):
                 update.start()
             per_step = online_weights(model) if online else nullcontext()
-            with per_step, torch.set_grad_enabled(learns):
-                y = plain(call(x))
-                loss = plain(loss_at(y, t))  # a penalty on spikes may make it a pair
-                losses.append(loss.detach())
+            with per_step, torch.set_grad_enabled(learns), group.run(model, call) as outputs:
+                # A penalty on spikes may make a loss a pair.
+                found = [plain(loss_at(y, t + i)) for i, y in enumerate(outputs)]
+                losses += [loss.detach() for loss in found]
+                total = sum(found[1:], found[0])
                 # Behind a feedback alone, nothing learns in the first step.
-                learns = any_learns = learns and loss.requires_grad
+                learns = any_learns = learns and total.requires_grad
                 if online:
                     any_learns = _check_losses(losses[-1:], t, update, learns)
                 if learns:
-                    update.backward(loss)
+                    update.backward(total)
             learnt = learnt or any_learns
             if online and any_learns:
                 update.finish()
-            detach_state(model)  # for neurons that are not ours: ours never hold a graph
-            yield losses[-1], detached(y)
+            detach_modules(stateful)  # for neurons that are not ours: ours never hold a graph
+            yield from zip(losses[t:], map(detached, outputs), strict=True)
         if not online:  # before the block's end, where hooks on gradients run
             learnt = _check_losses(losses, 0, update, learnt)
     _check_learnt(learnt)
@@ -149,7 +169,7 @@ def _step_by_step(
 
 
 def _through_time(
-    update: Update, x_seq: Iterable[Tensor], loss_at: _StepLoss
+    update: Update, groups: Iterable[Group], loss_at: _StepLoss
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on a sequence with one backward pass at its end: the exact gradient.
 
@@ -157,7 +177,10 @@ def _through_time(
     """
     update.start()
     with through_time_weights(update.model):
-        outputs = [plain(update.model(x)) for x in x_seq]
+        outputs: list[Structure] = []
+        for group in groups:
+            with group.run(update.model, update.model) as found:
+                outputs += found
         losses = [plain(loss_at(y, t)) for t, y in enumerate(outputs)]
         total = sum(losses[1:], losses[0])
         _check_learnt(
@@ -176,6 +199,7 @@ def _in_parts(
     x_seq: Tensor,
     loss_at: _StepLoss,
     processes: Processes,
+    chunk: Chunk,
 ) -> Iterator[tuple[Tensor, Structure]]:
     """Train on [T, N, ...] with an update after each part of it.
 
@@ -193,11 +217,11 @@ def _in_parts(
         def run_part(x_seq: Tensor = part, p: int = p, last: int = end - 1) -> _PartResult:
             fptt.optimizer.zero_grad()
             with shared_weights(model) if has_synapses else nullcontext():
-                outputs = []
-                for x in x_seq:
-                    y = plain(call(x))
-                    outputs.append(detached(y))
-                loss = plain(loss_at(y, p))
+                outputs: list[Structure] = []
+                for group in grouped(x_seq, chunk):
+                    with group.run(model, call) as found:
+                        outputs += map(detached, found)
+                loss = plain(loss_at(found[-1], p))
                 _check_finite([loss.detach()], last, fptt.optimizer, processes)
                 processes.weighed(loss).backward()
             processes.add_up(fptt.optimizer)
@@ -252,6 +276,16 @@ def join_without_samples(
             update.finish()
 
 
+def finish_recorded(update: Update, losses: list[Tensor]) -> None:
+    """Look at the losses of passes that were recorded, and update.
+
+    Raises:
+        InputError: If the input or a loss is not finite.
+    """
+    _check_losses(losses, 0, update, True)
+    update.finish()
+
+
 def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
     """Go through a part once more from its entry, leaving nothing but the gradients."""
     detach_state(model)
@@ -277,7 +311,10 @@ def _check_learnt(learnt: bool) -> None:
 
 def _check_losses(losses: list[Tensor], first: int, update: Update, learns: bool) -> bool:
     """Check losses as `_check_finite` does; return whether anything learns, in any process."""
-    return _check_finite(losses, first, update.optimizer, update.processes, learns)
+    if update.recorded:
+        return learns
+    clean = update.input_is_finite
+    return _check_finite(losses, first, update.optimizer, update.processes, learns, clean)
 
 
 def _check_finite(
@@ -286,8 +323,11 @@ def _check_finite(
     optimizer: torch.optim.Optimizer,
     processes: Processes,
     learns: bool = False,
+    input_is_finite: Tensor | None = None,
 ) -> bool:
     """Refuse losses that are not finite, in all processes, without leaving a gradient.
+
+    This is where the host waits for the device, once an update.
 
     Args:
         losses: Scalars.
@@ -295,6 +335,7 @@ def _check_finite(
         optimizer: Its gradients are set to zero where one is not finite.
         processes: Those that train the model together.
         learns: Whether a loss of this process depends on a parameter.
+        input_is_finite: See `Update`.
 
     Returns:
         ``learns``, of any process.
@@ -302,7 +343,14 @@ def _check_finite(
     Raises:
         NotFiniteError: If a loss is not finite.
     """
-    finite = torch.isfinite(torch.stack(losses)).tolist() if losses else []
+    finite: list[bool] = []
+    if losses:
+        flags = torch.isfinite(torch.stack(losses))
+        clean = flags.new_ones(()) if input_is_finite is None else input_is_finite
+        *finite, is_clean = torch.cat([flags, clean.reshape(1)]).tolist()
+        if not is_clean:
+            optimizer.zero_grad()
+            raise InputError(NOT_FINITE)
     all_finite, any_learns = processes.all_and_any(all(finite), learns)
     if all_finite:
         return any_learns

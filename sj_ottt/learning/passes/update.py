@@ -10,7 +10,20 @@ from torch.optim.swa_utils import AveragedModel
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning.passes.processes import Processes
 
-__all__ = ["Update"]
+__all__ = ["NOT_FINITE", "Update", "is_finite"]
+
+NOT_FINITE = "x_seq holds values that are not finite (NaN or inf): clean the input"
+
+
+def is_finite(x: Tensor) -> Tensor | None:
+    """Return whether all of a tensor is finite, as a scalar on its device; None where it must be.
+
+    A membrane that is NaN never fires: the loss would stay finite, and wrong, for ever. The
+    extremes need no memory, where isfinite() would make masks as large as the sequence.
+    """
+    if x.is_floating_point() and x.numel():
+        return torch.stack(x.aminmax()).isfinite().all()
+    return None
 
 
 @dataclass(frozen=True)
@@ -19,6 +32,10 @@ class Update:
 
     Attributes:
         processes: Those that train the model together.
+        input_is_finite: Whether the input is, as a scalar on the device that nobody has looked at
+            yet; None where it has been looked at.
+        recorded: Whether the passes are only recorded, as by a CUDA graph: nothing is looked at,
+            and the gradients stay in `grad` for an update that comes later.
 
     Raises:
         InputError: If one of them is out of range, or `ema` is no average of the model.
@@ -31,6 +48,8 @@ class Update:
     clip_norm: float | None = None
     ema: AveragedModel | None = None
     processes: Processes = field(default_factory=Processes)
+    input_is_finite: Tensor | None = None
+    recorded: bool = False
 
     def __post_init__(self) -> None:
         i, k = self.accumulation or (0, 1)
@@ -69,7 +88,8 @@ class Update:
             InputError: If the gradients are to be clipped and their norm is not finite; nothing is
                 changed then. With a scaler, such an update is left out.
         """
-        if self.accumulation is not None and self.accumulation[0] + 1 < self.accumulation[1]:
+        unfinished = self.accumulation and self.accumulation[0] + 1 < self.accumulation[1]
+        if unfinished or self.recorded:
             return
         self.processes.add_up(self.optimizer)
         if self.clip_norm is not None:

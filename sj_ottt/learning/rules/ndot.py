@@ -9,10 +9,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sj_ottt._ops.lif import LIF, LIFState, lif_step
-from sj_ottt._ops.lif_cuda import fused_lif_step
-from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, advance_ndot
+from sj_ottt._ops.lif import LIF, LIFState
+from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
+from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, ndot_step
 from sj_ottt._ops.rule import Rule
+from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace
 
 __all__ = ["NDOT"]
@@ -26,19 +27,13 @@ def _step(x: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str) ->
     if fused:
         spike: Tensor = fused_lif_step(x, state, lif, ndot=variant)
         return spike
-    v_before, plain = state["v"], LIFState(v=state["v"], trace=None)
-    spike = lif_step(x, plain, lif)
-    state["v"] = plain["v"]
-    state["trace"] = advance_ndot(
-        state["trace"],
-        spike.detach(),
-        v_before,
-        state["v"].detach(),
-        lam=lif.lam,
-        v_threshold=lif.v_threshold,
-        variant=variant,
-    )
-    return spike
+    return ndot_step(x, state, lif, variant)
+
+
+def _scan(
+    x_seq: Tensor, state: LIFState, lif: LIF, fused: bool, *, variant: str
+) -> tuple[Tensor, Tensor | None]:
+    return (fused_lif_scan if fused else lif_scan)(x_seq, state, lif, ndot=variant)
 
 
 def _trace(state: NDOTState) -> Trace:
@@ -53,6 +48,7 @@ NDOT = tuple(
         step=partial(_step, variant=variant),
         trace=_trace,
         has_fused_step=True,
+        scan=partial(_scan, variant=variant),
     )
     for variant in NDOT_VARIANTS
 )

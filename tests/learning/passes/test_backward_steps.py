@@ -32,9 +32,9 @@ def test_backward_on_k_of_t_steps_adds_the_gradients_of_k_steps():
 
 def test_backward_steps_are_drawn_anew_and_counted(monkeypatch):
     net, backwards = network("packed"), []
-    real = step_weights.OnlineWeight.add
+    real = step_weights.MadeWeight.add
     monkeypatch.setattr(
-        step_weights.OnlineWeight, "add", lambda *args: backwards.append(args[0]) or real(*args)
+        step_weights.MadeWeight, "add", lambda *args: backwards.append(args[0]) or real(*args)
     )
     grads = [train_with_seed(net, seed) for seed in range(6)]
     assert len(backwards) == 6 * 2 * 5  # batches, K, synapses

@@ -60,7 +60,7 @@ def test_where_the_rules_are_exact():
 @pytest.mark.slow
 @pytest.mark.parametrize("update", ["accumulate", "online"])
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
-@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet", "test_ottt_nf_resnetd"])
 def test_any_rule_trains_a_model(name, rule, update):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=4, rule=rule, in_chans=2)

@@ -1,0 +1,202 @@
+"""Charts of what is computed here or was measured: each reads the files that hold the figures."""
+
+import torch
+from matplotlib.ticker import NullLocator
+
+from docs.generated import TRANSFER, gpu_results, read_results
+from docs.pictures.style import COLOURS, MARKERS, SERIES, chart, chart_svg, ink, legend
+
+
+def trace() -> str:
+    """A neuron's input, membrane, spikes and trace, as this package computes them."""
+    from sj_ottt.neuron import OTTTLIFNode
+
+    n_steps = 24
+    generator = torch.Generator().manual_seed(5)
+    x_seq = 1.1 * torch.rand(n_steps, 1, generator=generator)
+    x_seq[9:15] *= 0.25
+    node, membranes, spikes, traces = OTTTLIFNode(), [], [], []
+    for x in x_seq:
+        spike, left = node(x)
+        membranes.append(node.v.item())
+        spikes.append(spike.item())
+        traces.append(left.item())
+
+    figure, (axes,) = chart(3.3)
+    times = range(1, n_steps + 1)
+    blue, red, green = ink(("blue", "red", "green"))
+    axes.bar(times, x_seq[:, 0].tolist(), width=0.5, color=COLOURS["line"][0], label="input I")
+    axes.plot(times, membranes, color=blue, linewidth=1.6, label="membrane v, after the reset")
+    axes.plot(times, traces, color=green, linewidth=2, marker="o", markersize=3.5, label="trace â")
+    fired = [t for t, spike in zip(times, spikes, strict=True) if spike]
+    axes.plot(fired, [2.15] * len(fired), "|", color=red, markersize=12, markeredgewidth=2.2,
+              label="spikes s")  # fmt: skip
+    axes.set(xlabel="time step", ylim=(0, 2.9), yticks=(0, 1, 2))
+    legend(axes, ncols=2, loc="upper left")
+    return chart_svg(figure)
+
+
+def surrogate() -> str:
+    """The sigmoid-like surrogate of the paper."""
+    figure, (axes,) = chart(2.5)
+    x = torch.linspace(-1.5, 1.5, 121)
+    slope = 4 * torch.sigmoid(4 * x) * (1 - torch.sigmoid(4 * x))
+    axes.plot(x, (x >= 0).float(), color=ink(("soft",))[0], label="spike: 1 from the threshold on")
+    axes.plot(
+        x,
+        slope,
+        color=ink(("red",))[0],
+        linewidth=2,
+        label="σ′, which takes the place of its slope",
+    )
+    axes.set(xlabel="u − V_th", ylim=(-0.05, 1.55), yticks=(0, 1))
+    legend(axes, loc="upper left")
+    return chart_svg(figure)
+
+
+def memory() -> str:
+    """Peak memory against the number of time steps."""
+    rows = read_results("memory-cpu*.csv")
+    times = [name for name in rows[0] if name.startswith("T=")]
+    figure, (axes,) = chart(3.3)
+    for row, name, marker in zip(rows, SERIES, MARKERS, strict=False):
+        axes.plot(
+            [int(t[2:]) for t in times], [float(row[t]) for t in times], marker=marker,
+            markersize=5, color=COLOURS[name][0], label=row["run"],
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([int(t[2:]) for t in times], [t[2:] for t in times])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="time steps T", ylabel="peak memory, MiB", ylim=(0, None))
+    legend(axes, loc="upper left")
+    return chart_svg(figure)
+
+
+def speed() -> str:
+    """Time of a sample against the batch size."""
+    rows = [row for row in read_results("step-cpu*.csv") if row["network"] == "vgg"]
+    runs = list(dict.fromkeys(row["run"] for row in rows))
+    batches = sorted({int(row["batch"]) for row in rows})
+    figure, (axes,) = chart(3.3)
+    for i, (run, name) in enumerate(zip(runs, SERIES, strict=False)):
+        times = [
+            1000 * float(row["seconds"]) / int(row["batch"]) for row in rows if row["run"] == run
+        ]
+        places = [j + (i - (len(runs) - 1) / 2) * 0.13 for j in range(len(batches))]
+        axes.bar(places, times, width=0.11, color=COLOURS[name][0], label=run)
+    axes.set_xticks(range(len(batches)), [f"batch {n}" for n in batches])
+    axes.set(ylabel="ms per sample")
+    legend(axes, loc="upper right")
+    return chart_svg(figure)
+
+
+def rules() -> str:
+    """Accuracy of the rules on three data sets, mean and deviation over the seeds."""
+    sets = ("fashion_small", "cifar10_small", "nmnist_small")
+    titles = ("Fashion-MNIST", "CIFAR-10", "N-MNIST")
+    tables = [
+        {row["rule"]: row["accuracy"] for row in read_results(f"rules-{name}-*.csv")}
+        for name in sets
+    ]
+    names = [rule for rule in tables[0] if all(rule in table for table in tables)]
+    figure, panels = chart(3.0, 3, sharey=True)
+    for axes, table, title, name in zip(panels, tables, titles, SERIES, strict=False):
+        means, spreads = zip(*(map(float, table[rule].split(" ± ")) for rule in names), strict=True)
+        places = range(len(names))
+        axes.errorbar(means, places, xerr=spreads, fmt="o", color=COLOURS[name][0], markersize=4.5,
+                      capsize=2)  # fmt: skip
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(places, names)
+    panels[0].invert_yaxis()
+    panels[1].set_xlabel("test accuracy, %")
+    return chart_svg(figure)
+
+
+def learning_curves() -> str:
+    """Training accuracy of the rules, epoch by epoch."""
+    rows = read_results("curves-*.csv")
+    figure, (axes,) = chart(3.3)
+    for run, name, marker in zip(dict.fromkeys(r["rule"] for r in rows), SERIES, MARKERS,
+                                 strict=False):  # fmt: skip
+        mine = [row for row in rows if row["rule"] == run]
+        epochs = [int(row["epoch"]) for row in mine]
+        axes.plot(epochs, [float(row["accuracy"]) for row in mine], color=COLOURS[name][0],
+                  marker=marker, markersize=4.5, label=run)  # fmt: skip
+    axes.set(xlabel="epoch", ylabel="accuracy while training, %")
+    legend(axes, loc="lower right")
+    return chart_svg(figure)
+
+
+def pretraining() -> str:
+    """Test accuracy of the pretraining against the samples it has seen."""
+    rows = read_results("pretrain-*.csv")
+    figure, (axes,) = chart(2.6)
+    axes.plot(
+        [int(row["samples"]) / 1000 for row in rows],
+        [100 * float(row["test_accuracy"]) for row in rows],
+        color=COLOURS["blue"][0], marker="o", markersize=3.5,
+    )  # fmt: skip
+    axes.set(xlabel="thousand samples", ylabel="test accuracy, %", ylim=(0, None))
+    return chart_svg(figure)
+
+
+def transfer() -> str:
+    """Accuracy against the recordings of each class, from the zoo's weights and from scratch."""
+    rows = read_results(TRANSFER)
+    sets = sorted({row["data"] for row in rows})
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    figure, panels = chart(3.4, max(1, len(sets)))
+    for axes, data in zip(panels, sets, strict=False):
+        for model, name, marker in zip(models, SERIES, MARKERS, strict=False):
+            for start, line, shape in (("scratch", "--", "x"), ("zoo", "-", marker)):
+                mine = [
+                    row
+                    for row in rows
+                    if (row["data"], row["model"], row["start"]) == (data, model, start)
+                ]
+                axes.errorbar(
+                    [int(row["recordings a class"]) for row in mine],
+                    [float(row["accuracy"]) for row in mine],
+                    [float(row["sd"]) for row in mine],
+                    color=COLOURS[name][0], linestyle=line, marker=shape, markersize=4.5,
+                    capsize=2, label=f"{model}, {start}" if mine else None,
+                )  # fmt: skip
+        few = sorted({int(row["recordings a class"]) for row in rows if row["data"] == data})
+        axes.set_xscale("log")
+        axes.set_xticks(few, [str(n) for n in few])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set(title=data, xlabel="recordings a class")
+    panels[0].set_ylabel("test accuracy, %")
+    if rows:
+        figure.legend(
+            *panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=1,
+            frameon=False, fontsize=9, labelcolor=COLOURS["ink"][0],
+        )  # fmt: skip
+    return chart_svg(figure)
+
+
+def gpu_speed() -> str:
+    """Time of a sample against the batch size on the last card that was measured."""
+    rows = [row for path in gpu_results()[-1:] for row in read_results(path.name)]
+    steps = [
+        row
+        for row in rows
+        if (row["what"], row["network"], row["unit"]) == ("step", "vgg", "ms")
+        and (not row["dtype"] or "float32" in row["dtype"])
+    ]
+    figure, (axes,) = chart(3.6)
+    for run, name, marker in zip(
+        dict.fromkeys(row["run"] for row in steps), SERIES, MARKERS, strict=False
+    ):
+        mine = sorted((int(r["batch"]), float(r["value"])) for r in steps if r["run"] == run)
+        axes.plot(
+            [n for n, _ in mine], [ms / n for n, ms in mine], color=COLOURS[name][0],
+            marker=marker, markersize=4.5, label=run,
+        )  # fmt: skip
+    axes.set(xlabel="batch size", ylabel="ms per sample", xscale="log", yscale="log")
+    if steps:
+        batches = sorted({int(row["batch"]) for row in steps})
+        axes.set_xticks(batches, [str(n) for n in batches])
+        axes.xaxis.set_minor_locator(NullLocator())
+        legend(axes)
+    return chart_svg(figure)

@@ -1,0 +1,141 @@
+"""Weights from a zoo or any other file into a model."""
+
+import math
+from pathlib import Path
+from typing import Any, cast
+
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from sj_ottt._files import refuse_compressed
+from sj_ottt.errors import InputError
+from sj_ottt.zoo.folders import (
+    ZooEntry,
+    own_folder,
+    registered_entries,
+    shipped_folder,
+    zoo_entries,
+)
+
+__all__ = ["adapt_input_channels", "cfg_beside", "load_weights", "pretrained_cfgs"]
+
+
+def pretrained_cfgs(names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return timm's pretrained configurations of the weights of some architectures.
+
+    Those that ship come first, so that one of them is the default where there are any.
+
+    Args:
+        names: Architecture names, without tags.
+
+    Returns:
+        `arch.tag` → the fields of timm's `PretrainedCfg`, `file` an absolute path.
+    """
+    return {
+        # Our own loader: it checks the file, and adapts channels in every timm 1.x.
+        name: {**entry.cfg, "file": str(entry.file), "custom_load": True}
+        for name, entry in registered_entries().items()
+        if entry.arch in names
+    }
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a weight file, adapting input channels and a different number of classes.
+
+    Input channels follow timm. To one channel the filters of all are summed; to more, the filters
+    are repeated in their order until there are enough; to fewer, the first ones stay: from 2 to 3
+    channels (ON, OFF, ON), from 3 to 2 (red, green). What is left is scaled by the old number over
+    the new one, which standardized weights, whose size does not count, undo. A classifier of
+    another size keeps the model's fresh one.
+
+    Args:
+        model: A model of this package, already built.
+        path: A safetensors file, or a checkpoint of tensors that `torch.load` reads with
+            `weights_only=True`. A file of the zoo must match its SHA-256.
+
+    Raises:
+        InputError: If the file is missing, changed, truncated or fits another architecture.
+    """
+    path = Path(path)
+    state = _read(path)
+    if adapt := getattr(model, "adapt_to", None):
+        adapt(state)
+    own = model.state_dict()
+    cfg = cast(dict[str, Any], model.pretrained_cfg)  # given by timm
+    first_conv = f"{cfg['first_conv']}.weight"
+    if first_conv in state and first_conv in own:
+        state[first_conv] = adapt_input_channels(state[first_conv], own[first_conv].shape[1])
+    classifier = cfg["classifier"]
+    for key in (f"{classifier}.weight", f"{classifier}.bias"):
+        if key in state and (key not in own or own[key].shape != state[key].shape):
+            del state[key]
+            own.pop(key, None)
+    if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
+        misfit = sorted(
+            k
+            for k in own.keys() | state.keys()
+            if k not in own or k not in state or state[k].shape != own[k].shape
+        )
+        raise InputError(
+            f"{path} does not fit {type(model).__name__}: {len(misfit)} tensors differ in name or "
+            f"shape, the first is {misfit[0]}. Create the architecture that the file was saved from"
+        )
+    model.load_state_dict(state, strict=False)
+
+
+def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:
+    """Return a first convolution's weight [C_out, C, kH, kW] for another number of channels."""
+    base = weight.shape[1]
+    if in_chans == base:
+        return weight
+    if in_chans == 1:
+        return weight.sum(dim=1, keepdim=True)
+    repeats = math.ceil(in_chans / base)
+    return weight.repeat(1, repeats, 1, 1)[:, :in_chans] * (base / in_chans)
+
+
+def cfg_beside(path: str | Path) -> dict[str, Any]:
+    """Return the fields of timm's configuration that the zoo of a file has for it; else none."""
+    entry = _entry_of(Path(path))
+    return {} if entry is None else dict(entry.cfg)
+
+
+def _entry_of(path: Path) -> ZooEntry | None:
+    """Return the entry of a file; None where it lies in no zoo.
+
+    Raises:
+        InputError: It lies in the zoo that ships, or in the user's, and is no part of it.
+    """
+    path = path.expanduser().absolute()
+    trusted = path.parent in (shipped_folder(), own_folder())
+    try:
+        entries = zoo_entries(path.parent)
+    except InputError:
+        if trusted:
+            raise
+        return None  # a manifest of something else
+    entry = entries.get(path.stem)
+    if entry is not None and entry.file == path:
+        return entry
+    if trusted and path.exists():
+        raise InputError(
+            f"{path}: the zoo's manifest.json does not name it; put weights there by "
+            "`sj-ottt zoo export` or `sj-ottt zoo import`"
+        )
+    return None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    entry = _entry_of(path)
+    if entry is not None:
+        entry.check_file()
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file; give the path of an existing one")
+    refuse_compressed(path)
+    try:
+        return dict(load_state_dict(str(path)))
+    except Exception as error:  # each format's reader has its own error types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"{path} is not a readable weight file ({reason}); it may be truncated, copy it again"
+        ) from error

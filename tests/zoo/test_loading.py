@@ -1,0 +1,260 @@
+"""Weights: found, checked, adapted, and refused when they are not what the manifest says."""
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save, save_file
+
+from sj_ottt import InputError, learning, zoo
+from sj_ottt._ops.standardize import scaled_weight_standardization
+from sj_ottt.zoo import adapt_input_channels
+from sj_ottt.zoo.cards import read_card
+
+SHIPPED = [f"{row['name']}.{tag}" for row in zoo.model_rows() for tag in row["weights"]]
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A saved `test_ottt_vgg` with 2 input channels and 4 classes: (file, model)."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_ottt_vgg", in_chans=2, num_classes=4)
+    file = tmp_path / "weights.safetensors"
+    save_file(model.state_dict(), file)
+    return file, model
+
+
+def load(file, **kwargs):
+    overlay = {"file": str(file), "num_classes": 4, "input_size": (2, 32, 32)}
+    return timm.create_model(
+        "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
+    )
+
+
+def test_every_architecture_with_weights_has_them_shipped():
+    assert set(timm.list_pretrained(["ottt_*", "ltc_*"])) == set(SHIPPED)
+    assert {"ottt_vgg5_ws", "ottt_nf_resnet34"} <= {name.split(".")[0] for name in SHIPPED}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_load_and_have_a_card(name):
+    entry = zoo.entry_named(name)
+    model = timm.create_model(name, pretrained=True)
+    assert model.num_classes == entry.cfg["num_classes"]
+    assert model.in_chans == entry.cfg["input_size"][0]
+    card = read_card(entry)
+    assert entry.sha256 == card.sha256 == hashlib.sha256(entry.file.read_bytes()).hexdigest()
+    assert card.results and card.trained_on and len(card.text.split("---\n")[2]) > 300
+    assert {"recipe", "commit", "options"} & card.provenance.keys() and card.provenance["samples"]
+    channels, classes = entry.cfg["input_size"][0], entry.cfg["num_classes"]
+    tagged = zoo.create(entry.arch, classes, in_chans=channels, pretrained=entry.tag)
+    for a, b in zip(model.parameters(), tagged.parameters(), strict=True):
+        assert torch.equal(a, b) and a.isfinite().all()
+
+
+def test_the_zoo_holds_what_its_manifest_names_and_is_not_too_large():
+    folder = zoo.shipped_folder()
+    names = {path.stem for path in folder.glob("*.safetensors")}
+    assert names == set(zoo.zoo_entries(folder)) == set(SHIPPED)
+    assert names == {path.stem for path in folder.glob("*.md")}
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert size <= zoo.WEIGHTS_LIMIT, f"{size / 1e6:.1f} MB"
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_adapt_to_channels_and_classes(name):
+    for in_chans, num_classes in ((1, 5), (3, 5), (2, 0)):
+        model = timm.create_model(name, pretrained=True, in_chans=in_chans, num_classes=num_classes)
+        x = 2 * torch.randn(1, in_chans, 32, 32)
+        assert learning.predict(model, x, steps=2).shape == (1, num_classes or model.num_features)
+    features = timm.create_model(name, pretrained=True, features_only=True)
+    assert len(features(2 * torch.randn(1, 2, 32, 32))) == len(features.feature_info)
+
+
+def test_overlay_file_and_checkpoint_path(weights):
+    file, model = weights
+    x = 2 * torch.randn(2, 2, 32, 32)
+    expected = learning.predict(model, x, steps=3)
+    for loaded in (
+        load(file),
+        timm.create_model("test_ottt_vgg", in_chans=2, num_classes=4, checkpoint_path=str(file)),
+    ):
+        torch.testing.assert_close(learning.predict(loaded, x, steps=3), expected)
+
+
+def test_new_classes_keep_the_body(weights):
+    file, model = weights
+    loaded = load(file, num_classes=9)
+    assert loaded.fc.weight.shape[0] == 9
+    assert torch.equal(loaded.layer2[1].weight, model.layer2[1].weight)
+
+
+def test_input_channels_follow_timm():
+    w = torch.randn(5, 2, 3, 3)
+    torch.testing.assert_close(adapt_input_channels(w, 1), w.sum(1, keepdim=True))
+    three = adapt_input_channels(w, 3)
+    torch.testing.assert_close(three, torch.cat([w, w[:, :1]], 1) * 2 / 3)
+    assert adapt_input_channels(w, 2) is w
+    torch.testing.assert_close(
+        adapt_input_channels(torch.ones(1, 3, 1, 1), 2), torch.full((1, 2, 1, 1), 1.5)
+    )
+
+
+def test_standardized_weights_undo_the_scale_of_repeated_channels():
+    torch.manual_seed(0)
+    w, gain = torch.randn(5, 2, 7, 7), torch.rand(5, 1, 1, 1)
+    for channels in (3, 5):
+        adapted = adapt_input_channels(w, channels)
+        repeated = torch.cat([w] * 3, 1)[:, :channels]
+        made = [scaled_weight_standardization(x, gain, 1e-4) for x in (adapted, repeated)]
+        torch.testing.assert_close(*made, rtol=1e-3, atol=1e-4)
+        assert (adapted - repeated).abs().max() > 0.1
+
+
+def test_weights_of_a_hub_are_asked_for_by_its_name(weights, monkeypatch):
+    """Also where the default weights are a file, which timm would take first."""
+    file, model = weights
+    asked = []
+
+    def hub(model_id, *args, **kwargs):
+        asked.append(model_id)
+        return load_file(file)
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", hub)
+    monkeypatch.setattr("timm.models._builder.has_hf_hub", lambda necessary=False: True)
+    overlay = {"hf_hub_id": "user/name", "num_classes": 4, "input_size": (2, 32, 32)}
+    for base in ({}, {"pretrained_cfg": {"file": "no such file", "custom_load": True}}):
+        known = {**base.get("pretrained_cfg", {}), "first_conv": "layer1.0", "classifier": "fc"}
+        loaded = timm.create_model(
+            "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, pretrained_cfg=known
+        )
+        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    assert asked == ["user/name"] * 2
+
+
+def test_other_files_are_refused(weights, tmp_path):
+    file, _ = weights
+    with pytest.raises(InputError, match="no such weight file"):
+        load(tmp_path / "missing.safetensors")
+    truncated = tmp_path / "truncated.safetensors"
+    truncated.write_bytes(file.read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"truncated\.safetensors is not a readable"):
+        load(truncated)
+    text = tmp_path / "text.pt"
+    text.write_text("hello")
+    with pytest.raises(InputError, match=r"text\.pt is not a readable"):
+        load(text)
+    with pytest.raises(InputError, match="does not fit NFResNet"):
+        timm.create_model(
+            "test_ottt_nf_resnet", pretrained=True, pretrained_cfg_overlay={"file": str(file)}
+        )
+
+
+def test_a_pickle_is_never_executed(tmp_path):
+    class Attack:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    file = tmp_path / "attack.pt"
+    torch.save({"state_dict": Attack()}, file)
+    with pytest.raises(InputError, match="not a readable weight file"):
+        load(file)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The user's zoo, with one of `test_ottt_vgg`: (its entry, the model)."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_ottt_vgg", in_chans=2, num_classes=4)
+    monkeypatch.setenv("SJ_OTTT_ZOO", str(tmp_path / "own"))
+    cfg = {"input_size": [2, 32, 32], "pool_size": [8, 8], "num_classes": 4}
+    data = save(model.state_dict())
+    return zoo.add_to_zoo(zoo.own_folder(), "test_ottt_vgg.mine", data, "{sha256}", cfg), model
+
+
+def test_a_flipped_bit_and_a_missing_file_are_refused_by_name(own):
+    entry, _ = own
+    data = bytearray(entry.file.read_bytes())
+    data[-1] ^= 1
+    entry.file.write_bytes(data)
+    for load_it in (lambda: load(entry.file), lambda: create_mine(4)):
+        with pytest.raises(InputError, match=r"test_ottt_vgg\.mine\.safetensors: the SHA-256 dif"):
+            load_it()
+    data[-1] ^= 1
+    entry.file.write_bytes(data)
+    load(entry.file)
+    entry.file.rename(entry.file.with_name("test_ottt_vgg.other.safetensors"))
+    with pytest.raises(InputError, match="no such weight file"):
+        load(entry.file)
+    with pytest.raises(InputError, match=r"other\.safetensors: the zoo's manifest\.json does not"):
+        load(entry.file.with_name("test_ottt_vgg.other.safetensors"))
+
+
+def create_mine(num_classes):
+    return zoo.create("test_ottt_vgg.mine", num_classes, in_chans=2, pretrained=True)
+
+
+def test_a_zoos_file_says_its_classes_and_channels(own):
+    """Loaded by its path alone, it is the model that was saved."""
+    entry, model = own
+    overlay = {"file": str(entry.file)}
+    loaded = timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert loaded.num_classes == 4 and loaded.in_chans == 2
+    assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    first = zoo.create("test_ottt_vgg", 4, in_chans=2, pretrained=True)
+    for made in (create_mine(4), first):  # in this process, too
+        assert all(map(torch.equal, made.parameters(), model.parameters()))
+        assert made.pretrained_cfg["tag"] == "mine"
+    other = timm.create_model(
+        "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=3
+    )
+    assert other.num_classes == 7 and other.in_chans == 3
+
+
+@pytest.mark.slow
+def test_a_new_process_knows_the_users_weights_and_passes_over_a_damaged_zoo(own):
+    entry, model = own
+    code = (
+        "import timm, sj_ottt\n"
+        "print(timm.list_pretrained('test_ottt_*'))\n"
+        "model = timm.create_model('test_ottt_vgg.mine', pretrained=True)\n"
+        "print(model.num_classes, model.in_chans, model.fc.weight.double().sum().item())"
+    )
+
+    def fresh():
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, capture_output=True, text=True, cwd=Path(__file__).parents[2]
+        )
+
+    names, facts = fresh().stdout.splitlines()
+    assert names == "['test_ottt_vgg.mine']"
+    classes, channels, total = facts.split()
+    assert (classes, channels) == ("4", "2")
+    assert float(total) == pytest.approx(model.fc.weight.double().sum().item(), abs=1e-6)
+    (entry.folder / "manifest.json").write_text('{"test_ottt_vgg.mine": {"cfg": {"url": 1}}}')
+    said = fresh()
+    assert "[]" in said.stdout and "the user's zoo is passed over" in said.stderr
+    assert "manifest.json" in said.stderr and "No pretrained" not in said.stdout
+
+
+@pytest.mark.parametrize("size", [(32, 32), (34, 34), (64, 64), (128, 128), (260, 346)])
+@pytest.mark.parametrize(("name", "last"), [("ottt_vgg5_ws", 4), ("ottt_nf_resnet18", 32)])
+def test_any_size_of_input(name, last, size):
+    """VGG's pools drop an odd row; NF-ResNet's strides round up, down to one pixel at 32."""
+    model = timm.create_model(name, in_chans=2, num_classes=5).eval()
+    with torch.no_grad():
+        features = model.forward_features(torch.rand(1, 2, *size))
+    rounded = [n // last if "vgg" in name else -(-n // last) for n in size]
+    assert list(features.shape[2:]) == rounded and min(rounded) >= 1
+    assert model.forward_head(features).shape == (1, 5)
+
+
+def test_no_weights_is_said():
+    with pytest.raises(RuntimeError, match="No pretrained weights exist"):
+        timm.create_model("ottt_nf_resnet18", pretrained=True)
