@@ -298,6 +298,7 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
         "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
         "save_every": "5", "time_limit": "60", "on_nan": "skip", "backend": "torch",
+        "chunk": "auto",
     }  # fmt: skip
     flags = {"normalize": False, "class_weights": True, "strict": True, "cuda_graph": True}
     names = set(flags)
