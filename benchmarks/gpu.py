@@ -13,7 +13,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -27,19 +27,23 @@ from sj_ottt._ops.lif import lif_step
 BPTT, OTTT, FLOOR = "spikingjelly BPTT", "spikingjelly OTTT-A", "bare convolutions"
 RATIOS = {"to BPTT": BPTT, "to OTTT": OTTT, "to floor": FLOOR}
 COLUMNS = ("what", "network", "batch", "T", "dtype", "run", "value", "unit", *RATIOS, "MiB", "note")
-OURS = {name: f"sj_ottt, {name}" for name in ("chunk T, graph", "chunk 1", "chunk T")}
+T_GRAPH, ONE = "sj_ottt, chunk T, graph", "sj_ottt, chunk 1"
+T_EAGER, LAST_GRAPH = "sj_ottt, chunk T", "sj_ottt, chunk T, graph, channels last"
+AUTO_GRAPH, ONE_GRAPH = "sj_ottt, chunk auto, graph", "sj_ottt, chunk 1, graph"
 MEMOPT = "spikingjelly BPTT, memopt"
 FLOORS = {FLOOR: False, f"{FLOOR}, all steps as one batch": True}
-ALL = ("sj_ottt, chunk auto, graph", *OURS.values(), "sj_ottt, chunk auto", OTTT, BPTT, MEMOPT)
-NARROW = (OURS["chunk T, graph"], OURS["chunk T"], BPTT, OTTT)
-MEMORY = (OURS["chunk 1"], OURS["chunk T"], BPTT, MEMOPT)
-FIRST = ((Case("vgg", 1), ALL), (Case("vgg", 128), ALL), (Case("nf_resnet34", 128), ALL))
-SECOND = (
-    (Case("vgg", 128, torch.bfloat16), NARROW),
-    (Case("nf_resnet34", 128, torch.bfloat16), NARROW),
-    (Case("vgg", 1, torch.bfloat16), NARROW),
+FIRST = (
+    (Case("vgg", 1), (T_GRAPH, BPTT, OTTT, AUTO_GRAPH, ONE, MEMOPT)),
+    (Case("vgg", 128), (T_GRAPH, BPTT, LAST_GRAPH, OTTT, AUTO_GRAPH, ONE_GRAPH, ONE, MEMOPT)),
+    (Case("nf_resnet34", 128), (T_GRAPH, OTTT, LAST_GRAPH, ONE)),
 )
-LAST = ((Case("vgg", 16), ALL),)
+SECOND = (
+    (Case("vgg", 128, torch.bfloat16), (T_GRAPH, LAST_GRAPH, BPTT)),
+    (Case("nf_resnet34", 128, torch.bfloat16), (T_GRAPH, LAST_GRAPH, OTTT)),
+    (Case("vgg", 1, torch.bfloat16), (T_GRAPH, BPTT)),
+)
+LAST = ((Case("vgg", 16), (T_GRAPH, BPTT, AUTO_GRAPH, T_EAGER, ONE, OTTT)),)
+MEMORY = (ONE, BPTT, T_EAGER, MEMOPT)
 TIMES = (2, 8, 32)
 
 
@@ -120,11 +124,10 @@ def gpu(args: argparse.Namespace) -> None:
     for case, names in FIRST[: 1 if args.quick else None]:
         _measure_case(report, case, names)
     if not args.quick:
-        for case, names in SECOND[:1]:
+        _bytes_a_neuron(report)
+        for case, names in SECOND:
             _measure_case(report, case, names)
-        _memory(report)
-        for case, names in SECOND[1:]:
-            _measure_case(report, case, names)
+        _memory_against_time(report)
         _short_trainings(report)
         for case, names in LAST:
             _measure_case(report, case, names)
@@ -185,7 +188,7 @@ def _measure_case(report: Report, case: Case, names: Sequence[str]) -> None:
             runs[name] = run
     with report.attempt(what="step", **where):
         _times(report, runs, memory, where)
-    for name in [name for name in runs if name == OURS["chunk T, graph"]]:
+    for name in [T_GRAPH] if T_GRAPH in runs and case.dtype == torch.float32 else []:
         if report.has_time(f"profile, {case}", 5):
             with report.attempt(what="profile", **where, run=name):
                 _profile(report, name, runs[name], where)
@@ -272,31 +275,39 @@ def _profile(
             print(table, file=file)
 
 
-def _memory(report: Report) -> None:
-    """Write peak memory: bytes a neuron and sample, a step of a chunk, and MiB against T."""
-    torch.backends.cudnn.benchmark = False  # no workspace that is large for speed's sake
-    neurons = networks.count_neurons(gpu_sides.ours("vgg"), torch.zeros(1, 3, 32, 32))
+def _bytes_a_neuron(report: Report) -> None:
+    """Write how peak memory grows with the batch, and with the steps of a chunk."""
+    if not report.has_time("memory", 8):
+        return
     where = {"what": "memory", "network": "vgg", "dtype": "float32"}
+    neurons = networks.count_neurons(gpu_sides.ours("vgg"), torch.zeros(1, 3, 32, 32))
     sides = gpu_sides.sides_of("vgg")
-    one, several = (sides[OURS[name]] for name in ("chunk 1", "chunk T"))
-    with report.attempt(**where):
-        if report.has_time("memory", 8):
-            peaks = [_peak_of(one, Case("vgg", batch)) for batch in (128, 256)]
-            each = 2**20 * (peaks[1] - peaks[0]) / 128 / neurons
-            row = {"run": OURS["chunk 1"], "value": f"{each:.2f}", "unit": "bytes/neuron"}
-            report.row(**where, **row, T=6)
-            at = {steps: _peak_of(several, Case("vgg", 128, steps=steps)) for steps in (4, 8)}
-            each = 2**20 * (at[8] - at[4]) / 4 / 128 / neurons
-            row = {"run": OURS["chunk T"], "value": f"{each:.2f}"}
-            report.row(**where, **row, unit="bytes/neuron/step of a chunk")
-    for name in MEMORY:
-        for steps in TIMES:
-            if not report.has_time(f"memory, {name}, T={steps}", 6):
-                break
-            with report.attempt(**where, run=name, T=steps):
-                mib = _peak_of(sides[name], Case("vgg", 32, steps=steps))
-                report.row(**where, run=name, batch=32, T=steps, MiB=f"{mib:.0f}")
-    torch.backends.cudnn.benchmark = True
+    with report.attempt(**where), _small_workspaces():
+        peaks = [_peak_of(sides[ONE], Case("vgg", batch)) for batch in (128, 256)]
+        each = f"{2**20 * (peaks[1] - peaks[0]) / 128 / neurons:.2f}"
+        report.row(**where, T=6, run=ONE, value=each, unit="bytes/neuron")
+        peaks = [_peak_of(sides[T_EAGER], Case("vgg", 128, steps=steps)) for steps in (4, 8)]
+        each = f"{2**20 * (peaks[1] - peaks[0]) / 4 / 128 / neurons:.2f}"
+        report.row(**where, run=T_EAGER, value=each, unit="bytes/neuron/step of a chunk")
+
+
+def _memory_against_time(report: Report) -> None:
+    """Write peak memory against T."""
+    where = {"what": "memory", "network": "vgg", "dtype": "float32", "batch": 32}
+    sides = gpu_sides.sides_of("vgg")
+    with _small_workspaces():
+        for name in MEMORY:
+            for steps in TIMES:
+                if not report.has_time(f"memory, {name}, T={steps}", 6):
+                    return
+                with report.attempt(**where, run=name, T=steps):
+                    mib = _peak_of(sides[name], Case("vgg", 32, steps=steps))
+                    report.row(**where, run=name, T=steps, MiB=f"{mib:.0f}")
+
+
+def _small_workspaces() -> AbstractContextManager[None]:
+    """Return a block in which convolutions take no memory for speed's sake."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False)
 
 
 def _peak_of(side: Side, case: Case) -> float:

@@ -228,9 +228,9 @@ def sides_of(network: str) -> dict[str, Side]:
     reference = (partial(spikingjellys, network), _train_theirs)
     build = partial(ours, network)
 
-    def our(chunk: int | str, cuda_graph: bool = False) -> Side:
+    def our(chunk: int | str, cuda_graph: bool = False, **options: bool) -> Side:
         train = partial(_train_ours, chunk=chunk, cuda_graph=cuda_graph)
-        return Side(build, train, reference, graph=cuda_graph)
+        return Side(build, train, reference, graph=cuda_graph, **options)
 
     sides = {
         "sj_ottt, chunk 1": our(1),
@@ -239,6 +239,7 @@ def sides_of(network: str) -> dict[str, Side]:
         "sj_ottt, chunk T": our("T"),
         "sj_ottt, chunk T, graph": our("T", True),
         "sj_ottt, chunk 1, graph": our(1, True),
+        "sj_ottt, chunk T, graph, channels last": our("T", True, channels_last=True),
     }
     if network == "vgg":
         theirs = (networks.our_vgg, _train_ours)

@@ -6,6 +6,8 @@ The first process writes, shows the progress and prints; all train, and their nu
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -106,6 +108,9 @@ def joined(device: torch.device) -> Iterator[Group]:
     except (dist.DistError, RuntimeError) as error:
         if not isinstance(error, dist.DistError) and not _is_lost_connection(error):
             raise
+        if threading.current_thread() is threading.main_thread():
+            # torchrun ends this process too, which ends by itself, once it has said why.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise InputError(
             f"process {rank} of {size} lost another one, whose own message says why; what was "
             "saved is whole: continue with --resume"

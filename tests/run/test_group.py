@@ -16,7 +16,7 @@ from sj_ottt._files import only_writer
 from sj_ottt.data.loading import batches
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
-from tests.helpers import weights
+from tests.helpers import assert_same_run, weights
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -91,25 +91,58 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes(flags, tmp_path
     out = tmp_path / "run"
     arguments = ["train", *as_arguments({**flags, "epochs": 200}), "--out", str(out)]
     process = start(*arguments)
-    for _ in range(600):
-        if (out / "last.safetensors").exists():
-            break
-        time.sleep(0.1)
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert len(children) == 2
-    os.kill(int(children[1]), signal.SIGKILL)
+    wait_for(out / "last.safetensors")
+    _, second = children(process)
+    os.kill(second, signal.SIGKILL)
     began = time.monotonic()
     _, error = process.communicate(timeout=60)
     assert time.monotonic() - began < 40 and process.returncode != 0
     assert "SIGKILL" in error or "Signal 9" in error
+    assert error.count("sj-ottt: error: process 0 of 2 lost another one, whose own message") == 1
     assert not list(out.glob("*.tmp"))
     # One process goes on from the last checkpoint.
     state = torch.load(out / "last.pt", weights_only=True)
     config = training.configure(None, {"out": str(out)}, resume=True)
     resumed = training.TrainingRun(config, state)
     assert 1 <= resumed.epoch < 200 and resumed.run_epoch()["epoch"] == state["epoch"] + 1
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_what_a_killed_process_has_ended(flags, tmp_path):
+    """It goes on from the last checkpoint, within the epoch, and ends with the same bits."""
+    flags = {**flags, "epochs": 15, "drop_rate": 0.1, "save_every": 1e-9}
+    run("train", *as_arguments(flags), "--out", str(tmp_path / "whole"))
+    out = tmp_path / "run"
+    elastic = [*TWO, "--max-restarts", "2"]
+    process = start("train", *as_arguments(flags), "--out", str(out), command=elastic)
+    wait_for(out / "last.safetensors")
+    first = children(process)
+    os.kill(first[1], signal.SIGKILL)
+    began = time.monotonic()
+    while set(children(process)) & set(first) and time.monotonic() - began < 60:
+        time.sleep(0.05)
+    ended = time.monotonic() - began
+    _, error = process.communicate(timeout=180)
+    assert process.returncode == 0, error[-3000:]
+    assert ended < 40, f"the other process ended after {ended:.0f} s"
+    assert "SIGKILL" in error or "Signal 9" in error or "exitcode: -9" in error
+    assert_same_run(tmp_path / "whole", out)
+    assert json.loads((out / "result.json").read_text())["world_size"] == 2
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(600):
+        if path.exists():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} does not appear")
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    found = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+    )
+    return [int(number) for number in found.stdout.split()]
 
 
 def test_parts_of_batches_are_the_batches(recordings):
