@@ -1,5 +1,8 @@
 """Chains of layers and neurons: what each does with the pair that a neuron hands on."""
 
+import itertools
+from collections.abc import Iterable
+
 import torch
 from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
@@ -14,7 +17,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import feedbacks_within, multi_step_parts
 from sj_ottt.layer.layers import OnBoth, map_both
 
-__all__ = ["OTTTSequential", "one_by_one"]
+__all__ = ["OTTTSequential", "one_by_one", "run_all"]
 
 
 class OTTTSequential(PairHooks, sj_layer.OTTTSequential):
@@ -50,11 +53,28 @@ def _needs_single_steps(chain: nn.Sequential) -> bool:
     return bool(multi_step_parts(chain) and feedbacks_within(chain))
 
 
-def _run(chain: nn.Sequential, x: Tensor | Pair) -> Tensor | Pair:
+def _run(modules: Iterable[nn.Module], x: Tensor | Pair) -> Tensor | Pair:
     """Send a tensor or a pair through the modules of a chain."""
-    for module in chain:
+    for module in modules:
         x = _step(module, Pair.of(x)) if isinstance(x, list | tuple) else module(x)
     return x
+
+
+def run_all(modules: Iterable[nn.Module], x: Tensor | Pair) -> Tensor | Pair:
+    """Send a tensor or a pair through several modules.
+
+    The modules of an `OTTTSequential` that nothing watches are called by themselves: a call of the
+    chain would keep its input alive until it ends, spikes before a pooling for example.
+    """
+    return _run(itertools.chain.from_iterable(m if _unwatched(m) else [m] for m in modules), x)
+
+
+def _unwatched(module: nn.Module) -> bool:
+    """Whether a module is a chain, and nobody would miss its call."""
+    tables = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    if type(module) is not OTTTSequential or any(tables) or module._backward_pre_hooks:
+        return False
+    return module.training and module._compiled_call_impl is None and "forward" not in vars(module)
 
 
 def one_by_one(module: nn.Module, x_seq: Tensor) -> Tensor:

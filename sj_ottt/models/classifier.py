@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sj_ottt import layer, zoo
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.layer import Pair
-from sj_ottt.layer.sequential import one_by_one
+from sj_ottt.layer.sequential import one_by_one, run_all
 from sj_ottt.learning.rules import rule_of, set_rule
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.neuron.readout import LeakyIntegrator
@@ -148,9 +148,7 @@ class SpikingClassifier(nn.Module):
             InputError: If the input's shape does not fit.
         """
         self._check_input(x)
-        for name in self._stage_names:
-            x = self.get_submodule(name)(x)
-        return x
+        return run_all(map(self.get_submodule, self._stage_names), x)
 
     def _mode(self) -> str:
         """Return the layers' step mode: "s", one time step a call, or "m", all of them."""
