@@ -11,10 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["blocks", "is_dense", "laid_out_like"]
+__all__ = ["blocks", "give_away", "is_dense", "is_given_away", "laid_out_like"]
 
 _BLOCK = 1 << 16
 """Neurons that a CPU takes through all steps before it goes on to the next ones."""
+
+
+def give_away(x: Tensor) -> None:
+    """Say that nobody will look at a tensor again but who takes it next, who may write into it."""
+    x.given_away = True  # type: ignore[attr-defined]
+
+
+def is_given_away(x: Tensor) -> bool:
+    """Whether a tensor may be written into."""
+    return getattr(x, "given_away", False)
 
 
 def is_dense(x: Tensor) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops import trace as traces
-from sj_ottt._ops.blocks import blocks, is_dense, laid_out_like
+from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
 from sj_ottt.errors import InputError
 
 __all__ = [
@@ -293,7 +293,7 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
         return spike
     step = _whole if torch.compiler.is_compiling() else _by_blocks
     with torch.no_grad():
-        spike, u, fired = step(x.detach(), state, lif, trace_decay)
+        spike, u, fired = step(x, state, lif, trace_decay)
     if torch.is_grad_enabled() and x.requires_grad:
         hard = lif.v_reset is not None
         spike, state["v"] = _FromState.apply(x, spike, state["v"], u if hard else None, fired, lif)
@@ -304,7 +304,7 @@ def _whole(
     x: Tensor, state: LIFState, lif: LIF, trace_decay: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advance a state; return the spike, u[t] where a hard reset follows, and where it fired."""
-    u = state["v"] = lif.charge(x, state["v"])
+    u = state["v"] = lif.charge(x.detach(), state["v"])
     fired = u >= lif.v_threshold
     if state["trace"] is not None:
         stored = state["trace"] = traces.advance(state["trace"], fired, trace_decay)
@@ -347,9 +347,11 @@ def _by_blocks(
     x: Tensor, state: LIFState, lif: LIF, trace_decay: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do the same block by block."""
-    x = x if is_dense(x[None]) else x.contiguous()
+    given_away = is_given_away(x)
+    x = x.detach() if is_dense(x[None]) else x.detach().contiguous()
     v_before, trace_before = (laid_out_like(x[None], state[key]) for key in ("v", "trace"))
-    spike, u, stored = torch.empty_like(x), torch.empty_like(x), None
+    u = x if given_away else torch.empty_like(x)
+    spike, stored = torch.empty_like(x), None
     v = state["v"] = u if lif.v_reset is None else torch.empty_like(x)
     if trace_before is not None:
         stored = state["trace"] = torch.empty_like(x, dtype=trace_before.dtype)

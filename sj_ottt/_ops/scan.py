@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops.blocks import blocks, is_dense, laid_out_like
+from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
 from sj_ottt._ops.lif import (
     LIF,
     LIFState,
@@ -50,7 +50,8 @@ def lif_scan(
     learns = torch.is_grad_enabled() and x_seq.requires_grad
     with torch.no_grad():
         x = x_seq.detach() if is_dense(x_seq) else x_seq.detach().contiguous()
-        spike, u = torch.empty_like(x), torch.empty_like(x if learns else x[:1])
+        u = x if is_given_away(x_seq) else torch.empty_like(x if learns else x[:1])
+        spike = torch.empty_like(x)
         v_before, trace_before = (laid_out_like(x, state[key]) for key in ("v", "trace"))
         stored = None
         if trace_before is not None:

@@ -1,6 +1,5 @@
 """Chains of layers and neurons: what each does with the pair that a neuron hands on."""
 
-import itertools
 from collections.abc import Iterable
 
 import torch
@@ -8,14 +7,17 @@ from spikingjelly.activation_based import base
 from spikingjelly.activation_based import layer as sj_layer
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 from torch.nn.modules.dropout import _DropoutNd
 
+from sj_ottt._ops.blocks import give_away
 from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
 from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import feedbacks_within, multi_step_parts
 from sj_ottt.layer.layers import OnBoth, map_both
+from sj_ottt.layer.synapse import Synapse
 
 __all__ = ["OTTTSequential", "one_by_one", "run_all"]
 
@@ -55,9 +57,26 @@ def _needs_single_steps(chain: nn.Sequential) -> bool:
 
 def _run(modules: Iterable[nn.Module], x: Tensor | Pair) -> Tensor | Pair:
     """Send a tensor or a pair through the modules of a chain."""
+    before: nn.Module | None = None
     for module in modules:
+        if isinstance(x, Tensor) and _goes_to_none_but(module, before):
+            give_away(x)
         x = _step(module, Pair.of(x)) if isinstance(x, list | tuple) else module(x)
+        before = module
     return x
+
+
+def _goes_to_none_but(neuron: nn.Module, synapse: nn.Module | None) -> bool:
+    """Whether a neuron's current is new from a synapse, both of ours, and no hook sees it."""
+    if not isinstance(neuron, LearningModule) or not isinstance(synapse, Synapse):
+        return False
+    ours = type(synapse).__module__ == Synapse.__module__ and "forward" not in vars(synapse)
+    if not ours or not type(neuron).__module__.startswith("sj_ottt.neuron."):
+        return False
+    hooks = (synapse._forward_hooks, neuron._forward_pre_hooks, neuron._forward_hooks)
+    everywhere = (nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks)
+    backward = (synapse._backward_hooks, synapse._backward_pre_hooks)
+    return not (any(hooks) or any(everywhere) or any(backward) or torch.compiler.is_compiling())
 
 
 def run_all(modules: Iterable[nn.Module], x: Tensor | Pair) -> Tensor | Pair:
@@ -66,7 +85,11 @@ def run_all(modules: Iterable[nn.Module], x: Tensor | Pair) -> Tensor | Pair:
     The modules of an `OTTTSequential` that nothing watches are called by themselves: a call of the
     chain would keep its input alive until it ends, spikes before a pooling for example.
     """
-    return _run(itertools.chain.from_iterable(m if _unwatched(m) else [m] for m in modules), x)
+    parts: list[nn.Module] = []
+    for module in modules:
+        # Its modules one by one, also those that it has twice.
+        parts += module if isinstance(module, OTTTSequential) and _unwatched(module) else [module]
+    return _run(parts, x)
 
 
 def _unwatched(module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ from spikingjelly.activation_based import neuron as sj_neuron
 from torch import nn
 
 from sj_ottt import InputError, layer, learning
+from sj_ottt._ops import blocks
 from sj_ottt.neuron import OTTTLIFNode
 
 
@@ -156,3 +157,26 @@ def test_a_module_of_ones_own_runs_once_on_the_pair():
 def test_evaluation_is_an_ordinary_chain():
     chain = layer.OTTTSequential(layer.Conv2d(2, 3, 3), OTTTLIFNode(), layer.Flatten()).eval()
     assert chain(torch.rand(2, 2, 5, 5)).shape == (2, 27)
+
+
+@pytest.mark.parametrize("who", ["synapse", "neuron", "neuron before", "nobody"])
+def test_a_current_that_a_hook_sees_is_not_written_into(who, monkeypatch):
+    net = layer.OTTTSequential(layer.Linear(5, 4), OTTTLIFNode(), layer.Linear(4, 3))
+    seen, given = [], []
+    monkeypatch.setattr(
+        "sj_ottt.layer.sequential.give_away", lambda x: (given.append(x), blocks.give_away(x))
+    )
+    if who == "synapse":
+        net[0].register_forward_hook(lambda m, args, out: seen.append(out))
+    elif who == "neuron":
+        net[1].register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    elif who == "neuron before":
+        net[1].register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    x = 5 * torch.rand(6, 5)
+    net(x)
+    current = torch.nn.functional.linear(x, net[0].weight, net[0].bias)
+    if who == "nobody":  # the neuron has its membrane there
+        assert (current >= 1).any()
+        assert torch.allclose(given[0], current - (current >= 1).float())
+    else:
+        assert not given and torch.allclose(seen[0], current)

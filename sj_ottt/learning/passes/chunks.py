@@ -18,6 +18,7 @@ from spikingjelly.activation_based import base
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sj_ottt._ops.blocks import give_away, is_given_away
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
 from sj_ottt._ops.trace import Trace
@@ -342,7 +343,12 @@ def _with_time(x: Any, steps: int) -> Any:
     unflatten = partial(torch.unflatten, dim=0, sizes=(steps, -1))
     if isinstance(x, list | tuple):
         return Pair.of(x).through(unflatten)
-    return unflatten(x) if isinstance(x, Tensor) else x
+    if not isinstance(x, Tensor):
+        return x
+    with_time = unflatten(x)
+    if is_given_away(x):
+        give_away(with_time)
+    return with_time
 
 
 def _at(x: Any, t: int, steps: int) -> Any:
