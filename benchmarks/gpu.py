@@ -7,18 +7,19 @@ float64 is not its reference's, gets a row that says so, and the rest goes on.
 
 import argparse
 import csv
+import os
 import re
 import statistics
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import gpu_sides, kernel, networks
+from benchmarks import BEGUN, gpu_sides, kernel, networks
 from benchmarks.gpu_sides import Case, Side
 from sj_ottt._ops import lif_cuda, trace
 from sj_ottt._ops.lif import lif_step
@@ -26,17 +27,24 @@ from sj_ottt._ops.lif import lif_step
 BPTT, OTTT, FLOOR = "spikingjelly BPTT", "spikingjelly OTTT-A", "bare convolutions"
 RATIOS = {"to BPTT": BPTT, "to OTTT": OTTT, "to floor": FLOOR}
 COLUMNS = ("what", "network", "batch", "T", "dtype", "run", "value", "unit", *RATIOS, "MiB", "note")
-CASES = (
-    Case("vgg", 1, torch.float32),
-    Case("vgg", 128, torch.float32),
-    Case("nf_resnet34", 128, torch.float32),
-    Case("vgg", 128, torch.bfloat16),
-    Case("nf_resnet34", 128, torch.bfloat16),
-    Case("vgg", 1, torch.bfloat16),
-    Case("vgg", 16, torch.float32),
-    Case("vgg", 16, torch.bfloat16),
+T_GRAPH, ONE = "sj_ottt, chunk T, graph", "sj_ottt, chunk 1"
+T_EAGER, LAST_GRAPH = "sj_ottt, chunk T", "sj_ottt, chunk T, graph, channels last"
+AUTO_GRAPH, ONE_GRAPH = "sj_ottt, chunk auto, graph", "sj_ottt, chunk 1, graph"
+MEMOPT = "spikingjelly BPTT, memopt"
+FLOORS = {FLOOR: False, f"{FLOOR}, all steps as one batch": True}
+FIRST = (
+    (Case("vgg", 1), (T_GRAPH, BPTT, OTTT, AUTO_GRAPH, ONE, MEMOPT)),
+    (Case("vgg", 128), (T_GRAPH, BPTT, LAST_GRAPH, OTTT, AUTO_GRAPH, ONE_GRAPH, ONE, MEMOPT)),
+    (Case("nf_resnet34", 128), (T_GRAPH, OTTT, LAST_GRAPH, ONE)),
 )
-TIMES = (2, 4, 8, 16, 32)
+SECOND = (
+    (Case("vgg", 128, torch.bfloat16), (T_GRAPH, LAST_GRAPH, BPTT)),
+    (Case("nf_resnet34", 128, torch.bfloat16), (T_GRAPH, LAST_GRAPH, OTTT)),
+    (Case("vgg", 1, torch.bfloat16), (T_GRAPH, BPTT)),
+)
+LAST = ((Case("vgg", 16), (T_GRAPH, BPTT, AUTO_GRAPH, T_EAGER, ONE, OTTT)),)
+MEMORY = (ONE, BPTT, T_EAGER, MEMOPT)
+TIMES = (2, 8, 32)
 
 
 class Report:
@@ -44,29 +52,47 @@ class Report:
 
     Args:
         path: The file.
-        seconds: When no new part is begun any more.
+        seconds: After so many since the program's start, it ends, whatever is going on.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._begun, self._seconds = path, time.perf_counter(), seconds
+        self.path, self._seconds = path, seconds
         self._file = path.open("w", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="", lineterminator="\n")
         self._writer.writeheader()
+        self._timer = threading.Timer(max(0.0, self.left()), self._stop)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def left(self) -> float:
+        """Return how many seconds are left."""
+        return self._seconds - (time.perf_counter() - BEGUN)
+
+    def close(self) -> None:
+        """End the report."""
+        self._timer.cancel()
+        self._file.close()
+        print(f"written: {self.path}", flush=True)
+
+    def _stop(self) -> None:
+        words = f"stopped: {self._seconds:g} s are over (--seconds); written: {self.path}"
+        print(words, flush=True)
+        os._exit(0)  # all rows are on the disk
 
     def row(self, **values: object) -> None:
         """Write a row; what is left out is empty."""
         self._writer.writerow(values)
         self._file.flush()
         shown = "  ".join(str(values[name]) for name in COLUMNS if values.get(name, "") != "")
-        print(f"{time.perf_counter() - self._begun:6.1f} s  {shown}", flush=True)
+        print(f"{time.perf_counter() - BEGUN:6.1f} s  {shown}", flush=True)
 
-    def has_time(self, what: str) -> bool:
-        """Whether there is time for another part; where there is not, a row says so."""
-        left = time.perf_counter() - self._begun < self._seconds
-        if not left:
-            self.row(what=what, note=f"left out: {self._seconds:g} s are over (--seconds)")
-        return left
+    def has_time(self, what: str, needed: float) -> bool:
+        """Whether so many seconds are left for another part; where not, a row says so."""
+        enough = self.left() > needed
+        if not enough:
+            self.row(what=what, note=f"left out: {self._seconds:g} s are nearly over (--seconds)")
+        return enough
 
     @contextmanager
     def attempt(self, **where: object) -> Iterator[None]:
@@ -83,9 +109,10 @@ def gpu(args: argparse.Namespace) -> None:
     """Kernel bandwidth, seconds and memory of training, each side by side, on one GPU."""
     name = _card()
     torch.backends.cudnn.benchmark = True
-    card = re.sub(r"\W+", "-", name.removeprefix("NVIDIA ")).lower()
-    stem = f"gpu-quick-{card}" if args.quick else f"gpu-{card}"
-    report = Report(Path(args.results) / f"{stem}-{torch.__version__}.csv", args.seconds)
+    card = name.removeprefix("NVIDIA ").lower()
+    stem = f"gpu{'-quick' if args.quick else ''}-{card}-{torch.__version__}"
+    file = re.sub(r"[^A-Za-z0-9._-]+", "-", stem) + ".csv"
+    report = Report(Path(args.results) / file, args.seconds)
     report.row(
         what="card",
         run=f"torch {torch.__version__}",
@@ -94,17 +121,17 @@ def gpu(args: argparse.Namespace) -> None:
     _bandwidth(report, args)
     with report.attempt(what="host"):
         _host_time(report)
-    measure = partial(_measure_case, report, quick=args.quick)
-    for case in CASES[:3]:
-        measure(case)
+    for case, names in FIRST[: 1 if args.quick else None]:
+        _measure_case(report, case, names)
     if not args.quick:
-        for case in CASES[3:5]:
-            measure(case)
-        _memory(report)
+        _bytes_a_neuron(report)
+        for case, names in SECOND:
+            _measure_case(report, case, names)
+        _memory_against_time(report)
         _short_trainings(report)
-        for case in CASES[5:]:
-            measure(case)
-    print(f"written: {report.path}")
+        for case, names in LAST:
+            _measure_case(report, case, names)
+    report.close()
 
 
 def _bandwidth(report: Report, args: argparse.Namespace) -> None:
@@ -134,34 +161,42 @@ def _host_time(report: Report, calls: int = 300) -> None:
             report.row(what="host", run=f"neuron, {name}, {what}", value=value, unit="us")
 
 
-def _measure_case(report: Report, case: Case, quick: bool) -> None:
-    """Time all sides of a case in turn, and look at what one of ours spends its time on."""
-    if not report.has_time(f"step, {case}"):
-        return
+def _measure_case(report: Report, case: Case, names: Sequence[str]) -> None:
+    """Time all sides of a case in turn, and look at what ours spends its time on."""
     where = case.columns()
-    sides = gpu_sides.sides_of(case.network, quick)
+    sides = gpu_sides.sides_of(case.network)
     runs: dict[str, Callable[[], object]] = {}
     memory: dict[str, float] = {}
-    for name, side in sides.items():
+    for name in [name for name in names if name in sides]:
+        side = sides[name]
+        if not report.has_time(f"step, {case}, {name}", 6):
+            break
         with report.attempt(what="step", **where, run=name):
             side.check(kernel.DEVICE)
             run = side.ready(case, kernel.DEVICE)
-            run()
+            for _ in range(2 if "auto" in name else 1):
+                run()
             memory[name] = _peak(run) if not side.graph else float("nan")
             runs[name] = run
+    if not runs:
+        return
     x = torch.randn(case.batch, 3, case.size, case.size, device=kernel.DEVICE)
-    for name, together in ((FLOOR, False), (f"{FLOOR}, all steps as one batch", True)):
+    for name, together in FLOORS.items():
         with report.attempt(what="step", **where, run=name):
-            runs[name] = _floor(case, x, together)
+            run = _floor(case, x, together)
+            run()
+            runs[name] = run
     with report.attempt(what="step", **where):
-        _times(report, runs, memory, 0.6, where)
-    for name in [name for name in runs if name.startswith("sj_ottt")][: 4 if quick else 2]:
-        with report.attempt(what="profile", **where, run=name):
-            _profile(report, name, runs[name], where)
+        _times(report, runs, memory, where)
+    for name in [T_GRAPH] if T_GRAPH in runs and case.dtype == torch.float32 else []:
+        if report.has_time(f"profile, {case}", 5):
+            with report.attempt(what="profile", **where, run=name):
+                _profile(report, name, runs[name], where)
 
 
 def _floor(case: Case, x: torch.Tensor, together: bool) -> Callable[[], None]:
-    model = gpu_sides.ours(case.network).to(kernel.DEVICE)
+    with torch.device(kernel.DEVICE):
+        model = gpu_sides.ours(case.network)
     x = torch.cat([x] * case.steps) if together else x
     run = networks.bare_products(model, x, 1 if together else case.steps)
 
@@ -186,21 +221,20 @@ def _times(
     report: Report,
     runs: Mapping[str, Callable[[], object]],
     memory: Mapping[str, float],
-    seconds: float,
     where: dict[str, object],
+    seconds: float = 3.0,
 ) -> None:
-    """Time runs in turn, for so many seconds each on average, and write the median of each."""
+    """Time runs in turn, for so many seconds, and write the median of each."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + seconds * len(runs)
+    end = time.perf_counter() + min(seconds, report.left() - 2)
     for round_ in range(60):
         for name, run in runs.items():
             _wait()
             start = time.perf_counter()
             run()
             _wait()
-            if round_ > 0:
-                times[name].append(time.perf_counter() - start)
-        if round_ > 3 and time.perf_counter() > end:
+            times[name].append(time.perf_counter() - start)
+        if round_ > 2 and time.perf_counter() > end:
             break
     medians = {name: statistics.median(found) for name, found in times.items()}
     for name, median in medians.items():
@@ -241,41 +275,56 @@ def _profile(
             print(table, file=file)
 
 
-def _memory(report: Report) -> None:
-    """Write the peak memory of the VGG against T, and bytes for each neuron and sample."""
+def _bytes_a_neuron(report: Report) -> None:
+    """Write how peak memory grows with the batch, and with the steps of a chunk."""
+    if not report.has_time("memory", 8):
+        return
+    where = {"what": "memory", "network": "vgg", "dtype": "float32"}
     neurons = networks.count_neurons(gpu_sides.ours("vgg"), torch.zeros(1, 3, 32, 32))
-    for name, side in gpu_sides.sides_of("vgg", False).items():
-        if side.graph or not report.has_time("memory"):
-            continue
-        with report.attempt(what="memory", network="vgg", run=name):
-            two_batches = [
-                _peak_of(side, Case("vgg", batch, torch.float32)) for batch in (128, 256)
-            ]
-            each = 2**20 * (two_batches[1] - two_batches[0]) / 128 / neurons
-            where = {"what": "memory", "network": "vgg", "run": name, "dtype": "float32"}
-            report.row(**where, T=6, value=f"{each:.1f}", unit="bytes/neuron")
+    sides = gpu_sides.sides_of("vgg")
+    with report.attempt(**where), _small_workspaces():
+        peaks = [_peak_of(sides[ONE], Case("vgg", batch)) for batch in (128, 256)]
+        each = f"{2**20 * (peaks[1] - peaks[0]) / 128 / neurons:.2f}"
+        report.row(**where, T=6, run=ONE, value=each, unit="bytes/neuron")
+        peaks = [_peak_of(sides[T_EAGER], Case("vgg", 128, steps=steps)) for steps in (4, 8)]
+        each = f"{2**20 * (peaks[1] - peaks[0]) / 4 / 128 / neurons:.2f}"
+        report.row(**where, run=T_EAGER, value=each, unit="bytes/neuron/step of a chunk")
+
+
+def _memory_against_time(report: Report) -> None:
+    """Write peak memory against T."""
+    where = {"what": "memory", "network": "vgg", "dtype": "float32", "batch": 32}
+    sides = gpu_sides.sides_of("vgg")
+    with _small_workspaces():
+        for name in MEMORY:
             for steps in TIMES:
-                mib = _peak_of(side, Case("vgg", 32, torch.float32, steps))
-                report.row(**where, batch=32, T=steps, MiB=f"{mib:.0f}")
+                if not report.has_time(f"memory, {name}, T={steps}", 6):
+                    return
+                with report.attempt(**where, run=name, T=steps):
+                    mib = _peak_of(sides[name], Case("vgg", 32, steps=steps))
+                    report.row(**where, run=name, T=steps, MiB=f"{mib:.0f}")
+
+
+def _small_workspaces() -> AbstractContextManager[None]:
+    """Return a block in which convolutions take no memory for speed's sake."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False)
 
 
 def _peak_of(side: Side, case: Case) -> float:
     run = side.ready(case, kernel.DEVICE)
-    for _ in range(3):  # "auto" has measured then
-        run()
+    run()
     return _peak(run)
 
 
 def _short_trainings(report: Report) -> None:
     """Write what a short training reaches: with kernels and without, eager and as a graph."""
     for name, options in (
-        ("float32", {}),
-        ("float32, PyTorch's operations", {"backend": "torch"}),
         ("float32, graph", {"cuda_graph": True}),
         ("bfloat16, graph", {"cuda_graph": True, "dtype": torch.bfloat16}),
-        ("bfloat16, channels last", {"channels_last": True, "dtype": torch.bfloat16}),
+        ("float32, PyTorch's operations", {"backend": "torch", "epochs": 6}),
+        ("float32", {"epochs": 6}),
     ):
-        if not report.has_time("training"):
+        if not report.has_time("training", 12):
             return
         with report.attempt(what="training", run=name):
             start = time.perf_counter()

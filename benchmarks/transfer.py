@@ -24,7 +24,7 @@ FEW = {"alphabet 0": (1,), "alphabet 1": (1,), "nmnist": (1, 5, 20, 100)}
 NMNIST = "nmnist_small"
 # At their sensors' 32 or 34 pixels the last stage of an NF-ResNet would see the corners alone.
 FRAMES = {"steps": 4, "size": (64, 64), "shift": 4}
-OPTIONS = {**FRAMES, "optimizer": "adam", "lr": 2e-3, "batch_size": 12}
+OPTIONS = {**FRAMES, "optimizer": "adam", "lr": 2e-3, "batch_size": 12, "chunk": 4}
 PARTS = methodcaller("partition", "=")
 SHOWN = 1000  # recordings shown in a training, each as often as it takes
 LEAST_EPOCHS = 6

@@ -114,7 +114,10 @@ class TaughtImages:
                 chunk = range(start, min(start + CHUNK, len(images)))
                 path = folder / f"{start // CHUNK:03d}"
                 self._make(path, images, chunk, cache / f"statistics_{size}.json")
-                parts.append([np.load(f"{path}_{kind}.npy", "r")[: n - start] for kind in KINDS])
+                made = [np.load(f"{path}_{kind}.npy", "r") for kind in KINDS]
+                if {len(array) for array in made} != {len(chunk)}:
+                    raise InputError(f"{path}_maps.npy is not of {len(chunk)} images: delete it")
+                parts.append([array[: n - start] for array in made])
         self.labels = torch.from_numpy(np.concatenate(labels)).to(self._device)
         self._parts = parts
         self._held = None

@@ -48,6 +48,8 @@ NOT_READ = "handed on to a step that reads nothing but the input"
 DIFFERENCES = {
     "neuron.OTTTLIFNode": {"surrogate_function": SIGMOID},
     "neuron.SLTTLIFNode": {"surrogate_function": SIGMOID},
+    "neuron.OTTTLIFNode.multi_step_forward": {"args": NOT_READ, "kwargs": NOT_READ},
+    "neuron.SLTTLIFNode.multi_step_forward": {"args": NOT_READ, "kwargs": NOT_READ},
     "neuron.SLTTLIFNode.single_step_forward": {"args": NOT_READ, "kwargs": NOT_READ},
     "layer.Linear.forward": {"input": BY_POSITION},
 }

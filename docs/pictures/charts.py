@@ -175,6 +175,17 @@ def transfer() -> str:
     return chart_svg(figure)
 
 
+_GPU_SIDES = (
+    "sj_ottt, chunk auto, graph",
+    "sj_ottt, chunk T",
+    "sj_ottt, chunk 1",
+    "spikingjelly OTTT-A",
+    "spikingjelly BPTT",
+    "bare convolutions",
+)
+"""What is drawn of the many sides that `benchmarks.gpu` measures."""
+
+
 def gpu_speed() -> str:
     """Time of a sample against the batch size on the last card that was measured."""
     rows = [row for path in gpu_results()[-1:] for row in read_results(path.name)]
@@ -182,12 +193,13 @@ def gpu_speed() -> str:
         row
         for row in rows
         if (row["what"], row["network"], row["unit"]) == ("step", "vgg", "ms")
+        and row["value"]
         and (not row["dtype"] or "float32" in row["dtype"])
     ]
     figure, (axes,) = chart(3.6)
-    for run, name, marker in zip(
-        dict.fromkeys(row["run"] for row in steps), SERIES, MARKERS, strict=False
-    ):
+    runs = list(dict.fromkeys(row["run"] for row in steps))
+    chosen = [run for run in _GPU_SIDES if run in runs] or runs
+    for run, name, marker in zip(chosen, SERIES, MARKERS, strict=False):
         mine = sorted((int(r["batch"]), float(r["value"])) for r in steps if r["run"] == run)
         axes.plot(
             [n for n, _ in mine], [ms / n for n, ms in mine], color=COLOURS[name][0],

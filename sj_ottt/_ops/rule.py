@@ -15,7 +15,7 @@ from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.trace import Trace
 from sj_ottt.errors import InputError
 
-__all__ = ["LearningModule", "Rule", "Scan"]
+__all__ = ["LearningModule", "Rule", "Scan", "is_traced"]
 
 
 Scan = Callable[[Tensor, LIFState, LIF, bool], tuple[Tensor, Tensor | None]]
@@ -90,9 +90,10 @@ class Rule:
         return type(kept)(*(part.to(other) for part, other in zip(kept, like, strict=True)))
 
 
-def _is_traced() -> bool:
+def is_traced() -> bool:
     """Whether the call is recorded by torch.jit.trace, torch.export or torch.onnx.export."""
-    return bool(torch.jit.is_tracing() or torch.compiler.is_exporting())
+    # Not is_exporting(), which up to PyTorch 2.11 is true for all that torch.compile sees.
+    return bool(torch.jit.is_tracing() or torch.compiler._is_exporting_flag)
 
 
 class LearningModule(PairHooks, base.MemoryModule):
@@ -120,7 +121,7 @@ class LearningModule(PairHooks, base.MemoryModule):
             InputError: In evaluation mode, if gradients are kept in a compiled network, which
                 cannot be asked what is around it.
         """
-        if self.training or not torch.is_grad_enabled() or _is_traced():
+        if self.training or not torch.is_grad_enabled() or is_traced():
             return bool(self.training)
         if torch.compiler.is_dynamo_compiling():
             raise InputError(
@@ -137,7 +138,7 @@ class LearningModule(PairHooks, base.MemoryModule):
             InputError: If the call would lose a gradient, advance the state twice, or write it into
                 a traced or exported graph for good.
         """
-        if _is_traced():
+        if is_traced():
             self._check_explicit_state()
         elif not torch.compiler.is_compiling():
             self._check_call(args[0])
@@ -177,6 +178,9 @@ class LearningModule(PairHooks, base.MemoryModule):
         """Name the module and those that call it, for errors."""
         names = [type(module).__name__ for module in modules_being_called() if module is not self]
         return f"{type(self).__name__}{' in ' if names else ''}{' in '.join(names)}"
+
+    def drop_graph(self) -> None:
+        """Let go of a graph of the last step that is held beside the state; by default, none is."""
 
     def check_rule(self, rule: Rule) -> None:
         """Refuse a rule that the module cannot take part in.

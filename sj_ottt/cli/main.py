@@ -34,6 +34,7 @@ from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import evaluate, load_trained
 from sj_ottt.run.finetune import FINETUNING
 from sj_ottt.run.group import started_by_torchrun
+from sj_ottt.run.options import chunk_size
 from sj_ottt.run.stopping import RunStopped
 
 # Where a flag's last word would mislead.
@@ -158,6 +159,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, metavar="N", help="processes that load data (default: 0)"
     )
     parser.add_argument("--device", default="auto", help="default: %(default)s")
+    parser.add_argument("--chunk", type=chunk_size, default=1, help="as for sj-ottt train")
     add_read_options(parser)
 
 
@@ -171,6 +173,7 @@ def _eval(args: argparse.Namespace) -> None:
         workers=args.workers,
         device=args.device,
         reading=read_options(args),
+        chunk=args.chunk,
     )
     if not _is_first():
         return

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sj_ottt._ops.synapse import Product, traced_product
 from sj_ottt._ops.trace import Trace
-from sj_ottt.layer.synapse import StepWeight, Synapse
+from sj_ottt.layer.synapse import StepWeight, Synapse, fast_format
 
 __all__ = [
     "MadeWeight",
@@ -40,15 +40,21 @@ class OnlineWeight:
         self._synapse = synapse
         self._sources: tuple[object, ...] = ()
         self._made: dict[float, MadeWeight] = {}
+        self._format: torch.memory_format | None = None
 
     def __call__(
         self, product: Product, x: Tensor, trace: Trace | None, factor: float = 1.0
     ) -> Tensor:
         """Apply the synapse to one time step."""
         self._refresh()
+        if self._format is None:
+            self._format = fast_format(self._synapse.weight, x)
         if factor not in self._made:
-            self._made[factor] = MadeWeight(self._synapse, factor, again=not self._made)
+            again = not self._made
+            self._made[factor] = MadeWeight(self._synapse, factor, self._format, again)
         made = self._made[factor]
+        if self._format == torch.contiguous_format and not x.is_contiguous():
+            x, trace = x.contiguous(), trace and trace.through(torch.Tensor.contiguous)
         return traced_product(product, x, trace, made.weight, made.bias, made)
 
     def _refresh(self) -> None:
@@ -74,14 +80,21 @@ class MadeWeight:
     Args:
         synapse: Whose weight it is.
         factor: What it is multiplied by.
+        memory_format: How it lies in memory.
         again: Whether it may lie where the last one lay.
     """
 
-    def __init__(self, synapse: Synapse, factor: float, again: bool):
+    def __init__(
+        self,
+        synapse: Synapse,
+        factor: float = 1.0,
+        memory_format: torch.memory_format | None = None,
+        again: bool = False,
+    ):
         # A checkpoint round the synapse would take what is saved here for a part of what it
         # computes again, and then finds the weight made.
         with torch.enable_grad(), _kept_here():
-            self._whole = synapse.make_fast_weight(factor, again)
+            self._whole = synapse.make_fast_weight(factor, memory_format, again)
         self.weight = self._whole.detach().requires_grad_(self._whole.requires_grad)
         self.bias = synapse.bias
         self._grads: list[Tensor | None] = [None, None]

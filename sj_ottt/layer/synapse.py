@@ -15,7 +15,7 @@ from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt._ops.synapse import Product, traced_product
 from sj_ottt._ops.trace import Trace
 
-__all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", "fast_layout"]
+__all__ = ["Conv2d", "Linear", "StepWeight", "Synapse", "WSConv2d", "WSLinear", "fast_format"]
 
 
 class StepWeight(Protocol):
@@ -56,14 +56,21 @@ class Synapse(PairHooks, nn.Module):
         """Return the parameters that W and b are made of: when one changes, W is made anew."""
         return self.weight, self.bias
 
-    def make_fast_weight(self, factor: float = 1.0, again: bool = False) -> Tensor:
+    def make_fast_weight(
+        self,
+        factor: float = 1.0,
+        memory_format: torch.memory_format | None = None,
+        again: bool = False,
+    ) -> Tensor:
         """Return W times a factor, laid out in memory as the product runs fastest.
 
         Args:
             factor: What the spikes are multiplied by elsewhere, (γ W) s = W (γ s).
+            memory_format: As `fast_format` returns it; None for that of a large input.
             again: Whether it may lie where the last one that was made so lay.
         """
-        weight = fast_layout(self.make_weight())
+        memory_format = memory_format or fast_format(self.weight)
+        weight = self.make_weight().contiguous(memory_format=memory_format)
         return weight if factor == 1 else factor * weight
 
     def forward(self, x: Tensor | Pair) -> Tensor:
@@ -121,23 +128,22 @@ def _convolution(module: _ConvNd, x: Tensor | Pair) -> tuple[Tensor | Pair, Prod
     return x, Product(module.stride, padding, module.dilation, module.groups)
 
 
-def fast_layout(weight: Tensor) -> Tensor:
-    """Return a weight in the layout its product runs fastest in.
+def fast_format(weight: Tensor, x: Tensor | None = None) -> torch.memory_format:
+    """Return the memory format in which the product of a weight and an input runs fastest.
 
-    On a CPU, a convolution with a channels-last weight reads and writes channels-last activations,
-    which oneDNN takes as they are; the other layout it reorders in every call. On a GPU it is the
-    user's choice (`model.to(memory_format=torch.channels_last)`), as it depends on the dtype.
+    On a CPU, a convolution in channels-last format reads and writes large activations as they are,
+    and reorders the weight and its gradient, which oneDNN does for itself in the other format. On a
+    GPU it is the user's choice (`model.to(memory_format=torch.channels_last)`), as it depends on
+    the dtype.
+
+    Args:
+        weight: W.
+        x: The input; None for one that is larger than the weight.
     """
-    return weight.contiguous(memory_format=torch.channels_last) if _on_cpu(weight) else weight
-
-
-def fast_format(weight: Tensor) -> torch.memory_format:
-    """Return the memory format of that layout."""
-    return torch.channels_last if _on_cpu(weight) else torch.preserve_format
-
-
-def _on_cpu(weight: Tensor) -> bool:
-    return weight.dim() == 4 and weight.device.type == "cpu"
+    if weight.dim() != 4 or weight.device.type != "cpu":
+        return torch.preserve_format
+    few = x is not None and x.numel() < weight.numel()
+    return torch.contiguous_format if few else torch.channels_last
 
 
 class Linear(Synapse, sj_layer.Linear):
@@ -165,15 +171,24 @@ class _Standardized(Synapse):
         """Return the standardized weight Ŵ, shaped like `weight`."""
         return self._standardized(self.weight)
 
-    def make_fast_weight(self, factor: float = 1.0, again: bool = False) -> Tensor:
+    def make_fast_weight(
+        self,
+        factor: float = 1.0,
+        memory_format: torch.memory_format | None = None,
+        again: bool = False,
+    ) -> Tensor:
         """Return Ŵ times a factor, in one pass over the weight; see `Synapse.make_fast_weight`."""
         weight = self.weight
-        again = again and weight.device.type == "cpu"  # a GPU's allocator keeps memory ready
-        room = self._room if again else None
-        if room is None or (room.device, room.dtype) != (weight.device, weight.dtype):
-            room = torch.empty_like(weight, memory_format=fast_format(weight))
-        # New memory would cost a large weight more time than its standardization.
-        self._room = room if again else None
+        memory_format = memory_format or fast_format(weight)
+        room = torch.empty_like(weight, device="meta", memory_format=memory_format)
+        if again and weight.device.type == "cpu":  # a GPU's allocator keeps memory ready
+            last = self._room
+            # New memory would cost a large weight more time than its standardization.
+            if last is None or (last.stride(), last.dtype) != (room.stride(), room.dtype):
+                last = torch.empty_like(room, device=weight.device)
+            self._room = room = last
+        else:
+            self._room, room = None, torch.empty_like(room, device=weight.device)
         gain = self.gain
         if factor != 1:
             gain = weight.new_full((len(weight), *[1] * (weight.dim() - 1)), factor)
@@ -199,7 +214,8 @@ class _Standardized(Synapse):
             for p in (self.weight, self.gain)
         )
         if self._kept is None or self._kept[0] != version:
-            made = scaled_weight_standardization(fast_layout(self.weight), self.gain, self.eps)
+            room = torch.empty_like(self.weight, memory_format=fast_format(self.weight))
+            made = scaled_weight_standardization(self.weight, self.gain, self.eps, room)
             self._kept = (version, made)
         return self._kept[1]
 

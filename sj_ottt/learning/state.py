@@ -49,6 +49,8 @@ def detach_modules(modules: Iterable[base.MemoryModule]) -> None:
         for name, value in module._memories.items():
             # Not in place, as SpikingJelly does: what is kept may be a view.
             module._memories[name] = map_state(Tensor.detach, value)
+        if isinstance(module, LearningModule):
+            module.drop_graph()
 
 
 def map_state(f: Callable[[Tensor], Tensor], value: Any) -> Any:

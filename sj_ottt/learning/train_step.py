@@ -14,12 +14,15 @@ from sj_ottt.learning.passes.chunks import find_chunk
 from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.outputs import Structure, map_tensors, stacked
 from sj_ottt.learning.passes.processes import Processes, unwrapped
-from sj_ottt.learning.passes.recorded import check_recordable, recorded_passes
-from sj_ottt.learning.passes.sequence import (
-    finish_recorded,
-    join_without_samples,
-    train_sequence,
+from sj_ottt.learning.passes.recorded import (
+    check_recordable,
+    find_recorded,
+    kind_of,
+    record,
+    refuse_given,
+    replay,
 )
+from sj_ottt.learning.passes.sequence import join_without_samples, train_sequence
 from sj_ottt.learning.passes.update import Update, is_finite
 from sj_ottt.learning.predict import as_sequence, combine_outputs, with_lengths
 from sj_ottt.learning.state import carried
@@ -184,6 +187,26 @@ def train_step(
         raise InputError(f'update="{update}" is unknown: use "accumulate" or "online"')
     if not model.training:
         raise InputError("the model is in evaluation mode and keeps no trace: call model.train()")
+    how: Update | FPTT
+    if cuda_graph:
+        refuse_given(
+            **{
+                "FPTT": isinstance(optimizer, FPTT),
+                'update="online"': update == "online",
+                "backward_steps": backward_steps is not None,
+                "scaler (bfloat16 needs none)": scaler is not None,
+                "lengths": lengths is not None,
+                "reset=False": not reset,
+                "accumulation": accumulation is not None,
+            },
+        )
+        kind = kind_of(x_seq, target, steps, chunk, memory_budget, clip_norm)
+        known = find_recorded(model, optimizer, kind, loss_fn)
+        if known is not None:
+            assert isinstance(optimizer, torch.optim.Optimizer) and isinstance(target, Tensor)
+            how = Update(model, optimizer, clip_norm=clip_norm, ema=ema)
+            x_seq = x_seq if steps is None else x_seq.expand(steps, *x_seq.shape)
+            return replay(known, how, x_seq, target)
     n_samples = x_seq.shape[1 if steps is None else 0] if x_seq.dim() > 1 else 0
     processes = Processes.of(model, n_samples)
     model = unwrapped(model)
@@ -202,7 +225,6 @@ def train_step(
         raise InputError(
             f"backward_steps={backward_steps}: x_seq has {n_steps} time steps; give 1 to {n_steps}"
         )
-    how: Update | FPTT
     if isinstance(optimizer, FPTT):
         how = optimizer
         _check_fptt(
@@ -235,21 +257,8 @@ def train_step(
             'update="online" updates at every step and knows no accumulation: leave one out'
         )
     if cuda_graph:
-        check_recordable(
-            model,
-            x_seq,
-            target,
-            **{
-                "FPTT": isinstance(optimizer, FPTT),
-                'update="online"': update == "online",
-                "backward_steps": backward_steps is not None,
-                "scaler (bfloat16 needs none)": scaler is not None,
-                "lengths": lengths is not None,
-                "reset=False": not reset,
-                "accumulation": accumulation is not None,
-                "training in several processes": processes.size > 1,
-            },
-        )
+        refuse_given(**{"training in several processes": processes.size > 1})
+        check_recordable(model, x_seq, target)
     together = find_chunk(chunk, memory_budget, model, x_seq, online=update == "online")
     every = backward_steps is None
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
@@ -287,12 +296,11 @@ def train_step(
             return losses, combine_outputs(model, outputs(), different)
 
     if cuda_graph:
-        assert isinstance(how, Update)
-        made_for = (loss_fn, chunk, memory_budget)
-        losses, prediction = recorded_passes(how, passes, x_seq, target, made_for)
-        finish_recorded(how, losses)
-    else:
-        losses, prediction = passes(how, inputs, target)
+        assert isinstance(how, Update) and isinstance(target, Tensor)
+        looks_first = not asks_later
+        recorded = record(how, passes, x_seq, target, kind, loss_fn, looks_first=looks_first)
+        return replay(recorded, how, x_seq, target)
+    losses, prediction = passes(how, inputs, target)
     loss_sum = sum(losses[1:], losses[0])
     if isinstance(how, FPTT):
         loss_sum = loss_sum / how.total_weight(how.parts or n_steps)

@@ -15,7 +15,7 @@ from sj_ottt._ops import lif_cuda
 from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
-from sj_ottt._ops.rule import LearningModule, Rule, Scan
+from sj_ottt._ops.rule import LearningModule, Rule, Scan, is_traced
 from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace
 from sj_ottt._passthrough import pass_through, public_names
@@ -181,6 +181,15 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
     def detach(self) -> None:
         """Cut the state, and `v`, from the graph of the last step."""
         super().detach()
+        self.drop_graph()
+
+    def reset(self) -> None:
+        """Put the state back to that before the first step."""
+        super().reset()
+        self.drop_graph()
+
+    def drop_graph(self) -> None:
+        """Let go of the graph that `v` carries."""
         self._handed_out = _HandedOut()
 
     def extra_repr(self) -> str:
@@ -288,7 +297,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if is_traced():
             return False  # what is exported runs without this package
         if self.backend == "cupy":
             lif_cuda.check_usable(x, self.surrogate_function)

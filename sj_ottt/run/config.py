@@ -147,6 +147,11 @@ class TrainConfig:
         ):
             if (steps or 1) > frames.steps and not frames.steps_from_image:
                 raise InputError(f"{name} must be at most steps={frames.steps}, not {steps}")
+        if self.run.chunk not in (1, "auto") and learning.update == "online":
+            raise InputError(
+                f"chunk={self.run.chunk} does not go with update=online, whose weights change at "
+                "each time step: leave one out"
+            )
         if optimisation.early_stop is not None and not self.dataset.val_fraction:
             raise InputError("early_stop needs recordings to validate on: set val_fraction above 0")
         for name in ("drop_events", "time_jitter"):

@@ -74,6 +74,7 @@ def measure(
     steps: int | None,
     device: torch.device,
     group: Group = ALONE,
+    chunk: int | str = 1,
 ) -> tuple[float, float]:
     """Return the accuracy (0 to 1) and the model's time for a sample in seconds, without loading.
 
@@ -85,6 +86,7 @@ def measure(
         steps: As in `predict`: T for still images, None for sequences.
         device: Where the model runs.
         group: The processes that measure the model, each on its part of the samples.
+        chunk: As in `predict`.
     """
     correct, total, seconds = 0, 0, 0.0
     with fixed_seed(device):
@@ -94,7 +96,7 @@ def measure(
             x_seq, target = to_device((x_seq, target), device)
             start = time.perf_counter()
             # Counting the right answers waits for the device, so the time is the whole time.
-            correct += count_right(predict(model, x_seq, steps), target)
+            correct += count_right(predict(model, x_seq, steps, chunk=chunk), target)
             seconds += time.perf_counter() - start
             total += len(target)
     right, n, spent = group.added_up((correct, total, seconds), device)
@@ -204,6 +206,7 @@ def evaluate(
     workers: int = 0,
     device: str = "auto",
     reading: ReadOptions | None = None,
+    chunk: int | str = 1,
 ) -> list[dict[str, Any]]:
     """Measure a run's best model with different numbers of time steps.
 
@@ -218,6 +221,7 @@ def evaluate(
         workers: Processes that load data.
         device: As in `TrainConfig`.
         reading: How recordings are read; what it leaves open is as it was in the run.
+        chunk: As in `predict`.
 
     Returns:
         A row for each number of steps: ``steps``, ``accuracy`` (0 to 1), ``n`` recordings and
@@ -233,7 +237,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"batch_size must be a whole number from 1 on, not {batch_size}")
     with joined(trained.device) as group:
-        return _evaluate(trained, data, split, steps, batch_size, workers, group, reading)
+        return _evaluate(trained, data, split, steps, batch_size, workers, group, reading, chunk)
 
 
 def _evaluate(
@@ -245,6 +249,7 @@ def _evaluate(
     workers: int,
     group: Group,
     reading: ReadOptions | None,
+    chunk: int | str,
 ) -> list[dict[str, Any]]:
     model, rows = trained.model, []
     for count in steps:
@@ -253,9 +258,9 @@ def _evaluate(
         # The first call pays for lazy set-up, so one recording goes ahead of the clock.
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None
-        predict(model, first.to(trained.device), shown)
+        predict(model, first.to(trained.device), shown, chunk=chunk)
         pin = trained.device.type == "cuda"
         loader = batches(dataset, batch_size, workers, part=group.part, pin=pin)
-        accuracy, seconds = measure(model, loader, shown, trained.device, group)
+        accuracy, seconds = measure(model, loader, shown, trained.device, group, chunk)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

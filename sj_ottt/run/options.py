@@ -106,6 +106,16 @@ def integer(low: int, high: int = (1 << 63) - 1) -> Check:
     return check
 
 
+def chunk_size(value: Any) -> int | str:
+    """Check a number of time steps that run together, or "auto"."""
+    if value == "auto":
+        return "auto"
+    try:
+        return integer(1)(value)
+    except ValueError:
+        raise ValueError('a whole number of time steps from 1 on, or "auto"') from None
+
+
 def number(accepts: Callable[[float], bool], message: str) -> Check:
     """Make the check of a finite number.
 

@@ -42,7 +42,7 @@ from sj_ottt.run.training_data import TrainingData
 # What may differ between a run and its resumption: where it runs, and where it and its recordings
 # are kept. That the recordings are the same ones is checked by their names and sizes.
 FREE_ON_RESUME = {
-    *("out", "device", "backend", "cuda_graph", "data", "save_every", "time_limit"),
+    *("out", "device", "backend", "chunk", "cuda_graph", "data", "save_every", "time_limit"),
 }
 
 
@@ -294,6 +294,7 @@ class TrainingRun:
                     else None,
                     clip_norm=self.cfg.optimisation.clip_norm,
                     ema=self.ema,
+                    chunk=self.cfg.run.chunk,
                     cuda_graph=self.cfg.run.cuda_graph,
                 )
                 # The last batch may be smaller than there are processes.
@@ -343,7 +344,8 @@ class TrainingRun:
         size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
         pin = self.device.type == "cuda"
         loader = batches(dataset, size, workers, part=self.group.part, pin=pin)
-        return measure(model, loader, self.data.shown_steps, self.device, self.group)[0]
+        how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
+        return measure(model, loader, *how)[0]
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

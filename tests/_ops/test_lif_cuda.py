@@ -61,9 +61,9 @@ def constants(function=SURROGATES[0], tau=2.0, decay_input=False, v_reset=None):
     return LIF(tau, decay_input, 0.8, v_reset, function)
 
 
-def all_on_host_some_on_gpu(on_gpu, *values):
+def all_on_host_some_on_gpu(on_gpu, *values, marks=()):
     """Every combination on this machine; on a GPU, which compiles each, some."""
-    on_host = [pytest.param("cpu", *case, marks=pytest.mark.slow) for case in product(*values)]
+    on_host = [pytest.param("cpu", *case, marks=marks) for case in product(*values)]
     return on_host + [pytest.param("cuda", *case, marks=pytest.mark.gpu) for case in on_gpu]
 
 
@@ -81,6 +81,7 @@ NEURONS = all_on_host_some_on_gpu(
     SURROGATES,
     [(2.0, False), (3.0, False), (2.5, True)],
     [None, 0.0, -0.3],
+    marks=pytest.mark.slow,
 )
 
 
@@ -116,10 +117,24 @@ def test_equals_the_plain_step(device, dtype, function, leak, v_reset):
         assert 0.1 < fired < 0.9
 
 
-@pytest.mark.parametrize("v_reset", [None, -0.3])
-@pytest.mark.parametrize("form", ["packed", "float32", "ndot", None])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "odd", "time last"])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+SCAN_LAYOUTS = ["contiguous", "channels_last", "odd", "time last"]
+SCANS = all_on_host_some_on_gpu(
+    [
+        *product(DTYPES[::3], SCAN_LAYOUTS, ["packed"], [None]),
+        (torch.float64, "contiguous", "float32", -0.3),
+        (torch.float64, "channels_last", "ndot", None),
+        (torch.bfloat16, "contiguous", None, -0.3),
+    ],
+    DTYPES[::3],
+    SCAN_LAYOUTS,
+    ["packed", "float32", "ndot", None],
+    [None, -0.3],
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "layout", "form", "v_reset"), SCANS, indirect=["device"]
+)
 def test_scan_equals_single_steps(device, dtype, layout, form, v_reset):
     """Spikes, traces, the state after them and both gradients, bit for bit."""
     torch.manual_seed(4)
@@ -163,10 +178,17 @@ def test_scan_equals_single_steps(device, dtype, layout, form, v_reset):
     torch.testing.assert_close(found[1][4:], found[0][4:], rtol=rounding, atol=rounding)
 
 
-@pytest.mark.parametrize("form", ["packed", "float32", "ndot", None])
-@pytest.mark.parametrize(("steps", "v_reset"), [((), None), ((), 0.0), ((3,), None)])
-def test_is_an_operator_of_pytorch(device, steps, v_reset, form):
+OPERATORS = all_on_host_some_on_gpu(
+    [(((), 0.0), "ndot"), (((3,), None), "packed")],
+    [((), None), ((), 0.0), ((3,), None)],
+    ["packed", "float32", "ndot", None],
+)
+
+
+@pytest.mark.parametrize(("device", "call", "form"), OPERATORS, indirect=["device"])
+def test_is_an_operator_of_pytorch(device, call, form):
     """PyTorch's own checks: schema, gradient, and what torch.compile knows without running it."""
+    steps, v_reset = call
     torch.manual_seed(5)
     v = torch.rand(2, 6, 4, 4, device=device).contiguous(memory_format=torch.channels_last)
     x = torch.rand(*steps, *v.shape, device=device).double().requires_grad_()
@@ -201,11 +223,18 @@ def plain_ndot_step(x, state, lif, ndot):
     return spike
 
 
-@pytest.mark.parametrize("variant", NDOT_VARIANTS)
-@pytest.mark.parametrize(("tau", "v_reset"), [(2.0, None), (3.0, -0.3)])
-@pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
-def test_ndot_trace(device, dtype, tau, v_reset, variant):
+NDOTS = all_on_host_some_on_gpu(
+    [(torch.float32, (2.0, None), "paper"), (torch.float64, (3.0, -0.3), "code")],
+    DTYPES[:2],
+    [(2.0, None), (3.0, -0.3)],
+    NDOT_VARIANTS,
+)
+
+
+@pytest.mark.parametrize(("device", "dtype", "leak", "variant"), NDOTS, indirect=["device"])
+def test_ndot_trace(device, dtype, leak, variant):
     """Bit for bit over a sequence, with membranes of exactly zero and laid out anyhow."""
+    tau, v_reset = leak
     torch.manual_seed(3)
     lif = replace(constants(tau=tau, v_reset=v_reset), v_threshold=1.0)
     inputs = 2 * torch.randn(6, 5, 143, dtype=dtype, device=device)
@@ -236,6 +265,7 @@ ERRORS = all_on_host_some_on_gpu(
     SURROGATES,
     [None, -0.25],
     FORMS,
+    marks=pytest.mark.slow,
 )
 
 
@@ -331,9 +361,17 @@ def test_dense_tensors_are_walked_as_one_line(device, monkeypatch):
     assert dims[4:] == [0, 0]
 
 
-@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
-@pytest.mark.parametrize("trace_dtype", ["packed", "float32"])
-@pytest.mark.parametrize("v_reset", [None, 0.0])
+NETWORKS = all_on_host_some_on_gpu(
+    [(None, "packed", "ottt"), (None, "packed", "ndot"), (0.0, "float32", "sltt")],
+    [None, 0.0],
+    ["packed", "float32"],
+    ["ottt", "sltt", "ndot"],
+)
+
+
+@pytest.mark.parametrize(
+    ("device", "v_reset", "trace_dtype", "rule"), NETWORKS, indirect=["device"]
+)
 def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatch):
     """Training and evaluation give what backend="torch" gives, by the weights of an update too."""
     results = []
@@ -500,7 +538,11 @@ def test_refuses_what_the_kernels_do_not_know(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rule", ["ottt", "ndot"])
+@pytest.mark.parametrize(
+    ("device", "rule"),
+    all_on_host_some_on_gpu([("ottt",)], ["ottt", "ndot"]),
+    indirect=["device"],
+)
 def test_a_compiled_network_on_the_kernels_trains_as_the_plain_one(device, rule, monkeypatch):
     x_seq, target = 3 * torch.randn(3, 4, 3, 32, 32, device=device), torch.arange(4, device=device)
     grads = []

@@ -173,7 +173,7 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path, capsys, monkeypatch):
         (["--data", "ndigit"], "ndigits"),
         (["--lr", "nan"], "lr must be a finite number above 0, not 'nan'"),
         (["--lr", "-1"], "lr must be"),
-        (["--steps", "0"], "steps must be a whole number from 1 on, not '0'"),
+        (["--steps", "0"], "steps must be a whole number from 1 to 1000000, not '0'"),
         (["--epochs", "1.5"], "epochs must be a whole number"),
         (["--batch-size", "many"], "batch_size must be a whole number"),
         (["--size", "0", "16"], "size must be two whole numbers"),
@@ -298,6 +298,7 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
         "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
         "save_every": "5", "time_limit": "60", "on_nan": "skip", "backend": "torch",
+        "chunk": "auto",
     }  # fmt: skip
     flags = {"normalize": False, "class_weights": True, "strict": True, "cuda_graph": True}
     names = set(flags)

@@ -119,3 +119,31 @@ def test_the_changelog_has_its_form():
     assert versions[0] == "Unreleased" or versions[0] == sj_ottt.__version__
     kinds = set(re.findall(r"^### (.+)$", text, re.MULTILINE))
     assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_written_figures_are_those_of_the_measured_files():
+    """Where a sentence repeats a figure of a file, a newer file asks for a newer sentence."""
+    ours, theirs = "sj_ottt OTTT-A", "spikingjelly OTTT-A"
+    step = {
+        (row["network"], row["batch"], row["run"]): row
+        for row in generated.read_results("step-cpu*.csv")
+    }
+    memory = {row["run"]: row for row in generated.read_results("memory-cpu*.csv")}
+    ratios = {n: step["vgg", n, ours]["ratio"] for n in ("1", "16")}
+    peaks = {run: round(float(memory[run]["T=64"])) for run in (ours, theirs, "spikingjelly BPTT")}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{ratios['16']} (batch 16), {ratios['1']} (batch 1)" in readme
+    shown = (
+        f"{peaks[ours]} MiB; SpikingJelly's OTTT {peaks[theirs]}, BPTT {peaks['spikingjelly BPTT']}"
+    )
+    assert shown in readme
+    speed = (DOCS / "benchmarks" / "speed.md").read_text(encoding="utf-8")
+    floor = step["vgg", "16", ours]["to the floor"]
+    for figure in (
+        f"batch 16: ≤ 0.60 | {ratios['16']} |",
+        f"batch 1: ≤ 0.35 | {ratios['1']} |",
+        f"≤ 1.15 | {floor} |",
+        f"bytes per neuron: ≤ 8 | {memory[ours]['bytes/neuron']} |",
+        f"layers: ≤ 0.60 | {step['nf_resnet34', '8', ours]['ratio']} |",
+    ):
+        assert figure in speed, figure

@@ -145,7 +145,7 @@ def test_under_autocast_only_the_product_is_narrow(rule, half):
 
 def test_half_precision_gradients_add_up_in_the_parameters_dtype():
     synapse_ = layer.Linear(3, 2)
-    weight = step_weights.MadeWeight(synapse_, 1.0, again=False)
+    weight = step_weights.MadeWeight(synapse_)
     one = torch.ones(2, 3, dtype=torch.float16)
     weight.add(one, one[:, 0])
     for _ in range(100):

@@ -44,10 +44,14 @@ def gradients(model, x_seq, target, **options):
     return [loss, logits, *(p.grad for p in model.parameters())]
 
 
-@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
 @pytest.mark.parametrize(
-    ("rule", "form"),
-    [("ottt", "packed"), ("ottt", "float32"), ("sltt", "packed"), ("ndot", "packed")],
+    ("name", "rule", "form"),
+    [
+        ("test_ottt_vgg", "ottt", "packed"),
+        ("test_ottt_vgg", "ndot", "packed"),
+        ("test_ottt_nf_resnet", "ottt", "float32"),
+        ("test_ottt_nf_resnet", "sltt", "packed"),
+    ],
 )
 def test_gradient_of_the_kernels_is_that_of_pytorch(name, rule, form):
     plain, ours = (

@@ -114,3 +114,12 @@ def test_steps_of_images_may_be_more_than_the_option_says():
     cfg = TrainConfig(encoding="rows", backward_steps=9)
     assert cfg.frames.steps_from_image and cfg.learning.backward_steps == 9
     assert TrainConfig(encoding="rows", rule="fptt", parts=9).fptt.parts == 9
+
+
+def test_chunks_are_numbers_or_auto_and_do_not_go_with_online_updates():
+    assert TrainConfig(chunk="4").run.chunk == 4 and TrainConfig(chunk="auto").run.chunk == "auto"
+    for wrong in (0, "many", 2.5):
+        with pytest.raises(InputError, match="chunk must be a whole number of time steps"):
+            TrainConfig(chunk=wrong)
+    with pytest.raises(InputError, match="chunk=4 does not go with update=online"):
+        TrainConfig(chunk=4, update="online")

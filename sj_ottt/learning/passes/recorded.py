@@ -2,26 +2,39 @@
 
 A small batch leaves a GPU waiting for the host, which takes longer to ask for an operation than the
 GPU to do it. A graph asks for all of them at once. Recorded are the forward and backward passes of
-all time steps; the losses are then looked at, and the update is made, as ever, so that learning
-rates, clipping and averages may change from call to call.
+all time steps, the clipping of their gradients, and what tells whether all is finite; the host
+looks at that once, and the optimizer steps as ever, so that learning rates may change from call to
+call.
 """
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sj_ottt.errors import InputError
 from sj_ottt.learning.passes.outputs import Structure, map_tensors
-from sj_ottt.learning.passes.update import Update
+from sj_ottt.learning.passes.update import NOT_FINITE, Update, is_finite, refuse_not_finite
 from sj_ottt.learning.state import load_state, save_state
 
-__all__ = ["Passes", "check_recordable", "recorded_passes"]
+__all__ = [
+    "Passes",
+    "Recorded",
+    "check_recordable",
+    "find_recorded",
+    "kind_of",
+    "record",
+    "refuse_given",
+    "replay",
+]
 
 Passes = Callable[[Update, Tensor, Tensor], tuple[list[Tensor], Structure]]
 """(update, sequence [T, N, ...], target) → the loss of each step, and the prediction, detached."""
@@ -39,56 +52,170 @@ class _Graph:
 
     Args:
         run: Reads and writes tensors that stay where they are; what it returns does, too.
+
+    Raises:
+        InputError: If the function does what cannot be recorded; PyTorch stays usable then.
     """
 
     def __init__(self, run: Callable[[], Any]) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+        outside = torch.cuda.current_stream()
+        stream = _side_stream(outside.device)
+        stream.wait_stream(outside)
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):
                 run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        # Threads that load data may go on meanwhile.
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
-            self.returned = run()
+        outside.wait_stream(stream)
+        self._graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        error: RuntimeError | None = None
+        try:
+            # Threads that load data may go on meanwhile.
+            with torch.cuda.graph(
+                self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                try:
+                    self.returned = run()
+                except RuntimeError as first:
+                    error = first  # the end of the recording then fails, and says less
+                    raise
+        except BaseException as last:
+            _clean_up(outside, pool)
+            if not isinstance(last, RuntimeError):
+                raise
+            words = str(error or last).strip().splitlines()[0]
+            raise InputError(
+                f"cuda_graph=True: the passes cannot be recorded as a CUDA graph ({words}): take "
+                "out of the model and of loss_fn what waits for values (.item(), .cpu(), print, "
+                "if), or leave cuda_graph out"
+            ) from (error or last)
 
     def replay(self) -> None:
         """Run the function once more."""
         self._graph.replay()
 
 
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the one stream of a device on which all graphs are recorded.
+
+    On another one, what is left of an earlier recording would be waited for, which cannot be
+    recorded.
+    """
+    return torch.cuda.Stream(device)
+
+
+def _clean_up(outside: torch.cuda.Stream, pool: Any) -> None:
+    """Undo what PyTorch leaves behind where a recording fails: stream, allocator, generator.
+
+    Args:
+        outside: The stream that was the current one before.
+        pool: Memory of the recording.
+    """
+    torch.cuda.set_stream(outside)
+    device = outside.device_index
+    with suppress(RuntimeError):  # where the recording has ended it itself
+        torch._C._cuda_endAllocateToPool(device, pool)
+    # The generator takes itself to be recorded for ever; a copy of its state does not. The graphs
+    # that draw from the old state are gone with it.
+    generator = torch.cuda.default_generators[device]
+    generator.graphsafe_set_state(generator.clone_state())
+    _RECORDED.clear()
+
+
+class _Network:
+    """A network as a graph has taken it: where its tensors lie, and what learns how.
+
+    Looked at are flat lists, so that a replay need not walk through the network.
+
+    Args:
+        model: The network.
+        optimizer: Its parameters count, too.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        # Not the model itself, which would stay alive for good.
+        self._parts = [*model.modules()][1:]
+        self.parameters = [*model.parameters()]
+        known = set(self.parameters)
+        groups = (p for group in optimizer.param_groups for p in group["params"])
+        self.parameters += [p for p in groups if p not in known]
+        self._tensors = [*self.parameters, *model.buffers()]
+        self._nodes = [m for m in self._parts if hasattr(m, "rule") or hasattr(m, "backend")]
+        self._optimizer = optimizer
+        self._before = self._now(model)
+
+    def _now(self, model: nn.Module) -> tuple[object, ...]:
+        modules = [model, *self._parts]
+        nodes = [model, *self._nodes]
+        return (
+            [(m.training, *m._modules.values()) for m in modules],
+            [(*map(id, m._parameters.values()), *map(id, m._buffers.values())) for m in modules],
+            [(t.data_ptr(), t.requires_grad) for t in self._tensors],
+            [(getattr(m, "rule", None), getattr(m, "backend", None)) for m in nodes],
+        )
+
+    def is_still(self, model: nn.Module, optimizer: object) -> bool:
+        """Whether all is as it was, and no hook has come."""
+        if optimizer is not self._optimizer or self._now(model) != self._before:
+            return False
+        hooked = (
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in (model, *self._parts)
+        )
+        watched = (p._backward_hooks or p._post_accumulate_grad_hooks for p in self.parameters)
+        return not any(hooked) and not any(watched)
+
+
 @dataclass
-class _Recorded:
+class Recorded:
     """What was recorded for one kind of batch.
 
     Attributes:
-        made_for: What it depends on beside the batch: the network as it is, and the loss.
+        network: The network as it was.
+        loss_fn: As it was given.
+        looks_first: Whether the input must be known to be finite before a replay.
         x_seq: Takes the input.
         target: Takes the target.
-        graph: Returns the losses [T], the prediction and the gradient of each parameter.
+        graph: Returns `_Returned`.
     """
 
-    made_for: tuple[object, ...]
+    network: _Network
+    loss_fn: object
+    looks_first: bool
     x_seq: Tensor
     target: Tensor
     graph: _Graph
 
 
-_RECORDED: WeakKeyDictionary[nn.Module, dict[object, _Recorded]] = WeakKeyDictionary()
+class _Returned(NamedTuple):
+    """What lies in a graph's memory after a replay.
+
+    Attributes:
+        losses: Of each step, [T].
+        loss: Their sum.
+        prediction: Detached.
+        grads: Of each parameter; None without one.
+        seen: For the host to look at, [T + 2]: whether each loss is finite and whether the input
+            is, and the norm of the gradients before they were clipped (0 without a limit).
+    """
+
+    losses: Tensor
+    loss: Tensor
+    prediction: Structure
+    grads: list[Tensor | None]
+    seen: Tensor
 
 
-def check_recordable(model: nn.Module, x_seq: Tensor, target: Structure, **given: bool) -> None:
-    """Refuse what a CUDA graph cannot do.
+_RECORDED: WeakKeyDictionary[nn.Module, dict[object, Recorded]] = WeakKeyDictionary()
+
+
+def refuse_given(**given: bool) -> None:
+    """Refuse arguments that a CUDA graph does not know.
 
     Args:
-        model: The network.
-        x_seq: Its input.
-        target: Its target.
-        **given: Names of other arguments, and whether they were given.
+        **given: Names of arguments, and whether they were given.
 
     Raises:
-        InputError: Naming it.
+        InputError: Naming one.
     """
     for name, is_given in given.items():
         if is_given:
@@ -96,6 +223,19 @@ def check_recordable(model: nn.Module, x_seq: Tensor, target: Structure, **given
                 f"cuda_graph=True replays one and the same passes and knows no {name}: leave one "
                 "of the two out"
             )
+
+
+def check_recordable(model: nn.Module, x_seq: Tensor, target: Structure) -> None:
+    """Refuse what a CUDA graph cannot do.
+
+    Args:
+        model: The network.
+        x_seq: Its input.
+        target: Its target.
+
+    Raises:
+        InputError: Naming it.
+    """
     if not isinstance(target, Tensor):
         raise InputError(
             f"cuda_graph=True takes a target that is one tensor, not {type(target).__name__}: "
@@ -124,84 +264,147 @@ def check_recordable(model: nn.Module, x_seq: Tensor, target: Structure, **given
             )
 
 
-def recorded_passes(
+def kind_of(x_seq: Tensor, target: Structure, *options: object) -> tuple[object, ...]:
+    """Return what batches that share a graph have in common."""
+    device = x_seq.device.type
+    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    tensors = (x for x in (x_seq, target) if isinstance(x, Tensor))
+    kinds = ((tuple(x.shape), x.stride(), x.dtype, x.device) for x in tensors)
+    return *kinds, autocast, *options
+
+
+def find_recorded(
+    model: nn.Module, optimizer: object, kind: tuple[object, ...], loss_fn: object
+) -> Recorded | None:
+    """Return what was recorded for a kind of batch; None where it does not fit any more."""
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    kinds = _RECORDED.get(model, {})
+    recorded = kinds.get(kind)
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if recorded is None or several:
+        return None
+    if recorded.loss_fn is not loss_fn or not recorded.network.is_still(model, optimizer):
+        return None
+    kinds[kind] = kinds.pop(kind)  # the one that was used last
+    return recorded
+
+
+def record(
     update: Update,
     passes: Passes,
     x_seq: Tensor,
     target: Tensor,
-    made_for: tuple[object, ...],
-) -> tuple[list[Tensor], Structure]:
-    """Do the passes of a training step by a graph, which is recorded where there is none.
+    kind: tuple[object, ...],
+    loss_fn: object,
+    *,
+    looks_first: bool,
+) -> Recorded:
+    """Record the passes of a training step, and leave the network as it was.
 
     Args:
         update: Whose gradients they make.
         passes: The passes; they begin and end with a state that is reset.
         x_seq: The input [T, N, ...].
         target: The target.
-        made_for: What they depend on beside their arguments and the network; the loss comes first.
+        kind: See `kind_of`.
+        loss_fn: As the user has given it.
+        looks_first: See `Recorded`.
 
-    Returns:
-        The loss of each step and the prediction. The gradients are in `grad`.
+    Raises:
+        InputError: If they cannot be recorded.
     """
     model = update.model
     kinds = _RECORDED.setdefault(model, {})
-    device = x_seq.device.type
-    autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-    kind = (_kind(x_seq), _kind(target), autocast, *made_for[1:])
-    made_for = (made_for[0], *_as_it_is(model))
-    recorded = kinds.pop(kind, None)
-    if recorded is not None and recorded.made_for != made_for:
-        if recorded.made_for[0] is not made_for[0]:
-            warnings.warn(
-                "cuda_graph=True: loss_fn is another object than in the call before, so the passes "
-                "are recorded anew, which takes as long as several batches: give the same one",
-                stacklevel=3,
-            )
-        recorded = None
-    if recorded is None:
-        while len(kinds) >= MAX_GRAPHS:
-            kinds.pop(next(iter(kinds)))  # the one that was used longest ago
-        recorded = _record(update, passes, x_seq, target, made_for)
-    kinds[kind] = recorded
+    old = kinds.pop(kind, None)
+    if old is not None and old.loss_fn is not loss_fn:
+        warnings.warn(
+            "cuda_graph=True: loss_fn is another object than in the call before, so the passes "
+            "are recorded anew, which takes as long as several batches: give the same one",
+            stacklevel=3,
+        )
+    while len(kinds) >= MAX_GRAPHS:
+        kinds.pop(next(iter(kinds)))  # the one that was used longest ago
+    recording = replace(update, recorded=True, input_is_finite=None)
+    network = _Network(model, update.optimizer)
+    _let_go_of_graphs(network.parameters)
+    x_seq, target = _kept(x_seq), target.clone()
+
+    def run() -> _Returned:
+        for parameter in network.parameters:
+            parameter.grad = None  # what stands there then is the graph's own
+        clean = is_finite(x_seq)
+        losses, prediction = passes(recording, x_seq, target)
+        grads = [p.grad for p in network.parameters]
+        norm = _clipped(grads, update.clip_norm)
+        together = torch.stack(losses)
+        numbers = [torch.isfinite(together).double(), norm.double().reshape(1)]
+        numbers.insert(1, torch.ones_like(numbers[1]) if clean is None else clean.reshape(1))
+        loss = sum(losses[1:], losses[0])
+        return _Returned(together, loss, prediction, grads, torch.cat(numbers))
+
+    with _left_as_it_was(model):
+        graph = _Graph(run)
+    made = Recorded(network, loss_fn, looks_first, x_seq, target, graph)
+    _RECORDED.setdefault(model, {})[kind] = made
+    return made
+
+
+def replay(
+    recorded: Recorded, update: Update, x_seq: Tensor, target: Tensor
+) -> tuple[Tensor, Structure]:
+    """Do the passes of a training step by their graph, and update.
+
+    Returns:
+        The loss summed over the steps, and the prediction.
+
+    Raises:
+        InputError: If the input, a loss, or a norm that is to be clipped is not finite.
+    """
+    if recorded.looks_first:
+        clean = is_finite(x_seq)
+        if clean is not None and not clean:
+            raise InputError(NOT_FINITE)
     _fill(recorded.x_seq, x_seq)
     recorded.target.copy_(target)
     recorded.graph.replay()
-    losses, prediction, grads = recorded.graph.returned
-    for parameter, grad in zip(model.parameters(), grads, strict=True):
+    returned: _Returned = recorded.graph.returned
+    for parameter, grad in zip(recorded.network.parameters, returned.grads, strict=True):
         parameter.grad = grad
-    return [*losses.clone().unbind()], map_tensors(Tensor.clone, prediction)
+    # What the next replay overwrites is copied before the host waits for the device.
+    loss, prediction = returned.loss.clone(), map_tensors(Tensor.clone, returned.prediction)
+    *finite, clean, norm = returned.seen.tolist()
+    if not clean:
+        update.optimizer.zero_grad()
+        raise InputError(NOT_FINITE)
+    refuse_not_finite(finite, returned.losses, 0, update.optimizer)
+    update.finish(norm)
+    return loss, prediction
 
 
-def _kind(x: Tensor) -> tuple[object, ...]:
-    return tuple(x.shape), x.stride(), x.dtype, x.device
+@torch.no_grad()
+def _clipped(grads: list[Tensor | None], limit: float | None) -> Tensor:
+    """Limit the norm of all gradients together, and return what it was."""
+    found = [grad for grad in grads if grad is not None]
+    norm = torch.nn.utils.get_total_norm(found) if limit is not None else found[0].new_zeros(())
+    if limit is not None:
+        torch._foreach_mul_(found, (limit / norm).clamp(max=1.0))
+    return norm
 
 
-def _as_it_is(model: nn.Module) -> tuple[object, ...]:
-    """Return what a graph takes from a network for good: addresses, and what learns how."""
-    tensors = (*model.parameters(), *model.buffers())
-    addresses = tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in tensors)
-    modes = tuple(
-        (module.training, getattr(module, "rule", None), getattr(module, "backend", None))
-        for module in model.modules()
-    )
-    return addresses, modes
+@torch.no_grad()
+def _let_go_of_graphs(parameters: Iterable[Tensor]) -> None:
+    """Part parameters from graphs that somebody still holds, such as of a loss that is kept.
 
-
-def _record(
-    update: Update, passes: Passes, x_seq: Tensor, target: Tensor, made_for: tuple[object, ...]
-) -> _Recorded:
-    """Record the passes, and leave the network as it was."""
-    model, recording = update.model, replace(update, recorded=True)
-    x_seq, target = _kept(x_seq), target.clone()
-
-    def run() -> tuple[Tensor, Structure, list[Tensor | None]]:
-        for parameter in model.parameters():
-            parameter.grad = None  # what stands there then is the graph's own
-        losses, prediction = passes(recording, x_seq, target)
-        return torch.stack(losses), prediction, [p.grad for p in model.parameters()]
-
-    with _left_as_it_was(model):
-        return _Recorded(made_for, x_seq, target, _Graph(run))
+    Such a graph shares with all later ones the node that adds to a parameter's gradient, on the
+    stream of its own forward pass, which a recording cannot wait for. PyTorch makes a new node
+    where a parameter's dtype has changed.
+    """
+    for parameter in parameters:
+        parameter.grad = None
+        data = parameter.data
+        other = torch.float32 if data.dtype == torch.float64 else torch.float64
+        parameter.data = data.new_empty(0, dtype=other)
+        parameter.data = data
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt.errors import InputError, NotFiniteError
+from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import check_connected
 from sj_ottt.layer.step_weights import online_weights, through_time_weights
 from sj_ottt.layer.synapse import Synapse
@@ -18,7 +18,7 @@ from sj_ottt.learning.passes.lengths import Lengths
 from sj_ottt.learning.passes.neurons import check_neurons, is_their_online_node
 from sj_ottt.learning.passes.outputs import Structure, detached, plain
 from sj_ottt.learning.passes.processes import Processes
-from sj_ottt.learning.passes.update import NOT_FINITE, Update
+from sj_ottt.learning.passes.update import NOT_FINITE, Update, refuse_not_finite
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.learning.state import (
     SavedState,
@@ -29,7 +29,7 @@ from sj_ottt.learning.state import (
     stateful_modules,
 )
 
-__all__ = ["finish_recorded", "join_without_samples", "train_sequence"]
+__all__ = ["join_without_samples", "train_sequence"]
 
 _StepLoss = Callable[[Structure, int], Tensor]
 _PartResult = tuple[Tensor, list[Structure]]
@@ -276,16 +276,6 @@ def join_without_samples(
             update.finish()
 
 
-def finish_recorded(update: Update, losses: list[Tensor]) -> None:
-    """Look at the losses of passes that were recorded, and update.
-
-    Raises:
-        InputError: If the input or a loss is not finite.
-    """
-    _check_losses(losses, 0, update, True)
-    update.finish()
-
-
 def _repeat(model: nn.Module, entry: SavedState, run_part: Callable[[], object]) -> None:
     """Go through a part once more from its entry, leaving nothing but the gradients."""
     detach_state(model)
@@ -352,14 +342,5 @@ def _check_finite(
             optimizer.zero_grad()
             raise InputError(NOT_FINITE)
     all_finite, any_learns = processes.all_and_any(all(finite), learns)
-    if all_finite:
-        return any_learns
-    optimizer.zero_grad()
-    found = "a loss of another process is not finite"
-    if False in finite:
-        t = finite.index(False)
-        found = f"the loss of time step {first + t} is {losses[t].item()}"
-    raise NotFiniteError(
-        f"{found}; no parameter was changed by "
-        "it: lower the learning rate, or look for extreme values in x_seq and in the weights"
-    )
+    refuse_not_finite(finite, losses, first, optimizer, all_finite=all_finite)
+    return any_learns

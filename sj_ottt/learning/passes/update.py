@@ -1,6 +1,7 @@
 """The update of the weights: gradients added up over calls, scaled, clipped, averaged."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning.passes.processes import Processes
 
-__all__ = ["NOT_FINITE", "Update", "is_finite"]
+__all__ = ["NOT_FINITE", "Update", "is_finite", "refuse_not_finite"]
 
 NOT_FINITE = "x_seq holds values that are not finite (NaN or inf): clean the input"
 
@@ -24,6 +25,39 @@ def is_finite(x: Tensor) -> Tensor | None:
     if x.is_floating_point() and x.numel():
         return torch.stack(x.aminmax()).isfinite().all()
     return None
+
+
+def refuse_not_finite(
+    finite: Sequence[bool | float],
+    losses: Sequence[Tensor] | Tensor,
+    first: int,
+    optimizer: torch.optim.Optimizer,
+    *,
+    all_finite: bool | None = None,
+) -> None:
+    """Refuse losses that are not finite, without leaving a gradient.
+
+    Args:
+        finite: Whether each is.
+        losses: Scalars.
+        first: The time step of the first.
+        optimizer: Its gradients are set to zero where one is not finite.
+        all_finite: Whether those of all processes are; None where there is but this one.
+
+    Raises:
+        NotFiniteError: If one is not.
+    """
+    if all(finite) if all_finite is None else all_finite:
+        return
+    optimizer.zero_grad()
+    found = "a loss of another process is not finite"
+    wrong = next((t for t, good in enumerate(finite) if not good), None)
+    if wrong is not None:
+        found = f"the loss of time step {first + wrong} is {losses[wrong].item()}"
+    raise NotFiniteError(
+        f"{found}; no parameter was changed by it: lower the learning rate, or look for extreme "
+        "values in x_seq and in the weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +115,11 @@ class Update:
         loss = self.processes.weighed(loss)
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def finish(self) -> None:
+    def finish(self, clipped_from: float | None = None) -> None:
         """Update the weights, unless calls follow that share the update.
+
+        Args:
+            clipped_from: The norm of the gradients before they were clipped, where they have been.
 
         Raises:
             InputError: If the gradients are to be clipped and their norm is not finite; nothing is
@@ -93,7 +130,7 @@ class Update:
             return
         self.processes.add_up(self.optimizer)
         if self.clip_norm is not None:
-            self._clip(self.clip_norm)
+            self._clip(self.clip_norm, clipped_from)
         done = self._step()
         if self.ema is not None and done:
             self.ema.update_parameters(self.model)
@@ -109,20 +146,22 @@ class Update:
         return self.ema is None or self.scaler.get_scale() >= scale
 
     @torch.no_grad()
-    def _clip(self, limit: float) -> None:
-        """Limit the norm of all gradients together."""
+    def _clip(self, limit: float, clipped_from: float | None) -> None:
+        """Limit the norm of all gradients together, where that has not been done."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         parameters = (p for group in self.optimizer.param_groups for p in group["params"])
         grads = [p.grad for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
+        norm = clipped_from
+        if norm is None:
+            norm = torch.nn.utils.get_total_norm(grads).item() if grads else 0.0
         if not math.isfinite(norm) and self.scaler is None:
             self.optimizer.zero_grad()
             raise NotFiniteError(
                 f"the gradients have the norm {norm}; no parameter was changed by them: lower the "
                 "learning rate, or look for extreme values in x_seq and in the weights"
             )
-        if limit < norm < math.inf:
+        if clipped_from is None and limit < norm < math.inf:
             torch._foreach_mul_(grads, limit / norm)
 
 

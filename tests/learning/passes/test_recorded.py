@@ -3,11 +3,15 @@
 Where there is no GPU, a stand-in runs the function again at each replay, into the same tensors.
 """
 
+import gc
+import weakref
+
 import pytest
 import timm
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sj_ottt import InputError, learning, set_rule
@@ -140,6 +144,111 @@ def test_the_first_call_draws_what_it_would_draw_without(device):
         results.append([*chain.parameters(), norm.running_mean, norm.num_batches_tracked])
     for a, b in zip(*results, strict=True):
         assert relative_error(a.double(), b.double()) < 1e-9
+
+
+def test_a_replay_asks_for_little(device):
+    """All but the update and what the host looks at is in the graph; nothing walks a network."""
+
+    class Count(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.found += 1
+            return function(*args, **(kwargs or {}))
+
+    model = network(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, foreach=True)
+    options = {"cuda_graph": True, "chunk": 4, "clip_norm": 1.0}
+    (first, second) = batches(device, 2)
+    learning.train_step(model, optimizer, *first, **options)
+    with pytest.MonkeyPatch.context() as patch, Count() as count:
+        patch.setattr(recorded._Graph, "replay", lambda graph: None)
+        for walk in ("modules", "named_modules", "parameters", "named_parameters", "buffers"):
+            patch.setattr(nn.Module, walk, None)
+        learning.train_step(model, optimizer, *second, **options)
+    assert 0 < count.found <= 20
+
+
+def test_what_is_recorded_does_not_keep_a_network_alive(device, monkeypatch):
+    class Graph:
+        def __init__(self, run):
+            self.returned = run()
+
+        def replay(self):
+            pass
+
+    if device == "cpu":
+        monkeypatch.setattr(recorded, "_Graph", Graph)
+    model = network(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for x_seq, target in batches(device, 2):
+        learning.train_step(model, optimizer, x_seq, target, cuda_graph=True)
+    alive = weakref.ref(model)
+    del model, optimizer
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
+@pytest.mark.parametrize("options", [{}, {"chunk": 2}, {"reset": False}], ids=str)
+@pytest.mark.parametrize("rule", ["ottt", "ndot", "bptt"])
+def test_no_graph_outlives_a_call(name, options, rule):
+    """A graph that is recorded next would have to wait for what it ran on."""
+    model = timm.create_model(name, num_classes=4, rule=rule)
+
+    def loss_fn(y, target):
+        for parameter in model.parameters():
+            node_of(parameter).metadata["marked"] = True
+        return y.square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    x_seq, target = torch.randn(4, 2, 3, 32, 32), torch.zeros(2)
+    learning.train_step(model, optimizer, x_seq, target, loss_fn=loss_fn, **options)
+    assert not any("marked" in node_of(p).metadata for p in model.parameters())
+
+
+def node_of(parameter):
+    """The node that adds to a parameter's gradient, which all graphs that are alive share."""
+    return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+
+
+def test_a_graph_that_the_caller_holds_is_not_waited_for(device):
+    model = network(device)
+    ((x_seq, target),) = batches(device, 1)
+    held = model(x_seq[0])
+    learning.reset_state(model)
+    nodes = [node_of(p) for p in model.parameters()]
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    before = [(p.data_ptr(), p.clone()) for p in model.parameters()]
+    learning.train_step(model, optimizer, x_seq, target, cuda_graph=True)
+    assert not any(node is node_of(p) for node, p in zip(nodes, model.parameters(), strict=True))
+    for (address, value), p in zip(before, model.parameters(), strict=True):
+        assert p.data_ptr() == address and torch.equal(p, value)
+    assert held.requires_grad
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("wait", [torch.Tensor.item, torch.Tensor.cpu])
+def test_a_failed_recording_says_so_and_leaves_pytorch_usable(wait):
+    def loss_fn(y, target):
+        wait(y.sum())
+        return y.square().mean()
+
+    model = network("cuda", drop_rate=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    ((x_seq, target),) = batches("cuda", 1)
+    stream = torch.cuda.current_stream()
+    with pytest.raises(InputError, match=r"cannot be recorded as a CUDA graph .*: take"):
+        learning.train_step(model, optimizer, x_seq, target, loss_fn=loss_fn, cuda_graph=True)
+    assert torch.cuda.current_stream() == stream
+    torch.manual_seed(3)
+    first = torch.rand(5, device="cuda")
+    torch.manual_seed(3)
+    assert torch.equal(first, torch.rand(5, device="cuda"))
+    torch.cuda.empty_cache()
+    for _ in range(2):
+        learning.train_step(model, optimizer, x_seq, target, cuda_graph=True)
+    assert model.fc.weight.isfinite().all()
 
 
 @pytest.mark.parametrize(
