@@ -6,8 +6,10 @@ The first process writes, shows the progress and prints; all train, and their nu
 """
 
 import os
+import secrets
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ __all__ = ["ALONE", "Group", "joined", "started_by_torchrun"]
 
 # How long a process waits for another one, which may be reading recordings or testing.
 _PATIENCE = timedelta(hours=2)
+_MOMENT_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,9 @@ def joined(device: torch.device) -> Iterator[Group]:
         return
     rank, size, _ = found
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    meeting, _, _ = next(dist.rendezvous("env://", rank, size, timeout=_PATIENCE))
+    store = dist.PrefixStore(_agree_on_a_name(meeting, rank, size), meeting)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
         yield Group(rank, size)
     except (dist.DistError, RuntimeError) as error:
@@ -117,6 +122,38 @@ def joined(device: torch.device) -> Iterator[Group]:
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _agree_on_a_name(store: "dist.Store", rank: int, size: int) -> str:
+    """Find a name that only the processes of this start know.
+
+    Where ``torchrun`` starts processes again, it may give them the store of those before, with the
+    addresses at which these are no more. The first process says a new name until each other one
+    has repeated it, with a number of its own; and confirms that by the number. What is left of an
+    earlier start holds neither the new name nor that number.
+    """
+    own = secrets.token_hex(8)
+    if rank == 0:
+        store.set("sj_ottt/name", own)
+        for other in range(1, size):
+            while True:
+                name, _, number = _said(store, f"sj_ottt/repeated/{other}").partition(" ")
+                if name == own:
+                    break
+            store.set(f"sj_ottt/confirmed/{other}", number)
+        return own
+    repeated = ""
+    while _said(store, f"sj_ottt/confirmed/{rank}") != own:
+        if (name := _said(store, "sj_ottt/name")) and name != repeated:
+            store.set(f"sj_ottt/repeated/{rank}", f"{name} {own}")
+            repeated = name
+    return repeated
+
+
+def _said(store: "dist.Store", key: str) -> str:
+    """Return what a store holds, in a moment; an empty text where it holds nothing."""
+    time.sleep(_MOMENT_S)
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

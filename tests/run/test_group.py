@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from sj_ottt import InputError
 from sj_ottt._files import only_writer
 from sj_ottt.data.loading import batches
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.group import _agree_on_a_name
 from tests.helpers import assert_same_run, weights
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -183,3 +186,21 @@ def test_a_folder_has_one_writer(flags, tmp_path):
     with only_writer(out):
         pass
     assert not list(out.iterdir())
+
+
+def agreed(store, size: int) -> list[str]:
+    """Have so many threads agree on a name, the first of them the last to come."""
+    with ThreadPoolExecutor(size) as pool:
+        later = [pool.submit(_agree_on_a_name, store, rank, size) for rank in range(1, size)]
+        time.sleep(0.05)
+        first = pool.submit(_agree_on_a_name, store, 0, size)
+        return [found.result(10) for found in (first, *later)]
+
+
+def test_processes_that_start_again_agree_on_a_new_name():
+    store = dist.HashStore()
+    names = [agreed(store, 3) for _ in range(3)]
+    assert all(len(set(start)) == 1 for start in names) and len({n for n, *_ in names}) == 3
+    # One that had said its part, and was killed before it was confirmed.
+    store.set("sj_ottt/repeated/1", f"{names[-1][0]} 1234")
+    assert len(set(agreed(store, 3))) == 1
