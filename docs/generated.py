@@ -109,6 +109,20 @@ def models() -> str:
     return table(("name", "parameters", "input C × H × W", "classes", "weights"), rows)
 
 
+def weights() -> str:
+    """Return the table of the weights that ship: their input, their training, what they reach."""
+    from sj_ottt import zoo
+    from sj_ottt.zoo.cards import read_card
+
+    rows = []
+    for entry in zoo.zoo_entries(zoo.shipped_folder()).values():
+        card = read_card(entry)
+        size = " × ".join(map(str, entry.cfg["input_size"]))
+        reached = "; ".join(f"{100 * f.value:.2f}% ({f.data})" for f in card.results)
+        rows.append((f"`{entry.name}`", size, card.trained_on, reached or "not stated"))
+    return table(("weights", "input C × H × W", "trained on", "test accuracy by itself"), rows)
+
+
 def cards() -> str:
     """Return the cards of the shipped weights: the facts in front of each as a table."""
     texts = []
@@ -280,6 +294,7 @@ MAKERS: dict[str, Callable[..., str]] = {
         names,
         command,
         models,
+        weights,
         cards,
         formats,
         rules,

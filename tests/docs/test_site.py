@@ -82,6 +82,8 @@ def test_the_models_page_has_every_model_and_its_card():
     for name in timm.list_models(module="ottt_vgg") + timm.list_models(module="ltc_nets"):
         assert (f"`{name}`" in page) != name.startswith("test_")
     cards = generated.cards()
+    files = [path.stem for path in (ROOT / "model_zoo").glob("*.safetensors")]
+    assert files and all(f"`{name}`" in generated.weights() for name in files)
     links = re.findall(r"\(#([\w-]+)\)", page)
     assert links and all(f"{{#{link}}}" in cards for link in links)
 
