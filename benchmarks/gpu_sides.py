@@ -139,7 +139,8 @@ def ours(network: str, tiny: bool = False, backend: str = "auto") -> nn.Module:
     """Return the network that timm gives, with what starts at 0 made to count."""
     torch.manual_seed(0)
     node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
-    model = timm.create_model((TINY if tiny else NAMES)[network], num_classes=10, neuron=node)
+    name = (TINY if tiny else NAMES)[network]
+    model = timm.create_model(name, num_classes=10, in_chans=3, neuron=node)
     for parameter in model.parameters():
         if parameter.dim() == 0:
             nn.init.ones_(parameter)

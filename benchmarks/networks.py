@@ -120,7 +120,7 @@ def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
     torch.manual_seed(0)
     name = "test_ottt_nf_resnet" if tiny else "ottt_nf_resnet34"
     node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
-    model = timm.create_model(name, num_classes=10, neuron=node)
+    model = timm.create_model(name, num_classes=10, in_chans=3, neuron=node)
     for parameter in model.parameters():
         if parameter.dim() == 0:
             nn.init.ones_(parameter)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import folds, fptt, loading, networks, rules, sessions, sides
+from benchmarks import folds, fptt, gpu_sides, loading, networks, rules, sessions, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import InputError
 from sj_ottt.run import training
@@ -181,3 +181,11 @@ def test_sessions_differ_and_share_no_object(tmp_path, monkeypatch):
         assert len(seen[name + " images"]) == seen[name]
     assert (seen["a"], seen["b"]) == (1000, 797)
     assert not seen["a images"] & seen["b images"]
+
+
+@pytest.mark.parametrize("network", ["vgg", "nf_resnet34"])
+def test_networks_of_the_gpu_benchmark_take_colour_images(network):
+    case = gpu_sides.Case(network, 1)
+    model = gpu_sides.ours(network, False)
+    with torch.no_grad():
+        assert model.eval()(torch.zeros(1, 3, case.size, case.size)).shape == (1, 10)
