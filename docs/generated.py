@@ -245,12 +245,17 @@ def gpu() -> str:
                 "batch size, a line for each side](picture:gpu_speed)"
             )
         for what, heading in _GPU_PARTS.items():
-            some = [row for row in rows if row["what"] == what]
+            some = [row for row in rows if row["what"] == what and (row["value"] or row["MiB"])]
             if not some:
                 continue
             columns = [name for name in some[0] if name != "what" and any(r[name] for r in some)]
             body = table(columns, [[row[name] for name in columns] for row in some])
             parts += [f"### {heading}", body]
+        failed = [row for row in rows if row["note"].startswith("failed")]
+        if failed:
+            columns = ["what", "network", "batch", "dtype", "run", "note"]
+            body = table(columns, [[row[name] for name in columns] for row in failed])
+            parts += ["### Not measured, because it failed", body]
     return "\n\n".join(parts)
 
 
