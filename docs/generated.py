@@ -109,6 +109,20 @@ def models() -> str:
     return table(("name", "parameters", "input C × H × W", "classes", "weights"), rows)
 
 
+def weights() -> str:
+    """Return the table of the weights that ship: their input, their training, what they reach."""
+    from sj_ottt import zoo
+    from sj_ottt.zoo.cards import read_card
+
+    rows = []
+    for entry in zoo.zoo_entries(zoo.shipped_folder()).values():
+        card = read_card(entry)
+        size = " × ".join(map(str, entry.cfg["input_size"]))
+        reached = "; ".join(f"{100 * f.value:.2f}% ({f.data})" for f in card.results)
+        rows.append((f"`{entry.name}`", size, card.trained_on, reached or "not stated"))
+    return table(("weights", "input C × H × W", "trained on", "test accuracy by itself"), rows)
+
+
 def cards() -> str:
     """Return the cards of the shipped weights: the facts in front of each as a table."""
     texts = []
@@ -231,12 +245,17 @@ def gpu() -> str:
                 "batch size, a line for each side](picture:gpu_speed)"
             )
         for what, heading in _GPU_PARTS.items():
-            some = [row for row in rows if row["what"] == what]
+            some = [row for row in rows if row["what"] == what and (row["value"] or row["MiB"])]
             if not some:
                 continue
             columns = [name for name in some[0] if name != "what" and any(r[name] for r in some)]
             body = table(columns, [[row[name] for name in columns] for row in some])
             parts += [f"### {heading}", body]
+        failed = [row for row in rows if row["note"].startswith("failed")]
+        if failed:
+            columns = ["what", "network", "batch", "dtype", "run", "note"]
+            body = table(columns, [[row[name] for name in columns] for row in failed])
+            parts += ["### Not measured, because it failed", body]
     return "\n\n".join(parts)
 
 
@@ -280,6 +299,7 @@ MAKERS: dict[str, Callable[..., str]] = {
         names,
         command,
         models,
+        weights,
         cards,
         formats,
         rules,

@@ -3,7 +3,7 @@
 import torch
 from matplotlib.ticker import NullLocator
 
-from docs.generated import TRANSFER, gpu_results, read_results
+from docs.generated import RESULTS, TRANSFER, gpu_results, read_results
 from docs.pictures.style import COLOURS, MARKERS, SERIES, chart, chart_svg, ink, legend
 
 
@@ -128,15 +128,26 @@ def learning_curves() -> str:
 
 
 def pretraining() -> str:
-    """Test accuracy of the pretraining against the samples it has seen."""
-    rows = read_results("pretrain-*.csv")
-    figure, (axes,) = chart(2.6)
-    axes.plot(
-        [int(row["samples"]) / 1000 for row in rows],
-        [100 * float(row["test_accuracy"]) for row in rows],
-        color=COLOURS["blue"][0], marker="o", markersize=3.5,
-    )  # fmt: skip
-    axes.set(xlabel="thousand samples", ylabel="test accuracy, %", ylim=(0, None))
+    """Test accuracy of the pretrainings against the samples they have seen, stage after stage."""
+    series: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for path in sorted(RESULTS.glob("pretrain-*.csv")):
+        _, model, *rest = path.stem.split("-")
+        device = next(part for part in rest if part[:3] in ("cpu", "h10", "h20"))
+        points = series.setdefault((model, device.removesuffix("1").upper()), [])
+        before = points[-1][0] if points else 0.0
+        points += [
+            (before + float(row["samples"]) / 1e6, 100 * float(row["test_accuracy"]))
+            for row in read_results(path.name)
+        ]
+    figure, (axes,) = chart(3.3)
+    for ((model, device), points), name, marker in zip(
+        series.items(), SERIES, MARKERS, strict=False
+    ):
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=COLOURS[name][0], marker=marker, markersize=3.5,
+                  label=f"{model}, {device}")  # fmt: skip
+    axes.set(xlabel="million samples", ylabel="test accuracy, %", ylim=(0, None))
+    legend(axes, loc="lower right")
     return chart_svg(figure)
 
 
@@ -176,11 +187,11 @@ def transfer() -> str:
 
 
 _GPU_SIDES = (
-    "sj_ottt, chunk auto, graph",
-    "sj_ottt, chunk T",
+    "sj_ottt, chunk T, graph",
     "sj_ottt, chunk 1",
     "spikingjelly OTTT-A",
     "spikingjelly BPTT",
+    "spikingjelly BPTT, memopt",
     "bare convolutions",
 )
 """What is drawn of the many sides that `benchmarks.gpu` measures."""

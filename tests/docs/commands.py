@@ -79,7 +79,8 @@ def _is_anybodys(arguments: Sequence[str]) -> bool:
 
 
 def _sj_ottt(arguments: list[str]) -> None:
-    if not _is_anybodys(arguments):
+    # A page of Python trains NF-ResNet-34; here its checkpoints alone would take seconds.
+    if not _is_anybodys(arguments) or "ottt_nf_resnet34" in arguments:
         cli._parser().parse_args(arguments)
         return
     more = () if "--resume" in arguments else SHORT.get(arguments[0], ())

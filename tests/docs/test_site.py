@@ -82,6 +82,8 @@ def test_the_models_page_has_every_model_and_its_card():
     for name in timm.list_models(module="ottt_vgg") + timm.list_models(module="ltc_nets"):
         assert (f"`{name}`" in page) != name.startswith("test_")
     cards = generated.cards()
+    files = [path.stem for path in (ROOT / "model_zoo").glob("*.safetensors")]
+    assert files and all(f"`{name}`" in generated.weights() for name in files)
     links = re.findall(r"\(#([\w-]+)\)", page)
     assert links and all(f"{{#{link}}}" in cards for link in links)
 
@@ -137,6 +139,16 @@ def test_written_figures_are_those_of_the_measured_files():
         f"{peaks[ours]} MiB; SpikingJelly's OTTT {peaks[theirs]}, BPTT {peaks['spikingjelly BPTT']}"
     )
     assert shown in readme
+    card = [row for path in generated.gpu_results() for row in generated.read_results(path.name)]
+    on_card = {
+        (row["batch"], row["run"]): f"{float(row['value']):.1f}"
+        for row in card
+        if (row["what"], row["network"], row["dtype"]) == ("step", "vgg", "float32")
+    }
+    graph, bptt = "sj_ottt, chunk T, graph", "spikingjelly BPTT"
+    large, small = ([on_card[n, run] for run in (graph, theirs, bptt)] for n in ("128", "1"))
+    assert f"batch 128: {large[0]} ms; SpikingJelly's OTTT {large[1]}, BPTT {large[2]}" in readme
+    assert f"Batch 1: {small[0]} ms; {small[1]}, {small[2]}" in readme
     speed = (DOCS / "benchmarks" / "speed.md").read_text(encoding="utf-8")
     floor = step["vgg", "16", ours]["to the floor"]
     for figure in (
