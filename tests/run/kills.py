@@ -179,7 +179,7 @@ class Trial:
     def _start(self, out: Path, aim: Aim | None = None) -> list[BaseProcess]:
         self.place.write_bytes(b"\0")
         job = {**self._options, "out": str(out)}, self.cache, self.place
-        port = _free_port()
+        port = free_port()
         started = [
             FORKS.Process(target=child, args=(*job, rank, self.size, port, aim))
             for rank in range(self.size)
@@ -259,7 +259,8 @@ class Trial:
                 load_checkpoint(out)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return the number of a port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

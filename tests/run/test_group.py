@@ -20,6 +20,7 @@ from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.group import _agree_on_a_name
 from tests.helpers import assert_same_run, weights
+from tests.run.kills import FORKS, child, free_port
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
@@ -74,7 +75,7 @@ def test_two_processes_are_one_run(flags, tmp_path):
     begun.out.mkdir()
     begun.run_epoch()
     begun.save()
-    run("train", "--resume", "--out", str(tmp_path / "changed"))
+    train_in_two(flags, begun.out)
     start_weights = {k: v.clone() for k, v in weights(tmp_path / "one").items()}
     for name in ("two", "changed"):
         result = json.loads((tmp_path / name / "result.json").read_text())
@@ -113,12 +114,11 @@ def test_a_process_that_dies_ends_the_others_and_the_run_resumes(flags, tmp_path
 @pytest.mark.slow
 def test_torchrun_starts_again_what_a_killed_process_has_ended(flags, tmp_path):
     """It goes on from the last checkpoint, within the epoch, and ends with the same bits."""
-    flags = {**flags, "epochs": 15, "drop_rate": 0.1, "save_every": 1e-9}
-    run("train", *as_arguments(flags), "--out", str(tmp_path / "whole"))
+    flags = {**flags, "epochs": 5, "drop_rate": 0.1, "save_every": 1e-9}
     out = tmp_path / "run"
     elastic = [*TWO, "--max-restarts", "2"]
     process = start("train", *as_arguments(flags), "--out", str(out), command=elastic)
-    wait_for(out / "last.safetensors")
+    wait_for(out / "last.pt")
     first = children(process)
     os.kill(first[1], signal.SIGKILL)
     began = time.monotonic()
@@ -129,8 +129,23 @@ def test_torchrun_starts_again_what_a_killed_process_has_ended(flags, tmp_path):
     assert process.returncode == 0, error[-3000:]
     assert ended < 40, f"the other process ended after {ended:.0f} s"
     assert "SIGKILL" in error or "Signal 9" in error or "exitcode: -9" in error
-    assert_same_run(tmp_path / "whole", out)
+    assert_same_run(train_in_two(flags, tmp_path / "whole"), out)
     assert json.loads((out / "result.json").read_text())["world_size"] == 2
+
+
+def train_in_two(flags: dict[str, object], out: Path) -> Path:
+    """Train, or go on, in two processes that have their imports done, and that nobody kills."""
+    place = out.with_name("place")
+    place.write_bytes(b"\0")
+    job = {**flags, "out": str(out)}, out.with_name("cache"), place
+    port = free_port()
+    both = [FORKS.Process(target=child, args=(*job, rank, 2, port, None)) for rank in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+        assert process.exitcode == 0
+    return out
 
 
 def wait_for(path: Path) -> None:

