@@ -1,5 +1,7 @@
 """Charts of what is computed here or was measured: each reads the files that hold the figures."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from matplotlib.ticker import NullLocator
 
@@ -54,9 +56,29 @@ def surrogate() -> str:
     return chart_svg(figure)
 
 
+_SIDES = (
+    "sj_ottt OTTT-A",
+    "sj_ottt OTTT-O",
+    "spikingjelly OTTT-A",
+    "spikingjelly BPTT",
+    "authors' arithmetic",
+    "bare convolutions",
+    "sj_ottt OTTT-A, chunk T",
+    "spikingjelly BPTT, memopt",
+)
+"""What is drawn of the sides that are measured on a CPU."""
+
+
+def _chosen(runs: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Return what is there of the wanted sides, or all where none of them is."""
+    runs = list(runs)
+    return [run for run in wanted if run in runs] or runs
+
+
 def memory() -> str:
     """Peak memory against the number of time steps."""
-    rows = read_results("memory-cpu*.csv")
+    found = {row["run"]: row for row in read_results("memory-cpu*.csv")}
+    rows = [found[run] for run in _chosen(found, _SIDES)]
     times = [name for name in rows[0] if name.startswith("T=")]
     figure, (axes,) = chart(3.3)
     for row, name, marker in zip(rows, SERIES, MARKERS, strict=False):
@@ -75,15 +97,16 @@ def memory() -> str:
 def speed() -> str:
     """Time of a sample against the batch size."""
     rows = [row for row in read_results("step-cpu*.csv") if row["network"] == "vgg"]
-    runs = list(dict.fromkeys(row["run"] for row in rows))
+    runs = _chosen(dict.fromkeys(row["run"] for row in rows), _SIDES)
     batches = sorted({int(row["batch"]) for row in rows})
     figure, (axes,) = chart(3.3)
     for i, (run, name) in enumerate(zip(runs, SERIES, strict=False)):
         times = [
             1000 * float(row["seconds"]) / int(row["batch"]) for row in rows if row["run"] == run
         ]
-        places = [j + (i - (len(runs) - 1) / 2) * 0.13 for j in range(len(batches))]
-        axes.bar(places, times, width=0.11, color=COLOURS[name][0], label=run)
+        width = 0.8 / len(runs)
+        places = [j + (i - (len(runs) - 1) / 2) * width for j in range(len(batches))]
+        axes.bar(places, times, width=0.85 * width, color=COLOURS[name][0], label=run)
     axes.set_xticks(range(len(batches)), [f"batch {n}" for n in batches])
     axes.set(ylabel="ms per sample")
     legend(axes, loc="upper right")
@@ -209,8 +232,7 @@ def gpu_speed() -> str:
     ]
     figure, (axes,) = chart(3.6)
     runs = list(dict.fromkeys(row["run"] for row in steps))
-    chosen = [run for run in _GPU_SIDES if run in runs] or runs
-    for run, name, marker in zip(chosen, SERIES, MARKERS, strict=False):
+    for run, name, marker in zip(_chosen(runs, _GPU_SIDES), SERIES, MARKERS, strict=False):
         mine = sorted((int(r["batch"]), float(r["value"])) for r in steps if r["run"] == run)
         axes.plot(
             [n for n, _ in mine], [ms / n for n, ms in mine], color=COLOURS[name][0],

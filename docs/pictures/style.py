@@ -26,9 +26,11 @@ COLOURS = {  # name → on a light page, on a dark page
     "green": ("#1c7c70", "#5fcbbc"),
     "amber": ("#a06a08", "#ecb950"),
     "purple": ("#7a4ea2", "#c59ee8"),
+    "pink": ("#b0468c", "#f09bd0"),
+    "brown": ("#7a5a34", "#cda77a"),
 }
-SERIES = ("blue", "red", "green", "amber", "purple", "soft")
-MARKERS = "osD^vP"
+SERIES = ("blue", "red", "green", "amber", "purple", "soft", "pink", "brown")
+MARKERS = "osD^vPX*"
 
 _FONT = "system-ui, -apple-system, sans-serif"
 
