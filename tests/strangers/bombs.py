@@ -1,4 +1,4 @@
-"""Small files that promise gigabytes, or unpack to half of one or more; each is made at once."""
+"""Small files that promise gigabytes, or unpack to one or nearly; each is made at once."""
 
 import bz2
 import gzip
@@ -19,7 +19,7 @@ import zstandard
 from tests.data.recordings.formats import ros_files
 
 GIB = 1 << 30
-HALF = GIB >> 1  # twice what the package unpacks in one piece
+UNPACKED = 3 << 27  # half as much again as the package unpacks in one piece
 _PIECE = 1 << 20
 
 
@@ -85,7 +85,7 @@ def npz_that_promises(path: Path) -> Path:
 
 
 def npz_of_wide_records(path: Path) -> Path:
-    n = HALF // WIDE.itemsize + 1
+    n = UNPACKED // WIDE.itemsize + 1
     return zipped(path / "a.npz", {"events.npy": (npy_head(WIDE, (n,)), b"\0", n * WIDE.itemsize)})
 
 
@@ -201,11 +201,11 @@ def zstd_of_zeros(n: int) -> bytes:
 
 
 def aedat4_zstd(path: Path) -> Path:
-    return _aedat4(path, 3, zstd_of_zeros(HALF) + zstandard.compress(bytes(10)) * 200_000)
+    return _aedat4(path, 3, zstd_of_zeros(UNPACKED) + zstandard.compress(bytes(10)) * 200_000)
 
 
 def aedat4_lz4(path: Path) -> Path:
-    return _aedat4(path, 1, lz4_of_zeros(HALF))
+    return _aedat4(path, 1, lz4_of_zeros(UNPACKED))
 
 
 def _field(name: bytes, value: bytes) -> bytes:
@@ -229,11 +229,11 @@ def _ros1(path: Path, compression: bytes, chunk: bytes) -> Path:
 
 
 def ros1_bz2(path: Path) -> Path:
-    return _ros1(path, b"bz2", bz2_of_zeros(HALF))
+    return _ros1(path, b"bz2", bz2_of_zeros(UNPACKED))
 
 
 def ros1_lz4(path: Path) -> Path:
-    return _ros1(path, b"lz4", lz4_of_zeros(HALF))
+    return _ros1(path, b"lz4", lz4_of_zeros(UNPACKED))
 
 
 def ros1_indexed_bz2(path: Path) -> Path:
@@ -247,7 +247,7 @@ def ros1_indexed_bz2(path: Path) -> Path:
     at = whole.index(b"compression=bz2")
     size = whole.index(b"BZh", at) - 4
     (n,) = struct.unpack_from("<I", whole, size)
-    bomb = bz2_of_zeros(HALF)
+    bomb = bz2_of_zeros(UNPACKED)
     moved = len(bomb) - n
     tail = bytearray(whole[size + 4 + n :])
     data = whole[:size] + struct.pack("<I", len(bomb)) + bomb + bytes(tail)
@@ -271,8 +271,8 @@ def _text(text: bytes) -> bytes:
 def mcap_zstd(path: Path) -> Path:
     schema = struct.pack("<H", 1) + _text(b"dvs_msgs/msg/EventArray") + _text(b"") + _text(b"")
     channel = struct.pack("<HH", 1, 1) + _text(b"/e") + _text(b"cdr") + struct.pack("<I", 0)
-    packed = zstd_of_zeros(HALF)
-    chunk = struct.pack("<QQQI", 0, 1, HALF, 0) + _text(b"zstd")
+    packed = zstd_of_zeros(UNPACKED)
+    chunk = struct.pack("<QQQI", 0, 1, UNPACKED, 0) + _text(b"zstd")
     chunk += struct.pack("<Q", len(packed)) + packed
     file = path / "a.mcap"
     head = _mcap(1, _text(b"ros2") + _text(b"x"))
@@ -295,7 +295,7 @@ def db3_with_a_view(path: Path) -> Path:
         path,
         "ALTER TABLE message_definitions RENAME TO kept;"
         "CREATE VIEW message_definitions AS SELECT topic_type, encoding, id,"
-        " cast(zeroblob(450000000) as text) AS encoded_message_definition,"
+        " cast(zeroblob(200000000) as text) AS encoded_message_definition,"
         " type_description_hash FROM kept JOIN (VALUES (1), (2), (3), (4));",
     )
 
@@ -304,7 +304,7 @@ def db3_with_a_made_column(path: Path) -> Path:
     return _db3(
         path,
         "ALTER TABLE messages RENAME TO kept; CREATE TABLE messages (id INTEGER PRIMARY KEY,"
-        " topic_id INTEGER, timestamp INTEGER, data BLOB AS (zeroblob(450000000)));"
+        " topic_id INTEGER, timestamp INTEGER, data BLOB AS (zeroblob(200000000)));"
         "INSERT INTO messages (topic_id, timestamp) SELECT topic_id, timestamp FROM kept;",
     )
 
@@ -319,7 +319,7 @@ def ros2_messages(path: Path) -> Path:
     folder = _ros2_folder(path, "MESSAGE")
     file = next(folder.glob("*.db3"))
     with sqlite3.connect(file) as database:
-        database.execute("UPDATE messages SET data = ?", (zstd_of_zeros(HALF),))
+        database.execute("UPDATE messages SET data = ?", (zstd_of_zeros(UNPACKED),))
     database.close()
     return folder
 
