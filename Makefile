@@ -38,7 +38,7 @@ train: $(READY)
 
 # The theme would print a notice about another program before each build.
 docs: $(READY)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	@echo "open site/index.html"
 
 lint: $(READY)

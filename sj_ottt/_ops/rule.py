@@ -50,9 +50,10 @@ class Rule:
         spike_suffices: Whether the spike alone is enough for the next synapse's gradient, so that
             a neuron may leave the trace out.
         has_fused_step: Whether `step` knows a fused kernel.
-        scan: (currents I[t] [K, N, ...], state, constants, whether to take a fused kernel) → spikes
-            s[t] and the trace of each step, both [K, N, ...], the trace None where the spikes are
-            handed on alone; the state becomes that of the last step. None does `step` K times.
+        scan: (currents I[t], [K, N, ...], state, constants, whether to take a fused kernel) →
+            spikes s[t] and the trace of each step, both [K, N, ...], the trace None where the
+            spikes are handed on alone; the state becomes that of the last step. None does `step` K
+            times.
     """
 
     name: str

@@ -159,3 +159,9 @@ def test_written_figures_are_those_of_the_measured_files():
         f"layers: ≤ 0.60 | {step['nf_resnet34', '8', ours]['ratio']} |",
     ):
         assert figure in speed, figure
+
+
+def test_the_build_counts_warnings():
+    """With --quiet, mkdocs hears no warning, and --strict finds none to refuse."""
+    (line,) = re.findall(r".*mkdocs build.*", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert "--strict" in line and "--quiet" not in line
