@@ -137,15 +137,7 @@ _REFERENCES: dict[int, list[Tensor]] = {}
 
 def ours(network: str, tiny: bool = False, backend: str = "auto") -> nn.Module:
     """Return the network that timm gives, with what starts at 0 made to count."""
-    torch.manual_seed(0)
-    node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
-    name = (TINY if tiny else NAMES)[network]
-    model = timm.create_model(name, num_classes=10, in_chans=3, neuron=node)
-    for parameter in model.parameters():
-        if parameter.dim() == 0:
-            nn.init.ones_(parameter)
-    nn.init.normal_(model.fc.weight, std=0.1)
-    return model
+    return networks.from_timm((TINY if tiny else NAMES)[network], backend)
 
 
 def spikingjellys(network: str, tiny: bool = False) -> nn.Module:

@@ -116,10 +116,9 @@ class _AuthorsLIF(sj_neuron.OTTTLIFNode):
         return torch.cat(super().forward(x))
 
 
-def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
-    """Return ours from timm, with the branches and the readout, which start at 0, made to count."""
+def from_timm(name: str, backend: str = "auto") -> nn.Module:
+    """Return a network as timm gives it, with what starts at 0 made to count."""
     torch.manual_seed(0)
-    name = "test_ottt_nf_resnet" if tiny else "ottt_nf_resnet34"
     node = partial(neuron.OTTTLIFNode, trace_dtype="packed", backend=backend)
     model = timm.create_model(name, num_classes=10, in_chans=3, neuron=node)
     for parameter in model.parameters():
@@ -127,6 +126,11 @@ def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
             nn.init.ones_(parameter)
     nn.init.normal_(model.fc.weight, std=0.1)
     return model
+
+
+def our_nf_resnet(tiny: bool = False, backend: str = "auto") -> nn.Module:
+    """Return NF-ResNet-34, or a tiny one."""
+    return from_timm("test_ottt_nf_resnet" if tiny else "ottt_nf_resnet34", backend)
 
 
 def spikingjelly_nf_resnet(tiny: bool = False) -> nn.Module:

@@ -149,3 +149,37 @@ def test_maps_are_standardized_kept_and_read_again(tmp_path, run):
     torch.testing.assert_close(everything.std((0, 2, 3)), torch.ones(3), atol=0.05, rtol=0)
     with pytest.raises(InputError, match="asked for"):
         teacher.TaughtImages([str(data)], tmp_path / "other", 32, missing)
+
+
+def test_maps_that_no_stage_can_hold_are_left_out():
+    shapes = [(40, 16, 16), (112, 8, 8), (320, 4, 4), (1280,)]
+    model = zoo.create("ottt_vgg5_ws", 3, in_chans=2)
+    found = pretrain.targets_of(model, 64, shapes)
+    last = model.feature_info[-1]["module"]
+    assert {i: (target.stage, target.channels) for i, target in found.items()} == {
+        0: (last, 40),
+        3: (last, 1280),
+    }
+    deep = pretrain.targets_of(zoo.create("ottt_nf_resnet18", 3, in_chans=2), 64, shapes)
+    assert [target.stage for target in deep.values()] == ["layer1", "layer2", "layer3", "layer4"]
+
+
+def test_a_packed_target_is_the_same_loss():
+    student = pretrain.Distillation(
+        zoo.create("test_ottt_nf_resnet", 3, in_chans=2),
+        [pretrain.StageTarget("layer1", 5), pretrain.StageTarget("layer2", 7, pooled=True)],
+        pretrain.LabelLoss(),
+    )
+    outputs = student(torch.rand(2, 2, 32, 32))
+    labels, maps = torch.tensor([2, 0]), [torch.randn(2, 5, 8, 8), torch.randn(2, 7)]
+    packed = pretrain.PackedLoss(student, [(5, 8, 8), (7,)])
+    expected = student.loss(outputs, (labels, maps))
+    torch.testing.assert_close(packed(outputs, packed.pack(labels, maps)), expected)
+    assert packed(outputs, packed.pack(labels, [2 * m for m in maps])) != expected
+
+
+def test_a_cache_of_other_parts_is_refused(run, tmp_path, monkeypatch):
+    run("run")
+    monkeypatch.setattr(teacher, "CHUNK", 4)
+    with pytest.raises(InputError, match=r"000_maps\.npy is not of 4 images: delete it"):
+        run("again")
