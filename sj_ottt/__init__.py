@@ -11,7 +11,7 @@ from sj_ottt.conversion import convert
 from sj_ottt.errors import InputError
 from sj_ottt.learning.rules import set_rule
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "InputError",
     "__version__",
