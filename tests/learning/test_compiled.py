@@ -14,8 +14,7 @@ from tests.networks import largest_error
 @pytest.mark.parametrize(
     ("rule", "update", "name"),
     [
-        ("ottt", "accumulate", "test_ottt_vgg"),
-        ("ottt", "online", "test_ottt_nf_resnet"),
+        ("ottt", "accumulate", "test_ottt_nf_resnet"),
         ("sltt", "accumulate", "test_ottt_vgg"),
         ("ndot", "online", "test_ottt_vgg"),
         ("bptt", "accumulate", "test_ottt_vgg"),
