@@ -11,7 +11,7 @@ gives the same numbers and keeps less for the backward pass.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -22,13 +22,14 @@ from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops import trace as traces
 from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
+from sj_ottt._ops.pool import Repeated
 from sj_ottt.errors import InputError
 
 __all__ = [
     "LIF",
     "LIFState",
-    "advance",
     "bptt_lif_step",
+    "fire",
     "gradient_from_spike",
     "has_closed_gradient",
     "lif_step",
@@ -245,7 +246,9 @@ class _FromState(torch.autograd.Function):
         grad_x = None if grad_v is None else membrane_gradient(grad_v, fired, lif)
         if grad is not None:
             fired = None if lif.v_reset is not None else fired[None]
-            (from_spike,) = gradient_from_spike(grad[None], membrane[None], fired, lif)
+            (from_spike,) = gradient_from_spike(
+                grad.view(1, *grad.shape), membrane[None], fired, lif
+            )
             grad_x = from_spike if grad_x is None else from_spike.add_(grad_x)
         return grad_x, None, None, None, None, None
 
@@ -260,15 +263,27 @@ def gradient_from_spike(grad: Tensor, membrane: Tensor, fired: Tensor | None, li
         lif: Constants.
     """
     grad_x = torch.empty_like(membrane)
-    grad, fired = laid_out_like(membrane, grad), laid_out_like(membrane, fired)
-    for block in blocks(membrane, grad, fired, grad_x):
+    fired = laid_out_like(membrane, fired)
+    if isinstance(grad, Repeated):
+        for at, part in grad.parts():
+            its_fired = None if fired is None else fired[at]
+            _write_gradient(membrane[at], part, its_fired, grad_x[at], lif)
+        return grad_x
+    for block in blocks(membrane, laid_out_like(membrane, grad), fired, grad_x):
         for t, (m, g, z) in enumerate(zip(block[0], block[1], block[3], strict=True)):
-            below = 1 if block[2] is None else _silent(block[2][t], m.dtype)
-            torch.sub(m, below, alpha=lif.v_threshold, out=z)
-            surrogate_gradient(g, z, lif.surrogate_function)
-            if lif.decay_input:
-                z.div_(lif.tau)
+            _write_gradient(m, g, None if block[2] is None else block[2][t], z, lif)
     return grad_x
+
+
+def _write_gradient(
+    membrane: Tensor, grad: Tensor, fired: Tensor | None, out: Tensor, lif: LIF
+) -> None:
+    """Do `gradient_from_spike` for some neurons of one step."""
+    below = 1 if fired is None else _silent(fired, membrane.dtype)
+    torch.sub(membrane, below, alpha=lif.v_threshold, out=out)
+    surrogate_gradient(grad, out, lif.surrogate_function)
+    if lif.decay_input:
+        out.div_(lif.tau)
 
 
 def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> Tensor:
@@ -317,47 +332,46 @@ def _whole(
     return spike, u, fired
 
 
-_Steps = Sequence[Tensor]
-"""A block of a tensor's neurons, one time step after the other."""
-
-
-def advance(
+def fire(
     lif: LIF,
     trace_decay: float,
-    x: _Steps,
-    u: _Steps,
-    spike: _Steps,
-    stored: _Steps | None,
-    v_before: _Steps,
-    trace_before: _Steps | None,
-    v: _Steps,
+    u: Tensor,
+    spike: Tensor,
+    v: Tensor,
+    trace: Tensor | None,
+    stored: Tensor | None,
 ) -> None:
-    """Take a block of neurons through all steps; u and v may have room for one step alone."""
-    before, trace = v_before[0], None if trace_before is None else trace_before[0]
-    for t, current in enumerate(x):
-        now = lif.charge(current, before, out=u[t % len(u)])
-        # A comparison that writes numbers is several times as fast as one that writes booleans.
-        torch.ge(now, lif.v_threshold, out=spike[t])
-        before = lif.reset(now, spike[t], out=v[t % len(v)])
-        if stored is not None and trace is not None:
-            trace = traces.advance(trace, spike[t], trace_decay, out=stored[t])
+    """Write s[t], v[t] and â[t] of some neurons from u[t] and â[t−1]; v may be the memory of u."""
+    # A comparison that writes numbers is several times as fast as one that writes booleans.
+    torch.ge(u, lif.v_threshold, out=spike)
+    lif.reset(u, spike, out=v)
+    if trace is not None and stored is not None:
+        traces.advance(trace, spike, trace_decay, out=stored)
 
 
 def _by_blocks(
     x: Tensor, state: LIFState, lif: LIF, trace_decay: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Do the same block by block."""
-    given_away = is_given_away(x)
-    x = x.detach() if is_dense(x[None]) else x.detach().contiguous()
-    v_before, trace_before = (laid_out_like(x[None], state[key]) for key in ("v", "trace"))
-    u = x if given_away else torch.empty_like(x)
-    spike, stored = torch.empty_like(x), None
-    v = state["v"] = u if lif.v_reset is None else torch.empty_like(x)
-    if trace_before is not None:
-        stored = state["trace"] = torch.empty_like(x, dtype=trace_before.dtype)
-    one_step = (None if part is None else part[None] for part in (x, u, spike, stored))
-    for block in blocks(*one_step, v_before, trace_before, v[None]):
-        advance(lif, trace_decay, *block)
+    """Do the same block by block, and let v[t−1] go before anything but u[t] is made."""
+    u = state["v"] = _charged(x, state["v"], lif)
+    spike, stored, before = torch.empty_like(u), None, laid_out_like(u[None], state["trace"])
+    v = state["v"] = u if lif.v_reset is None else torch.empty_like(u)
+    if before is not None:
+        stored = state["trace"] = torch.empty_like(u, dtype=before.dtype)
+    one_step = (None if part is None else part[None] for part in (u, spike, v))
+    for block in blocks(*one_step, before, None if stored is None else stored[None]):
+        parts: list[Any] = [None if part is None else part[0] for part in block]
+        fire(lif, trace_decay, *parts)
     if stored is not None and stored.dtype == torch.uint8:
         return spike, u, stored
     return spike, u, spike > 0
+
+
+def _charged(x: Tensor, v: Tensor, lif: LIF) -> Tensor:
+    """Return u[t], in the memory of the current where that was given away."""
+    given_away = is_given_away(x)
+    x = x.detach() if is_dense(x[None]) else x.detach().contiguous()
+    u = x if given_away else torch.empty_like(x)
+    for (current,), (before,), (now,) in blocks(x[None], laid_out_like(x[None], v), u[None]):
+        lif.charge(current, before, out=now)
+    return u

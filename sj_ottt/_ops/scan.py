@@ -5,6 +5,7 @@ its backward pass it keeps a membrane per step; with the packed traces that the 
 (their top bit is the spike) that makes five bytes per neuron and step.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
 from sj_ottt._ops.lif import (
     LIF,
     LIFState,
-    advance,
+    fire,
     gradient_from_spike,
     has_closed_gradient,
     lif_step,
@@ -23,7 +24,7 @@ from sj_ottt._ops.lif import (
 )
 from sj_ottt._ops.ndot import ndot_step
 
-__all__ = ["lif_scan"]
+__all__ = ["lif_scan", "own"]
 
 
 def lif_scan(
@@ -34,7 +35,8 @@ def lif_scan(
     Args:
         x_seq: Input currents I[t], [K, N, ...].
         state: That before the first step, which becomes that after the last one. Its `v` then
-            carries the gradient of the last step. Where its trace is None, none is kept.
+            carries the gradient of the last step. Where its trace is None, none is kept. Until the
+            backward pass, which needs all steps, it may be a view of them (`own`).
         lif: Constants.
         trace_decay: δ, what is left of the trace after one step: λ for OTTT, 0 for SLTT.
         ndot: Variant of NDOT's trace, which takes the place of one that decays by δ; what the state
@@ -49,7 +51,9 @@ def lif_scan(
         return _one_by_one(x_seq, state, lif, trace_decay, ndot)
     learns = torch.is_grad_enabled() and x_seq.requires_grad
     with torch.no_grad():
-        x = x_seq.detach() if is_dense(x_seq) else x_seq.detach().contiguous()
+        # Not detach(): PyTorch would see that u is written there, and take the gradient of this
+        # view of the synapse's batch by way of one more tensor as large.
+        x = x_seq.data if is_dense(x_seq) else x_seq.detach().contiguous()
         u = x if is_given_away(x_seq) else torch.empty_like(x if learns else x[:1])
         spike = torch.empty_like(x)
         v_before, trace_before = (laid_out_like(x, state[key]) for key in ("v", "trace"))
@@ -60,15 +64,49 @@ def lif_scan(
         # With the bit of the spike, v[t] after a soft reset is as good as u[t].
         v = u if lif.v_reset is None and packed else torch.empty_like(u[:1])
         for block in blocks(x, u, spike, stored, v_before, trace_before, v):
-            advance(lif, trace_decay, *block)
-        # Copies, or the state would keep what the backward pass needs alive beyond it.
-        state["v"] = v[-1].clone()
+            _advance(lif, trace_decay, *block)
+        state["v"] = v[-1]
         if stored is not None:
-            state["trace"] = stored[-1].clone()
+            state["trace"] = stored[-1]
     if learns:
         fired = stored if v is u else None
-        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif)
+        spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif, state)
+    else:
+        own(state)
     return spike, stored
+
+
+def own(state: Any) -> None:
+    """Copy what a state has of the last of several steps, or it would keep the memory of all."""
+    if torch.compiler.is_compiling():  # a compiled network's results are new
+        return
+    for key, part in state.items():
+        if isinstance(part, Tensor) and part.untyped_storage().nbytes() > part.nbytes:
+            state[key] = part.clone()
+
+
+_Steps = Sequence[Tensor]
+"""A block of a tensor's neurons, one time step after the other."""
+
+
+def _advance(
+    lif: LIF,
+    trace_decay: float,
+    x: _Steps,
+    u: _Steps,
+    spike: _Steps,
+    stored: _Steps | None,
+    v_before: _Steps,
+    trace_before: _Steps | None,
+    v: _Steps,
+) -> None:
+    """Take a block of neurons through all steps; u and v may have room for one step alone."""
+    before, trace = v_before[0], None if trace_before is None else trace_before[0]
+    for t, current in enumerate(x):
+        now, after = lif.charge(current, before, out=u[t % len(u)]), v[t % len(v)]
+        out = None if stored is None else stored[t]
+        fire(lif, trace_decay, now, spike[t], after, trace, out)
+        before, trace = after, out
 
 
 class _Scan(torch.autograd.Function):
@@ -83,10 +121,11 @@ class _Scan(torch.autograd.Function):
         membrane: Tensor,
         fired: Tensor | None,
         lif: LIF,
+        state: LIFState,
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(membrane, fired)
-        ctx.lif = lif
+        ctx.lif, ctx.state = lif, state
         return spike.view_as(spike), v.view_as(v)
 
     @staticmethod
@@ -101,7 +140,8 @@ class _Scan(torch.autograd.Function):
         if grad_v is not None:
             last = membrane[-1] >= lif.v_threshold if fired is None else fired[-1]
             grad_x[-1] += membrane_gradient(grad_v, last, lif)
-        return grad_x, None, None, None, None, None
+        own(ctx.state)  # now, when all other steps are no longer needed
+        return grad_x, None, None, None, None, None, None
 
 
 def _one_by_one(

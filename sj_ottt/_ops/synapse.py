@@ -147,11 +147,16 @@ class _TracedProduct(torch.autograd.Function):
         need_spike, _, need_weight, need_bias, *_ = ctx.needs_input_grad
         # Under autocast the gradient is narrower than what was saved.
         weight = weight.to(grad.dtype)
-        trace = grad.new_empty(1).expand(ctx.spike_shape)  # enough where no weight wants it
+        shape_of_trace = grad.new_empty(1).expand(ctx.spike_shape)
+        trace = shape_of_trace  # enough where no weight wants it
         if need_weight:
             trace = Trace(stored, ctx.maps, factor=ctx.factor).decode(grad.dtype)
-        needs = (need_spike, need_weight, need_bias)
-        grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
+        _, *grads = ctx.product.gradients(grad, trace, weight, False, need_weight, need_bias)
+        del trace  # before ∇s, which is as large, is made
+        grad_spike = None
+        if need_spike:
+            needs = True, False, False
+            grad_spike, *_ = ctx.product.gradients(grad, shape_of_trace, weight, *needs)
         if grads[1] is not None and ctx.constant != 1:
             grads[1] = ctx.constant * grads[1]
         if ctx.sink is not None:

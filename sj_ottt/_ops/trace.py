@@ -21,7 +21,17 @@ from torch import Tensor
 
 from sj_ottt.errors import InputError, suggest
 
-__all__ = ["TRACE_DTYPES", "LinearMap", "Trace", "advance", "check", "decode", "zeros"]
+__all__ = [
+    "TRACE_DTYPES",
+    "BySlices",
+    "LinearMap",
+    "Trace",
+    "View",
+    "advance",
+    "check",
+    "decode",
+    "zeros",
+]
 
 TRACE_DTYPES = {
     "float32": torch.float32,
@@ -33,6 +43,36 @@ NEWEST = 128
 """The bit of a packed trace that says whether the neuron fired in this step."""
 
 LinearMap = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A linear map of which something is known.
+
+    Attributes:
+        map: The map.
+    """
+
+    map: LinearMap
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Take the map."""
+        return self.map(x)
+
+
+class BySlices(_Known):
+    """A map that gives of a tensor's slices [n:m] those of its result: pooling.
+
+    A trace is decoded slice by slice for it.
+    """
+
+
+class View(_Known):
+    """A map that gives the same numbers in another shape, which a stored trace has at once."""
+
+
+_PART = 1 << 17
+"""Numbers that a CPU decodes at once, where there are maps behind them, to stay in its cache."""
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no one answer to ==
@@ -58,6 +98,8 @@ class Trace:
 
     def through(self, linear_map: LinearMap) -> "Trace":
         """Return the trace behind one more map."""
+        if isinstance(linear_map, View) and not self.maps:
+            return replace(self, stored=linear_map(self.stored))
         return replace(self, maps=(*self.maps, linear_map))
 
     def scaled(self, factor: float) -> "Trace":
@@ -66,11 +108,27 @@ class Trace:
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         """Return the values as an ordinary tensor, shaped like the spikes beside it."""
+        n, stored = 0, self.stored
+        while n < len(self.maps) and isinstance(self.maps[n], BySlices):
+            n += 1
+        whole = not n or stored.is_cuda or torch.compiler.is_compiling()
+        length = max(1, len(stored) if whole else _PART * len(stored) // max(1, stored.numel()))
         with torch.no_grad():
-            values = decode(self.stored, dtype, self.factor)
-            for linear_map in self.maps:
+            values = _joined([self._mapped(part, dtype, n) for part in stored.split(length)])
+            for linear_map in self.maps[n:]:
                 values = linear_map(values)
         return values.to(dtype)  # a map may have gone to another dtype
+
+    def _mapped(self, stored: Tensor, dtype: torch.dtype, n: int) -> Tensor:
+        """Decode slices and take them through the first n maps."""
+        values = decode(stored, dtype, self.factor)
+        for linear_map in self.maps[:n]:
+            values = linear_map(values)
+        return values
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def check(trace_dtype: str, decay: float) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.pool import avg_pool2d
-from sj_ottt._ops.trace import LinearMap, Trace
+from sj_ottt._ops.trace import BySlices, LinearMap, Trace
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -47,10 +47,13 @@ class OnBoth(PairHooks, nn.Module):
 class _LinearOnBoth(OnBoth):
     """The same for a linear map: a stored trace waits until it is needed."""
 
+    by_slices = False  # see `BySlices`
+
     def forward(self, x: Tensor | Pair) -> Tensor | Pair:
         """Map a tensor to a tensor, or a pair [spike, trace] to a pair."""
         if isinstance(x, list | tuple):
-            return Pair.of(x).through(cast(LinearMap, super().forward))
+            linear_map = cast(LinearMap, super().forward)
+            return Pair.of(x).through(BySlices(linear_map) if self.by_slices else linear_map)
         return super().forward(x)
 
 
@@ -73,6 +76,8 @@ class _BlockAvgPool2d(sj_layer.AvgPool2d):
 class AvgPool2d(_LinearOnBoth, _BlockAvgPool2d):  # type: ignore[misc]
     """Average pooling of spike and trace."""
 
+    by_slices = True
+
 
 class MaxPool2d(OnBoth, sj_layer.MaxPool2d):
     """Maximum pooling of spike and trace, each by its own maximum."""
@@ -80,6 +85,8 @@ class MaxPool2d(OnBoth, sj_layer.MaxPool2d):
 
 class AdaptiveAvgPool2d(_LinearOnBoth, sj_layer.AdaptiveAvgPool2d):
     """Average pooling of spike and trace to a given size."""
+
+    by_slices = True
 
 
 class Flatten(_LinearOnBoth, sj_layer.Flatten):

@@ -16,7 +16,7 @@ from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule, Rule, Scan, is_traced
-from sj_ottt._ops.scan import lif_scan
+from sj_ottt._ops.scan import lif_scan, own
 from sj_ottt._ops.trace import Trace
 from sj_ottt._passthrough import pass_through, public_names
 from sj_ottt.errors import InputError, suggest
@@ -221,9 +221,13 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         rule, scan = self.rule, self._scan()
         if scan is None:
             return _joined([self.single_step_forward(x) for x in x_seq])
-        fused = self._fuses(x_seq)
-        spike, trace = scan(x_seq, self._start(x_seq, "m"), self._constants(), fused)
-        self._finish()
+        state = self._start(x_seq, "m")
+        spike, trace = scan(x_seq, state, self._constants(), self._fuses(x_seq))
+        if self.in_chunk:  # nobody sees `v`, and the backward pass is where the state is copied
+            state["v"] = state["v"].detach()
+        else:
+            own(state)
+            self._finish()
         if trace is None or (self.spike_alone and rule.spike_suffices):
             return spike
         return Pair(spike, Trace(trace), rule.spike_suffices)
@@ -287,13 +291,8 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
 
     def _constants(self) -> LIF:
         """Return the neuron's constants."""
-        return LIF(
-            self.tau,
-            self.decay_input,
-            self.v_threshold,
-            self.v_reset,
-            self.surrogate_function,
-        )
+        v_reset, function = self.v_reset, self.surrogate_function
+        return LIF(self.tau, self.decay_input, self.v_threshold, v_reset, function)
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether the backend takes the fused kernels for an input."""

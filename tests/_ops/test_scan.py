@@ -99,8 +99,12 @@ def test_a_chunk_keeps_five_bytes_per_neuron_and_step():
     lif = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
     x = torch.randn(4, 3, 7, requires_grad=True)
     spike, stored, state = _chunk(x, lif, "packed", 0.5, None)
-    assert _bytes(*spike.grad_fn.saved_tensors, stored) == 5 * x.numel()
+    kept = (*spike.grad_fn.saved_tensors, stored)
+    assert _bytes(*kept, state["v"], state["trace"]) == 5 * x.numel()
+    before = {key: value.clone() for key, value in state.items()}
+    spike.sum().backward()  # from here on the state needs but its own step
     assert _bytes(state["v"], state["trace"]) == 5 * x[0].numel()
+    assert all(torch.equal(state[key], before[key]) for key in state)
     assert torch.equal(state["trace"], stored[-1])
 
 

@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from sj_ottt import InputError
+from sj_ottt._ops import trace as traces
+from sj_ottt._ops.pair import Pair
+from sj_ottt._ops.trace import Trace, View
+from sj_ottt.layer import AdaptiveAvgPool2d, AvgPool2d
 from sj_ottt.neuron import OTTTLIFNode
 from tests.every_layer import network, train
 from tests.networks import largest_error
@@ -71,3 +76,21 @@ def test_packed_trace_takes_a_quarter_of_the_room():
 def test_bad_trace_dtype(kwargs, words):
     with pytest.raises(InputError, match=words):
         OTTTLIFNode(**kwargs)
+
+
+def test_a_pooled_trace_is_decoded_some_samples_after_another(monkeypatch):
+    monkeypatch.setattr(traces, "_PART", 2 * 3 * 8 * 8)
+    packed = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    with_steps = packed.unflatten(0, (1, 5))
+    pools = (AvgPool2d(2), AdaptiveAvgPool2d(2))
+    stored = Pair(torch.zeros_like(with_steps, dtype=torch.float), Trace(with_steps, factor=2.0))
+    stored = stored.through(View(torch.Tensor.squeeze))
+    for pool in pools:
+        stored = pool(stored)
+    expected = pools[1](pools[0](packed / 64))
+    found, parts = [], []
+    monkeypatch.setattr(traces, "_joined", lambda values: parts.append(values) or torch.cat(values))
+    peak = peak_bytes(lambda: found.append(stored.trace.decode(torch.float)))
+    torch.testing.assert_close(found[0], expected, rtol=1e-6, atol=0)
+    assert [len(part) for part in parts[0]] == [2, 2, 1]
+    assert peak < 4 * packed.numel()  # what all of it would take in float32

@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from sj_ottt._ops.blocks import give_away, is_given_away
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.rule import LearningModule
-from sj_ottt._ops.trace import Trace
+from sj_ottt._ops.scan import own
+from sj_ottt._ops.trace import Trace, View
 from sj_ottt.errors import InputError
 from sj_ottt.layer.feedback import Feedback
 from sj_ottt.layer.layers import OneMask
@@ -281,6 +282,7 @@ def time_in_batch(model: nn.Module, steps: int) -> Iterator[None]:
                 module.forward = forward
             if isinstance(module, LearningModule):
                 module.in_chunk = False
+                own(module._memories)
     for name, buffer, version in buffers:
         if buffer._version != version:
             raise InputError(
@@ -323,7 +325,7 @@ def _all_at_once(
         out = forward(_with_time(x, steps), *args)
     finally:
         module.step_mode = "s"
-    return out.through(merge_steps) if isinstance(out, Pair) else merge_steps(out)
+    return out.through(View(merge_steps)) if isinstance(out, Pair) else merge_steps(out)
 
 
 def _one_by_one(
@@ -342,7 +344,7 @@ def _with_time(x: Any, steps: int) -> Any:
     """Return [K N, ...] as [K, N, ...], and what is no tensor as it is."""
     unflatten = partial(torch.unflatten, dim=0, sizes=(steps, -1))
     if isinstance(x, list | tuple):
-        return Pair.of(x).through(unflatten)
+        return Pair.of(x).through(View(unflatten))
     if not isinstance(x, Tensor):
         return x
     with_time = unflatten(x)

@@ -221,9 +221,10 @@ def _in_parts(
                 for group in grouped(x_seq, chunk):
                     with group.run(model, call) as found:
                         outputs += map(detached, found)
-                loss = plain(loss_at(found[-1], p))
-                _check_finite([loss.detach()], last, fptt.optimizer, processes)
-                processes.weighed(loss).backward()
+                        if len(outputs) == len(x_seq):
+                            loss = plain(loss_at(found[-1], p))
+                            _check_finite([loss.detach()], last, fptt.optimizer, processes)
+                            processes.weighed(loss).backward()
             processes.add_up(fptt.optimizer)
             return loss.detach(), outputs
 
