@@ -177,15 +177,28 @@ def test_an_average_of_the_weights_takes_part():
     assert _same(*found)
 
 
-def test_autocast_and_a_scaler():
-    """Rounding differs with the size of a batch; nothing else does."""
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_autocast_and_a_scaler(clip_norm):
+    """Autocast leaves float64 as it is, so that all but its rounding is seen to the last digits."""
+    model, (x, target) = _build("chain"), _batch()
+    found = []
+    for chunk in (1, 2, 3):
+        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        with torch.autocast("cpu", torch.bfloat16):
+            options = {"chunk": chunk, "scaler": scaler, "clip_norm": clip_norm}
+            found.append(_trained(model, x, target, **options))
+    plain = _trained(model, x, target, clip_norm=clip_norm)
+    assert all(_same(plain, each) for each in found)
+
+
+def test_half_precision_rounds_more_often_step_by_step():
+    """A chunk rounds the sum of its steps' weight gradients, and a step its own."""
     model = _build("chain").float()
     x, target = _batch()
     found = []
     for chunk in (1, 3):
-        scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
         with torch.autocast("cpu", torch.bfloat16):
-            found.append(_trained(model, x.float(), target, chunk=chunk, scaler=scaler))
+            found.append(_trained(model, x.float(), target, chunk=chunk))
     assert _same([t.double() for t in found[0]], [t.double() for t in found[1]], 0.05)
 
 
