@@ -2,10 +2,8 @@
 
 import copy
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import torch
 
 from sj_ottt.data import EVENT_DTYPE
 from sj_ottt.run import checkpoint
+from tests.fresh import python
 from tests.helpers import write_recordings
 from tests.recording_files import dat
 
@@ -27,18 +26,7 @@ def run(tmp_path):
     """Run an example (or a changed copy of it) in an empty folder; return what it printed."""
 
     def run_(script, *args):
-        environment = {
-            **os.environ,
-            "SJ_OTTT_CACHE": str(tmp_path / "cache"),
-            "OMP_NUM_THREADS": "1",
-        }
-        done = subprocess.run(
-            [sys.executable, str(script), *map(str, args)],
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env=environment,
-        )
+        done = python(script, *args, cwd=tmp_path, SJ_OTTT_CACHE=str(tmp_path / "cache"))
         assert done.returncode == 0, done.stderr
         return done.stdout
 
