@@ -410,3 +410,13 @@ def test_a_closed_pipe_is_no_error():
     )
     run = python("-c", code)
     assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.slow
+def test_a_command_ends_without_a_search_for_garbage(tmp_path):
+    code = (
+        "import atexit, gc; from sj_ottt.cli.main import main\n"
+        "gc.unfreeze(); atexit.register(lambda: print(len(gc.get_objects()) < 1000))\n"
+        f"main(['eval', '--checkpoint', {str(tmp_path)!r}])"
+    )
+    assert python("-c", code).stdout == "True\n"
