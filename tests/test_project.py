@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import sj_ottt
+from tests.fresh import python
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(sj_ottt.__file__).parent
@@ -96,22 +97,19 @@ def test_timm_is_imported_in_its_rooms_only():
             assert room in ("models", "zoo"), file
 
 
-def run_fresh(code: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
-    ).stdout
-
-
 @pytest.mark.slow
 def test_import_is_light():
     """No CUDA context, no CuPy, no datasets, no plotting; next to nothing beyond its parents."""
-    out = run_fresh(
+    code = (
         "import sys, time, torch, timm\n"
         "from spikingjelly.activation_based import neuron, layer, functional, surrogate\n"
         "before = set(sys.modules)\n"
         "import sj_ottt\n"
         "print(torch.cuda.is_initialized(), *sorted(set(sys.modules) - before))"
     )
+    # Where nothing has been imported before.
+    command = [sys.executable, "-c", code]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     initialized, *modules = out.split()
     assert initialized == "False"
     assert modules and all(m.split(".")[0] == "sj_ottt" for m in modules), modules
@@ -119,7 +117,8 @@ def test_import_is_light():
 
 @pytest.mark.slow
 def test_import_registers_the_models():
-    assert run_fresh("import sj_ottt, timm; print(timm.is_model('ottt_nf_resnet34'))") == "True\n"
+    code = "import sj_ottt, timm; print(timm.is_model('ottt_nf_resnet34'))"
+    assert python("-c", code).stdout == "True\n"
 
 
 def test_the_wheel_takes_every_room():

@@ -1,8 +1,10 @@
 """The `sj-ottt` command: arguments in, the package called, what it returns printed."""
 
 import argparse
+import atexit
 import contextlib
 import dataclasses
+import gc
 import os
 import shlex
 import sys
@@ -395,12 +397,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, text, add, run in (
         ("train", "train or fine-tune a model, and test it", _add_train, _train),
         ("eval", "test a trained model with one or more numbers of time steps", _add_eval, _eval),
-        (
-            "analyze",
-            "measure a trained model's activity and gradients",
-            _add_analyze,
-            _analyze,
-        ),
+        ("analyze", "measure a trained model's activity and gradients", _add_analyze, _analyze),
         ("data", "make and look at recordings, cut them into samples", data.add, None),
         ("predict", "label a raw recording or a stream, window by window", _add_predict, _predict),
         ("adapt", "learn from labelled recordings, a sample at a time", _add_adapt, _adapt),
@@ -429,6 +426,8 @@ def _plain_warnings() -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, 2 on bad input, 130 on Ctrl-C, 141 where its output is closed."""
     args = _parser().parse_args(argv)
+    # Python ends with a search for garbage among all of PyTorch's objects: a second for nothing.
+    atexit.register(gc.freeze)
     try:
         with _plain_warnings():
             args.run(args)

@@ -482,8 +482,9 @@ def test_runs_in_the_stream_of_pytorch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_90"])
-def test_compiles_for_gpus(architecture):
+@pytest.mark.parametrize(("turn", "architecture"), [(0, "sm_75"), (1, "sm_80"), (2, "sm_90")])
+def test_compiles_for_gpus(turn, architecture):
+    """Every pair of dtypes for each architecture, and for each of them with other constants."""
     nvrtc = pytest.importorskip(
         "cuda.bindings.nvrtc", reason="needs NVRTC (comes with CUDA builds of PyTorch)"
     )
@@ -502,17 +503,17 @@ def test_compiles_for_gpus(architecture):
     source = lif_launch.SOURCE.read_bytes()
     neuron = lif_launch.Neuron(2.0, 0.5, 1.0, None, 4.0, False, 0, 0)
     other = lif_launch.Neuron(3.0, 0.5, 1.0, 0.0, 4.0, True, 1, 2)
-    for scalar, scalar_name in lif_launch.SCALARS.items():
-        # The forms that `trace.zeros` makes for a membrane of this dtype.
-        like = torch.empty(0, dtype=scalar)
-        for form in {trace.zeros(like, name).dtype for name in trace.TRACE_DTYPES}:
-            names = (f"-DSCALAR={scalar_name}", f"-DTRACE={lif_launch.TRACES[form]}")
-            for flags in ((), lif_launch._flags(neuron), lif_launch._flags(other)):
-                options = (*lif_launch.OPTIONS, *names, *flags, f"-arch={architecture}")
-                program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
-                options = [option.encode() for option in options]
-                call(nvrtc.nvrtcCompileProgram, program, len(options), options)
-                assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
+    constants = ((), lif_launch._flags(neuron), lif_launch._flags(other))
+    membranes = [torch.empty(0, dtype=scalar) for scalar in lif_launch.SCALARS]
+    traces = [(v, trace.zeros(v, name)) for v in membranes for name in trace.TRACE_DTYPES]
+    for i, (scalar, form) in enumerate((v.dtype, a.dtype) for v, a in traces):
+        names = (f"-DSCALAR={lif_launch.SCALARS[scalar]}", f"-DTRACE={lif_launch.TRACES[form]}")
+        flags = constants[(i + turn) % len(constants)]
+        options = (*lif_launch.OPTIONS, *names, *flags, f"-arch={architecture}")
+        program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
+        options = [option.encode() for option in options]
+        call(nvrtc.nvrtcCompileProgram, program, len(options), options)
+        assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
 
 
 def test_says_what_is_missing(monkeypatch):

@@ -4,8 +4,6 @@ import csv
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from sj_ottt.run import training
 from sj_ottt.run.checkpoint import ModelInfo, write_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.sections import FrameOptions
+from tests.fresh import python
 from tests.helpers import write_recordings
 
 RECIPES = sorted((Path(__file__).parents[2] / "examples" / "recipes").glob("*.yaml"))
@@ -346,11 +345,7 @@ def test_recipe_is_valid_and_shows_its_command(path):
 def test_the_command_as_a_process(tmp_path):
     """Also what argparse refuses ends in 2, and a defect keeps its traceback."""
     for module in ("sj_ottt", "sj_ottt.cli.main"):
-        run = subprocess.run(
-            [sys.executable, "-m", module, "eval", "--checkpoint", str(tmp_path)],
-            capture_output=True,
-            text=True,
-        )
+        run = python("-m", module, "eval", "--checkpoint", tmp_path)
         assert run.returncode == 2 and run.stdout == ""
         assert run.stderr.startswith("sj-ottt: error: ") and run.stderr.count("\n") == 1
     with pytest.raises(SystemExit) as stop:
@@ -408,13 +403,20 @@ def test_train_and_analyze_say_what_is_next(recipe, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_error():
     code = (
-        "import sys; from sj_ottt import zoo; from sj_ottt.cli.main import main\n"
+        "import os, sys; from sj_ottt import zoo; from sj_ottt.cli.main import main\n"
+        "reading, writing = os.pipe(); os.dup2(writing, 1); os.close(reading)\n"
         "zoo.model_rows = lambda: [{'name': 'x' * 99, 'params': 1, 'weights': []}] * 9999\n"
         "sys.exit(main(['models']))"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.readline()
-        process.stdout.close()
-        assert process.stderr.read() == b""
-    assert process.returncode == 141
+    run = python("-c", code)
+    assert (run.returncode, run.stderr) == (141, "")
+
+
+@pytest.mark.slow
+def test_a_command_ends_without_a_search_for_garbage(tmp_path):
+    code = (
+        "import atexit, gc; from sj_ottt.cli.main import main\n"
+        "gc.unfreeze(); atexit.register(lambda: print(len(gc.get_objects()) < 1000))\n"
+        f"main(['eval', '--checkpoint', {str(tmp_path)!r}])"
+    )
+    assert python("-c", code).stdout == "True\n"

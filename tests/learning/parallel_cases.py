@@ -1,10 +1,6 @@
-"""Trainings that several processes share, and one does alone: what both must agree on.
+"""Trainings that several processes share, and one does alone: what both must agree on."""
 
-    python -m tests.learning.parallel_cases FOLDER RANK SIZE
-
-runs all of them as process RANK of SIZE, and saves what came out.
-"""
-
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -322,7 +318,10 @@ def together(rank: int, size: int) -> dict[str, object]:
     return found
 
 
-def main(folder: Path, rank: int, size: int) -> None:
+def run_all(folder: Path, rank: int, size: int) -> None:
+    """Run all as one process of several, and save what came out."""
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     store = f"file://{folder / 'store'}"
@@ -331,7 +330,3 @@ def main(folder: Path, rank: int, size: int) -> None:
     results["together"] = together(rank, size)
     torch.save(results, folder / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

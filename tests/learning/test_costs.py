@@ -1,18 +1,14 @@
-"""What a training step costs: layout, memory, and whether it compiles."""
+"""What a training step costs: layout and memory."""
 
 from functools import partial
 
 import pytest
-import timm
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from benchmarks.measure import peak_bytes, slope
 from sj_ottt import layer, learning
 from sj_ottt._ops import trace
 from sj_ottt.neuron import OTTTLIFNode
-from tests.networks import largest_error
 
 
 def small_vgg(**kwargs) -> layer.OTTTSequential:
@@ -73,25 +69,3 @@ def test_memory_is_that_of_the_state():
     # The state is 5 bytes; beside it live two numbers and two bytes a neuron of the largest layer.
     assert packed < 5 + 10 * 24 / 46
     assert full > packed + 2.5
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ottt_nf_resnet"])
-def test_a_time_step_compiles_without_a_graph_break(name):
-    """`fullgraph=True` refuses breaks; the gradients of a sequence are those of the plain step."""
-    torch._dynamo.reset()
-    grads = []
-    for compiled in (False, True):
-        torch.manual_seed(0)
-        model = timm.create_model(name, num_classes=4).double()
-        for parameter in model.parameters():
-            if parameter.dim() == 0:
-                nn.init.ones_(parameter)  # an NF-ResNet's branches start at zero
-        nn.init.normal_(model.fc.weight)
-        step = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-        torch.manual_seed(1)
-        for x in 3 * torch.randn(3, 4, 3, 32, 32).double():
-            F.cross_entropy(step(x), torch.arange(4)).backward()
-        grads.append({k: p.grad for k, p in model.named_parameters()})
-    assert all(g.norm() > 0 for g in grads[0].values())
-    assert largest_error(grads[1], grads[0]) < 1e-12

@@ -1,14 +1,12 @@
 """Several processes that train one network: the gradient is that of the whole batch."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from sj_ottt.learning.passes.processes import Processes, _buckets
+from tests.forks import FORKS
 from tests.learning import parallel_cases
 from tests.learning.parallel_cases import CASES
 
@@ -19,21 +17,16 @@ SIZES = (2,)  # with 3, all of this holds too, and takes half a minute more
 def in_processes(folder: Path, size: int) -> list[dict]:
     """Run all cases in so many processes; return what each has found."""
     folder.mkdir()
-    interface = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    command = [sys.executable, "-m", parallel_cases.__name__, str(folder)]
     started = [
-        subprocess.Popen(
-            [*command, str(rank), str(size)],
-            env={**os.environ, **interface, "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-        )
+        FORKS.Process(target=parallel_cases.run_all, args=(folder, rank, size))
         for rank in range(size)
     ]
     try:
         for process in started:
-            _, error = process.communicate(timeout=180)
-            assert process.returncode == 0, error.decode()[-2000:]
+            process.start()
+        for process in started:
+            process.join(180)
+            assert process.exitcode == 0
     finally:
         for process in started:
             process.kill()

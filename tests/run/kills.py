@@ -13,7 +13,6 @@ the weights, moments, history and result of an undisturbed one, bit for bit, and
 
 import argparse
 import mmap
-import multiprocessing
 import os
 import shutil
 import signal
@@ -34,13 +33,9 @@ import torch
 from sj_ottt.run import training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
+from tests.forks import FORKS
 from tests.helpers import assert_same_run, write_recordings
 
-# Processes forked from a server that has the imports done: a kill costs no second start of torch.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["sj_ottt.run.training", "sj_ottt.plots", "sj_ottt.learning", "matplotlib.pyplot", __name__]
-)
 PLACES = (
     "start",
     "cache",
@@ -100,16 +95,21 @@ def child(
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # whoever loses another process says so
     os.environ["SJ_OTTT_CACHE"] = str(cache)
     if size > 1:
-        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        if sys.platform == "linux":
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        group_environment(rank, size, port)
     torch.set_num_threads(1)
     with open(place, "r+b") as file, mmap.mmap(file.fileno(), 1) as shared:
         if rank == 0:
             _watch(shared, aim)
         resume = (Path(str(options["out"])) / "last.pt").exists()
         training.train(TrainConfig(**options), resume=resume)
+
+
+def group_environment(rank: int, size: int, port: int) -> None:
+    """Make this process one of several, as `torchrun` says it."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    if sys.platform == "linux":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
 
 
 def _watch(shared: mmap.mmap, aim: Aim | None) -> None:

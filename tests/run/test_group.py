@@ -15,17 +15,20 @@ import torch.distributed as dist
 
 from sj_ottt import InputError
 from sj_ottt._files import only_writer
+from sj_ottt.cli.main import main
 from sj_ottt.data.loading import batches
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.group import _agree_on_a_name
+from tests.forks import FORKS
 from tests.helpers import assert_same_run, weights
-from tests.run.kills import FORKS, child, free_port
+from tests.run.kills import child, free_port, group_environment
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def start(*arguments: str, command=TWO) -> subprocess.Popen:
+    """Start the command as a user does."""
     interface = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     return subprocess.Popen(
         [*command, "-m", "sj_ottt", *arguments],
@@ -37,11 +40,30 @@ def start(*arguments: str, command=TWO) -> subprocess.Popen:
     )
 
 
-def run(*arguments: str) -> str:
-    process = start(*arguments)
-    out, error = process.communicate(timeout=120)
-    assert process.returncode == 0, error[-3000:]
-    return out
+def run(folder: Path, *arguments: str) -> str:
+    """Run the command in two processes that have their imports done; return what both say."""
+    said = [folder / f"{rank}.txt" for rank in range(2)]
+    port = free_port()
+    both = [
+        FORKS.Process(target=command_child, args=(arguments, said[rank], rank, port))
+        for rank in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    text = "".join(path.read_text() for path in said)
+    assert [process.exitcode for process in both] == [0, 0], text[-3000:]
+    return text
+
+
+def command_child(arguments: tuple[str, ...], said: Path, rank: int, port: int) -> None:
+    with open(said, "w") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    group_environment(rank, 2, port)
+    torch.set_num_threads(1)
+    sys.exit(main(arguments))
 
 
 @pytest.fixture
@@ -68,7 +90,7 @@ def as_arguments(flags) -> list[str]:
 def test_two_processes_are_one_run(flags, tmp_path):
     """Weights equal to rounding, also where the second epoch has another number of processes."""
     alone = training.train(TrainConfig(**flags, out=str(tmp_path / "one")))
-    out = run("train", *as_arguments(flags), "--out", str(tmp_path / "two"))
+    out = run(tmp_path, "train", *as_arguments(flags), "--out", str(tmp_path / "two"))
     assert out.count("test accuracy") == 1
     # Begun by one process, and carried on by two.
     begun = training.TrainingRun(TrainConfig(**flags, out=str(tmp_path / "changed")))
@@ -85,7 +107,7 @@ def test_two_processes_are_one_run(flags, tmp_path):
         assert result["test_accuracy"] == alone["test_accuracy"]
         for key, value in weights(tmp_path / name).items():
             assert torch.allclose(value, start_weights[key], rtol=1e-5, atol=1e-6), key
-    table = run("eval", "--checkpoint", str(tmp_path / "two"), "--split", "train")
+    table = run(tmp_path, "eval", "--checkpoint", str(tmp_path / "two"), "--split", "train")
     assert table.count("accuracy") == 1 and " 30 " in table
     assert alone["world_size"] == 1
 

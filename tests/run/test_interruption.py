@@ -1,6 +1,5 @@
 """Runs that are killed or meet a full disk: nothing is lost, and a resume gives the same bits."""
 
-import multiprocessing
 import os
 import resource
 import signal
@@ -14,11 +13,8 @@ from sj_ottt.errors import InputError
 from sj_ottt.run import training
 from sj_ottt.run.checkpoint import load_checkpoint, write_file
 from sj_ottt.run.config import TrainConfig
+from tests.forks import FORKS
 from tests.helpers import assert_same_run, write_recordings
-
-# Processes forked from a server that has the imports done: a kill costs no second start of torch.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["sj_ottt.run.training"])
 
 
 @pytest.fixture(scope="module")

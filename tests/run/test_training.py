@@ -140,13 +140,10 @@ def test_worker_processes_and_repetition_give_the_same_bits(options, tmp_path):
 @pytest.mark.slow
 def test_schedule_and_optimizers(options, tmp_path):
     rates = {}
-    for schedule in ("cosine", "constant"):
-        for optimizer in ("sgd", "adamw", "adamax"):
-            out = str(tmp_path / schedule / optimizer)
-            result = train(
-                options, schedule=schedule, optimizer=optimizer, weight_decay=0.1, out=out
-            )
-            rates[schedule] = [row["lr"] for row in result["history"]]
+    for schedule, optimizer in (("cosine", "sgd"), ("cosine", "adamw"), ("constant", "adamax")):
+        out = str(tmp_path / optimizer)
+        result = train(options, schedule=schedule, optimizer=optimizer, weight_decay=0.1, out=out)
+        rates[schedule] = [row["lr"] for row in result["history"]]
     assert rates["constant"] == [0.01, 0.01]
     assert 0 < rates["cosine"][1] < rates["cosine"][0] < 0.01
 

@@ -1,7 +1,6 @@
 """Run something in a process of its own, and say how much memory it took at most."""
 
 import contextlib
-import multiprocessing
 import resource
 import warnings
 from collections.abc import Callable
@@ -9,8 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["sj_ottt.cli.main", "h5py", "hdf5plugin", "lz4.frame", "zstandard"])
+from tests.forks import FORKS
+
 CEILING = 6 << 30
 """Bytes of address space beside what the imports take, so that no bomb fills the machine."""
 _STUCK_S = 60.0

@@ -1,9 +1,6 @@
 """Weights: found, checked, adapted, and refused when they are not what the manifest says."""
 
 import hashlib
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import timm
@@ -14,6 +11,7 @@ from sj_ottt import InputError, learning, zoo
 from sj_ottt._ops.standardize import scaled_weight_standardization
 from sj_ottt.zoo import adapt_input_channels
 from sj_ottt.zoo.cards import read_card
+from tests.fresh import python
 
 SHIPPED = [f"{row['name']}.{tag}" for row in zoo.model_rows() for tag in row["weights"]]
 
@@ -225,20 +223,13 @@ def test_a_new_process_knows_the_users_weights_and_passes_over_a_damaged_zoo(own
         "model = timm.create_model('test_ottt_vgg.mine', pretrained=True)\n"
         "print(model.num_classes, model.in_chans, model.fc.weight.double().sum().item())"
     )
-
-    def fresh():
-        command = [sys.executable, "-c", code]
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=Path(__file__).parents[2]
-        )
-
-    names, facts = fresh().stdout.splitlines()
+    names, facts = python("-c", code).stdout.splitlines()
     assert names == "['test_ottt_vgg.mine']"
     classes, channels, total = facts.split()
     assert (classes, channels) == ("4", "2")
     assert float(total) == pytest.approx(model.fc.weight.double().sum().item(), abs=1e-6)
     (entry.folder / "manifest.json").write_text('{"test_ottt_vgg.mine": {"cfg": {"url": 1}}}')
-    said = fresh()
+    said = python("-c", code)
     assert "[]" in said.stdout and "the user's zoo is passed over" in said.stderr
     assert "manifest.json" in said.stderr and "No pretrained" not in said.stdout
 
