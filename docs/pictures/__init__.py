@@ -25,7 +25,7 @@ PICTURES: dict[str, Callable[[], str]] = {
 }
 """Name → what draws it, as SVG."""
 
-ALONE = {"idea": "docs/assets/idea.svg"}
+ALONE = {"idea": "docs/assets/idea.svg", "transfer": "docs/assets/transfer.svg"}
 """Drawings that the README shows, and their files."""
 
 
