@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops import trace as traces
 from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
-from sj_ottt._ops.pool import Repeated
+from sj_ottt._ops.held import holders, of_one
 from sj_ottt.errors import InputError
 
 __all__ = [
@@ -246,14 +246,15 @@ class _FromState(torch.autograd.Function):
         grad_x = None if grad_v is None else membrane_gradient(grad_v, fired, lif)
         if grad is not None:
             fired = None if lif.v_reset is not None else fired[None]
-            (from_spike,) = gradient_from_spike(
-                grad.view(1, *grad.shape), membrane[None], fired, lif
-            )
+            free = not torch.compiler.is_compiling() and holders(grad) in of_one()
+            (from_spike,) = gradient_from_spike(grad[None], membrane[None], fired, lif, free)
             grad_x = from_spike if grad_x is None else from_spike.add_(grad_x)
         return grad_x, None, None, None, None, None
 
 
-def gradient_from_spike(grad: Tensor, membrane: Tensor, fired: Tensor | None, lif: LIF) -> Tensor:
+def gradient_from_spike(
+    grad: Tensor, membrane: Tensor, fired: Tensor | None, lif: LIF, free: bool
+) -> Tensor:
     """Return the gradient of I[t] by way of s[t], of one or more steps.
 
     Args:
@@ -261,29 +262,21 @@ def gradient_from_spike(grad: Tensor, membrane: Tensor, fired: Tensor | None, li
         membrane: u[t]; with `fired`, v[t] after a soft reset.
         fired: s[t], as booleans or as the top bit of bytes.
         lif: Constants.
+        free: Whether the result may take the memory of `grad`.
     """
-    grad_x = torch.empty_like(membrane)
-    fired = laid_out_like(membrane, fired)
-    if isinstance(grad, Repeated):
-        for at, part in grad.parts():
-            its_fired = None if fired is None else fired[at]
-            _write_gradient(membrane[at], part, its_fired, grad_x[at], lif)
-        return grad_x
-    for block in blocks(membrane, laid_out_like(membrane, grad), fired, grad_x):
-        for t, (m, g, z) in enumerate(zip(block[0], block[1], block[3], strict=True)):
-            _write_gradient(m, g, None if block[2] is None else block[2][t], z, lif)
+    grads, fired = laid_out_like(membrane, grad), laid_out_like(membrane, fired)
+    free = free and grads.data_ptr() == grad.data_ptr() and grads.dtype == membrane.dtype
+    grad_x = grads if free else torch.empty_like(membrane)
+    for block in blocks(membrane, grads, fired, grad_x):
+        for t, (m, g, out) in enumerate(zip(block[0], block[1], block[3], strict=True)):
+            below = 1 if block[2] is None else _silent(block[2][t], m.dtype)
+            z = torch.sub(m, below, alpha=lif.v_threshold, out=None if free else out)
+            surrogate_gradient(g, z, lif.surrogate_function)
+            if lif.decay_input:
+                z.div_(lif.tau)
+            if free:
+                out.copy_(z)
     return grad_x
-
-
-def _write_gradient(
-    membrane: Tensor, grad: Tensor, fired: Tensor | None, out: Tensor, lif: LIF
-) -> None:
-    """Do `gradient_from_spike` for some neurons of one step."""
-    below = 1 if fired is None else _silent(fired, membrane.dtype)
-    torch.sub(membrane, below, alpha=lif.v_threshold, out=out)
-    surrogate_gradient(grad, out, lif.surrogate_function)
-    if lif.decay_input:
-        out.div_(lif.tau)
 
 
 def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> Tensor:
@@ -310,6 +303,8 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
     with torch.no_grad():
         spike, u, fired = step(x, state, lif, trace_decay)
     if torch.is_grad_enabled() and x.requires_grad:
+        if not torch.compiler.is_compiling():
+            of_one()
         hard = lif.v_reset is not None
         spike, state["v"] = _FromState.apply(x, spike, state["v"], u if hard else None, fired, lif)
     return spike

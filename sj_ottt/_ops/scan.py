@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops.blocks import blocks, is_dense, is_given_away, laid_out_like
+from sj_ottt._ops.held import holders, of_one
 from sj_ottt._ops.lif import (
     LIF,
     LIFState,
@@ -70,6 +71,8 @@ def lif_scan(
             state["trace"] = stored[-1]
     if learns:
         fired = stored if v is u else None
+        if not torch.compiler.is_compiling():
+            of_one()
         spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif, state)
     else:
         own(state)
@@ -136,7 +139,8 @@ class _Scan(torch.autograd.Function):
         if grad is None:
             grad_x = torch.zeros_like(membrane)
         else:
-            grad_x = gradient_from_spike(grad, membrane, fired, lif)
+            free = not torch.compiler.is_compiling() and holders(grad) in of_one()
+            grad_x = gradient_from_spike(grad, membrane, fired, lif, free)
         if grad_v is not None:
             last = membrane[-1] >= lif.v_threshold if fired is None else fired[-1]
             grad_x[-1] += membrane_gradient(grad_v, last, lif)

@@ -147,22 +147,32 @@ class _TracedProduct(torch.autograd.Function):
         need_spike, _, need_weight, need_bias, *_ = ctx.needs_input_grad
         # Under autocast the gradient is narrower than what was saved.
         weight = weight.to(grad.dtype)
-        shape_of_trace = grad.new_empty(1).expand(ctx.spike_shape)
-        trace = shape_of_trace  # enough where no weight wants it
+        no_numbers = grad.new_empty(1).expand(ctx.spike_shape)  # where no weight wants the trace
         if need_weight:
             trace = Trace(stored, ctx.maps, factor=ctx.factor).decode(grad.dtype)
-        _, *grads = ctx.product.gradients(grad, trace, weight, False, need_weight, need_bias)
-        del trace  # before ∇s, which is as large, is made
-        grad_spike = None
-        if need_spike:
+        if not need_weight:
+            needs = need_spike, False, need_bias
+            grad_spike, *grads = ctx.product.gradients(grad, no_numbers, weight, *needs)
+        elif need_spike and (trace.is_contiguous() or _is_channels_last(weight)):
+            # One after the other: the trace need not be there beside ∇s, which is as large, and
+            # which lies in memory as the weight does where there are no numbers.
+            _, *grads = ctx.product.gradients(grad, trace, weight, False, True, need_bias)
+            del trace
             needs = True, False, False
-            grad_spike, *_ = ctx.product.gradients(grad, shape_of_trace, weight, *needs)
+            grad_spike, *_ = ctx.product.gradients(grad, no_numbers, weight, *needs)
+        else:
+            needs = need_spike, True, need_bias
+            grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
         if grads[1] is not None and ctx.constant != 1:
             grads[1] = ctx.constant * grads[1]
         if ctx.sink is not None:
             ctx.sink.add(*grads)
             grads = [None, None]
         return grad_spike, None, *grads, None, None, None, None, None
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def traced_product(

@@ -368,3 +368,23 @@ def test_auto_keeps_to_its_bound(monkeypatch):
     sizes.clear()
     learning.train_step(net, optimizer, x, target, chunk="auto")
     assert 1 < max(sizes) < 40
+
+
+def test_a_neuron_that_is_called_twice_per_step_is_refused():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = layer.Linear(4, 4), layer.Linear(4, 3)
+            self.node = OTTTLIFNode()
+
+        def forward(self, x):
+            return self.last(self.node(self.first(self.node(self.first(x)))))
+
+    model, x, target = Twice().double(), torch.randn(4, 2, 4).double(), torch.tensor([0, 1])
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    learning.train_step(model, optimizer, x, target)
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(InputError, match="calls one OTTTLIFNode more than once"):
+        learning.train_step(model, optimizer, x, target, chunk=2)
+    assert all(map(torch.equal, before, model.parameters()))
+    learning.train_step(model, optimizer, x, target)  # it is left as it was

@@ -253,7 +253,8 @@ def time_in_batch(model: nn.Module, steps: int) -> Iterator[None]:
         steps: K.
 
     Raises:
-        InputError: If a part of the model that this does not know changes a buffer at a call.
+        InputError: If a part of the model that this does not know changes a buffer at a call, or
+            one that keeps something is called twice.
     """
     if steps == 1:
         yield
@@ -269,9 +270,11 @@ def time_in_batch(model: nn.Module, steps: int) -> Iterator[None]:
     ]
     before = {module: vars(module).get("forward") for module in parts}
     try:
+        called: set[nn.Module] = set()
         for module, at_once in parts.items():
             run = _all_at_once if at_once else partial(_one_by_one, online=online)
-            module.forward = partial(run, module, module.forward, steps)
+            run_steps = partial(run, module, module.forward, steps)
+            module.forward = partial(_once, module, run_steps, called)
             if isinstance(module, LearningModule):
                 module.in_chunk = True
         yield
@@ -289,6 +292,23 @@ def time_in_batch(model: nn.Module, steps: int) -> Iterator[None]:
                 f"chunk={steps}: the model changes its buffer {name} at every call, which should "
                 "be once per time step: leave chunk out"
             )
+
+
+def _once(
+    module: nn.Module, forward: Callable[..., Any], called: set[nn.Module], *args: Any
+) -> Any:
+    """Call a module that keeps something; a second call would come after all steps of the first.
+
+    Raises:
+        InputError: At the second.
+    """
+    if module in called and not isinstance(module, OneMask):
+        raise InputError(
+            f"chunk: the model calls one {type(module).__name__} more than once per time step, "
+            "and its calls would not be in the order of the steps: leave chunk out"
+        )
+    called.add(module)
+    return forward(*args)
 
 
 def _parts_with_time(module: nn.Module) -> Iterator[tuple[nn.Module, bool]]:

@@ -9,8 +9,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from sj_ottt._ops.pool import Repeated
-
 __all__ = ["LivingBytes"]
 
 
@@ -58,5 +56,4 @@ class LivingBytes(TorchDispatchMode):
 
 
 def _storages(tree: object) -> list[torch.UntypedStorage]:
-    tensors = (x for x in tree_iter(tree) if isinstance(x, Tensor))
-    return [x.untyped_storage() for x in tensors if not isinstance(x, Repeated)]  # it has none
+    return [x.untyped_storage() for x in tree_iter(tree) if isinstance(x, Tensor)]

@@ -1,0 +1,74 @@
+"""Who holds a gradient: a backward pass writes into the one that it was given if nobody else does.
+
+A user's hook may have kept it, another function may be given it too, `torch.autograd.grad` may
+return it. All of these are counted, in Python and in PyTorch, and compared with the counts of a
+gradient that is known to be held by none of them.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+__all__ = ["holders", "of_one"]
+
+_CAN_COUNT = hasattr(Tensor, "_use_count") and hasattr(torch._C, "_storage_Use_Count")
+
+
+def holders(grad: Tensor) -> tuple[int, ...]:
+    """Count who holds a gradient, its memory and, if it is a view, what it is a view of.
+
+    Args:
+        grad: What a `backward` with `once_differentiable`, which calls this, was given: the counts
+            are those of such a call.
+
+    Returns:
+        The counts; nothing where they are not to be had.
+    """
+    if not _CAN_COUNT or type(grad) is not Tensor or not grad.is_cpu:
+        return ()
+    memory = torch._C._storage_Use_Count(grad.untyped_storage()._cdata)
+    counts = sys.getrefcount(grad), _use_count(grad), memory
+    base = grad._base
+    return counts if base is None else (*counts, sys.getrefcount(base), _use_count(base))
+
+
+def _use_count(x: Any) -> int:
+    return int(x._use_count())
+
+
+@functools.cache
+def of_one() -> tuple[tuple[int, ...], ...]:
+    """Return what `holders` says of gradients that nobody else holds: of a new one, and of a view.
+
+    To be called before it is needed, not within a backward pass.
+    """
+    views: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.abs, Tensor.flatten)
+    with torch.enable_grad():
+        for view in views if _CAN_COUNT else ():
+            view(_Probe.apply(torch.ones(1, 2, requires_grad=True))[0]).abs().sum().backward()
+    found = tuple(_FOUND)
+    _FOUND.clear()
+    return found
+
+
+_FOUND: list[tuple[int, ...]] = []
+
+
+class _Probe(torch.autograd.Function):
+    """Counts the holders of the gradient that it is given."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        return x.clone(), x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> Tensor:
+        _FOUND.append(holders(grad))
+        return grad
