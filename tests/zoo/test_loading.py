@@ -248,4 +248,4 @@ def test_any_size_of_input(name, last, size):
 
 def test_no_weights_is_said():
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
-        timm.create_model("ottt_nf_resnet18", pretrained=True)
+        timm.create_model("ottt_nf_resnet50", pretrained=True)
