@@ -8,6 +8,7 @@ gradient that is known to be held by none of them.
 import functools
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -47,11 +48,17 @@ def of_one() -> tuple[tuple[int, ...], ...]:
 
     To be called before it is needed, not within a backward pass.
     """
+    # In a thread of its own, where no mode of this one's is on that might hold tensors too.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_count).result()
+
+
+def _count() -> tuple[tuple[int, ...], ...]:
     views: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.abs, Tensor.flatten)
-    with torch.enable_grad():
-        for view in views if _CAN_COUNT else ():
-            view(_Probe.apply(torch.ones(1, 2, requires_grad=True))[0]).abs().sum().backward()
-    found = tuple(_FOUND)
+    for view in views:
+        x = torch.ones(1, 2, requires_grad=True)
+        view(_Probe.apply(x)[0]).abs().sum().backward()
+    found = tuple(counts for counts in _FOUND if counts)
     _FOUND.clear()
     return found
 

@@ -303,7 +303,7 @@ def lif_step(x: Tensor, state: LIFState, lif: LIF, trace_decay: float = 0.0) -> 
     with torch.no_grad():
         spike, u, fired = step(x, state, lif, trace_decay)
     if torch.is_grad_enabled() and x.requires_grad:
-        if not torch.compiler.is_compiling():
+        if spike.is_cpu and not torch.compiler.is_compiling():
             of_one()
         hard = lif.v_reset is not None
         spike, state["v"] = _FromState.apply(x, spike, state["v"], u if hard else None, fired, lif)

@@ -71,7 +71,7 @@ def lif_scan(
             state["trace"] = stored[-1]
     if learns:
         fired = stored if v is u else None
-        if not torch.compiler.is_compiling():
+        if spike.is_cpu and not torch.compiler.is_compiling():
             of_one()
         spike, state["v"] = _Scan.apply(x_seq, spike, state["v"], u, fired, lif, state)
     else:

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from spikingjelly.activation_based import surrogate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import peak_bytes
 from sj_ottt._ops import blocks, held, lif, scan
@@ -135,3 +136,23 @@ def test_nothing_new_of_its_size_is_made_where_nobody_holds_it(steps, monkeypatc
         loss = pool(spike).square().sum()
         peaks.append(peak_bytes(lambda x=x, loss=loss: torch.autograd.grad(loss, x)) / x.nbytes)
     assert peaks[1] - peaks[0] > 0.4
+
+
+class _Keeps(TorchDispatchMode):
+    """Holds every tensor that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.tensors = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.tensors.append(func(*args, **(kwargs or {})))
+        return self.tensors[-1]
+
+
+def test_what_others_hold_is_not_counted_as_held_by_none():
+    known = held.of_one()
+    assert len(known) == 2 and all(known)
+    held.of_one.cache_clear()
+    with torch.inference_mode(), _Keeps():
+        assert held.of_one() == known
