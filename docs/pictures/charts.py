@@ -181,7 +181,10 @@ def transfer() -> str:
     models = list(dict.fromkeys(row["model"] for row in rows))
     figure, panels = chart(3.4, max(1, len(sets)))
     for axes, data in zip(panels, sets, strict=False):
-        for model, name, marker in zip(models, SERIES, MARKERS, strict=False):
+        for i, (model, name, marker) in enumerate(zip(models, SERIES, MARKERS, strict=False)):
+            beside = 1.04 ** (
+                i - (len(models) - 1) / 2
+            )  # or equal accuracies would hide each other
             for start, line, shape in (("scratch", "--", "x"), ("zoo", "-", marker)):
                 mine = [
                     row
@@ -189,7 +192,7 @@ def transfer() -> str:
                     if (row["data"], row["model"], row["start"]) == (data, model, start)
                 ]
                 axes.errorbar(
-                    [int(row["recordings a class"]) for row in mine],
+                    [beside * int(row["recordings a class"]) for row in mine],
                     [float(row["accuracy"]) for row in mine],
                     [float(row["sd"]) for row in mine],
                     color=COLOURS[name][0], linestyle=line, marker=shape, markersize=4.5,
@@ -197,6 +200,7 @@ def transfer() -> str:
                 )  # fmt: skip
         few = sorted({int(row["recordings a class"]) for row in rows if row["data"] == data})
         axes.set_xscale("log")
+        axes.set_xlim(0.75 * few[0], few[-1] / 0.75)
         axes.set_xticks(few, [str(n) for n in few])
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(title=data, xlabel="recordings a class")
