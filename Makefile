@@ -24,11 +24,13 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# Two processes, as two cores are what CI has; files stay together, as their fixtures are costly.
+IN_PARALLEL := -n 2 --dist loadfile
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" $(IN_PARALLEL)
 
 # A run that was stopped goes on where it was; one that is finished says its result again.
 RUN := runs/ndigits_finetune

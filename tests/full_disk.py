@@ -232,7 +232,7 @@ def try_at(table: Table, name: str, full_at: int) -> bool:
 def main() -> int:
     """Try every write of every command."""
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="full-disk") as folder:
+    with tempfile.TemporaryDirectory(prefix="full-disk") as folder, mock.patch.dict(os.environ):
         table = Table(Path(folder))
         for name in sys.argv[1:] or table.cases:
             full_at = 1

@@ -61,7 +61,9 @@ def sources(folder: Path = PACKAGE):
 
 
 @pytest.mark.parametrize(
-    ("house", "floors"), [("sj_ottt", ROOMS), ("sj_ottt.data", ROOMS_OF_DATA)], ids=str
+    ("house", "floors"),
+    [("sj_ottt", ROOMS), ("sj_ottt.data", ROOMS_OF_DATA)],
+    ids=["sj_ottt", "sj_ottt.data"],
 )
 def test_imports_point_down(house, floors):
     level = {room: i for i, floor in enumerate(floors) for room in floor}
