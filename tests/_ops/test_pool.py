@@ -22,10 +22,10 @@ def test_average_pooling_without_its_input(size, kernel):
 
 @pytest.mark.parametrize("kernel", [41, 47, 55, 61])
 def test_a_large_pooling_repeats_each_gradient_where_it_belongs(kernel):
-    x = torch.randn(1, 1, 2 * kernel, 2 * kernel, dtype=torch.double, requires_grad=True)
-    g = torch.randn(1, 1, 2, 2, dtype=torch.double)
+    x = torch.randn(2, 3, 2 * kernel, 2 * kernel, requires_grad=True)
+    g = torch.randn(2, 3, 2, 2)
     ours, theirs = (
         torch.autograd.grad(pool(x, kernel), x, g)[0]
         for pool in (functional.avg_pool2d, F.avg_pool2d)
     )
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
