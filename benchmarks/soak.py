@@ -38,7 +38,10 @@ def soak(args: argparse.Namespace) -> list[dict]:
 
 
 class Memory:
-    """Samples the resident memory of a process, in MB.
+    """Samples the memory of a process, in MB: resident, and of that what is its own.
+
+    Pages of files, such as libraries' code, are resident as well; the system takes them back when
+    memory is short elsewhere, so that only a process's own pages tell a leak.
 
     Args:
         pid: Its number.
@@ -48,25 +51,30 @@ class Memory:
     def __init__(self, pid: int, period: float) -> None:
         self._file, self._period, self._next = Path(f"/proc/{pid}/statm"), period, 0.0
         self._page = os.sysconf("SC_PAGE_SIZE")
-        self.samples: list[float] = []
+        self.samples: list[tuple[float, float]] = []
 
     def look(self) -> None:
         """Take a sample, if it is time to."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self._period
-            self.samples.append(int(self._file.read_text().split()[1]) * self._page / 1e6)
+            _, resident, of_files = (int(n) for n in self._file.read_text().split()[:3])
+            megabytes = self._page / 1e6
+            self.samples.append((resident * megabytes, (resident - of_files) * megabytes))
 
     def row(self) -> dict[str, str]:
         """Compare the middle of the first fifth, once settled, with the middle of the last."""
         settled = self.samples[int(len(self.samples) * _SETTLED) :]
         fifth = max(1, len(settled) // 5)
-        first, last = statistics.median(settled[:fifth]), statistics.median(settled[-fifth:])
-        return {
-            "MB at first": f"{first:.1f}",
-            "MB at last": f"{last:.1f}",
-            "MB at most": f"{max(settled):.1f}",
-            "change": f"{last / first - 1:+.2%}",
-        }
+        row = {}
+        for name, samples in zip(("MB", "own MB"), zip(*settled, strict=True), strict=True):
+            first, last = statistics.median(samples[:fifth]), statistics.median(samples[-fifth:])
+            row |= {
+                f"{name} at first": f"{first:.1f}",
+                f"{name} at last": f"{last:.1f}",
+                f"{name} at most": f"{max(samples):.1f}",
+                f"change of {name}": f"{last / first - 1:+.2%}",
+            }
+        return row
 
 
 def _live(folder: Path, rate: int, seconds: float) -> dict[str, str]:
