@@ -17,13 +17,17 @@ from benchmarks.measure import interleaved_medians, peak_bytes, slope
 
 RESULTS = Path(__file__).parent / "results"
 TIMES = (2, 4, 8, 16, 32, 64)
-WHERE = {"simulating": "loading", "saccades": "loading"} | {
-    name: name
-    for name in (
-        *("kernel", "gpu", "rules", "fptt", "loading", "long", "folds", "sessions", "scaling"),
-        *("reading", "soak", "transfer"),
-    )
-}
+WHERE = (
+    {"simulating": "loading", "saccades": "loading"}
+    | {
+        name: name
+        for name in (
+            *("kernel", "gpu", "rules", "fptt", "loading", "long", "folds", "sessions", "scaling"),
+            *("reading", "soak", "transfer"),
+        )
+    }
+    | {"profiled": "profile"}
+)
 """The module of each benchmark that is not here, imported when it is asked for: some need packages
 that others do not."""
 

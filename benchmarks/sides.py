@@ -85,9 +85,17 @@ class Side:
     reference_build: Callable[..., nn.Module]
     same_update: bool = True
 
-    def ready(self, n: int, size: int, steps: int, device: str) -> Callable[[], None]:
-        """Return one training batch, ready to be called again and again."""
+    def ready(
+        self,
+        n: int,
+        size: int,
+        steps: int,
+        device: str,
+        prepare: Callable[[nn.Module], None] = lambda model: None,
+    ) -> Callable[[], None]:
+        """Return one training batch of a prepared network, ready to be called again and again."""
         model = self.build().to(device)
+        prepare(model)
         optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
         x = torch.randn(n, 3, size, size, device=device)
         y = torch.randint(0, 10, (n, steps), device=device)

@@ -65,7 +65,7 @@ class Memory:
         """Compare the middle of the first fifth, once settled, with the middle of the last."""
         settled = self.samples[int(len(self.samples) * _SETTLED) :]
         fifth = max(1, len(settled) // 5)
-        row = {}
+        row: dict[str, str] = {}
         for name, samples in zip(("MB", "own MB"), zip(*settled, strict=True), strict=True):
             first, last = statistics.median(samples[:fifth]), statistics.median(samples[-fifth:])
             row |= {

@@ -89,23 +89,26 @@ class _Standardize(torch.autograd.Function):
     def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         kept, std, gain = ctx.saved_tensors
         rows, kept = _rows(grad, ctx.order), _rows(kept, ctx.order)
-        along = torch.cat([(rows[b] * kept[b]).sum(1, keepdim=True) for b in _blocks(rows)])
-        made_by = gain if ctx.of_made and gain is not None else None  # what is kept is made_by ⊙ ŵ
-        along = along if made_by is None else along / made_by
-        grad_gain = along.view(-1, *[1] * (grad.dim() - 1)) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, grad_gain
-        fan_in = rows.shape[1]
+        fan_in, learns = rows.shape[1], ctx.needs_input_grad[0]
         scale = std.reciprocal() if gain is None else gain / std
-        back = scale * along * fan_in / (1 - fan_in)
-        back = back if made_by is None else back / made_by
+        made_by = gain if ctx.of_made and gain is not None else None  # what is kept is made_by ⊙ ŵ
+        back = scale * fan_in / (1 - fan_in)
+        back = back if made_by is None else back / made_by / made_by
         # In the order of the weight's own memory, so that the weight takes it for its gradient.
-        grad_weight = grad.new_empty_strided(ctx.shape, ctx.stride)
-        target = grad_weight.permute(0, *ctx.order)
+        grad_weight = grad.new_empty_strided(ctx.shape, ctx.stride) if learns else None
+        along = []
         for block in _blocks(rows):
-            part = rows[block] - rows[block].mean(1, keepdim=True)
-            part.mul_(scale[block]).addcmul_(kept[block], back[block])
-            target[block] = part.view_as(target[block])
+            g, w = rows[block], kept[block]
+            along.append((g * w).sum(1, keepdim=True))
+            if grad_weight is not None:
+                part = g - g.mean(1, keepdim=True)
+                part.mul_(scale[block]).addcmul_(w, back[block] * along[-1])
+                target = grad_weight.permute(0, *ctx.order)[block]
+                target.copy_(part.view_as(target))
+        grad_gain = None
+        if ctx.needs_input_grad[1]:
+            sums = torch.cat(along) if made_by is None else torch.cat(along) / made_by
+            grad_gain = sums.view(-1, *[1] * (grad.dim() - 1))
         return grad_weight, grad_gain
 
 

@@ -2,13 +2,14 @@
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import folds, fptt, gpu_sides, loading, networks, rules, sessions, sides
+from benchmarks import folds, fptt, gpu_sides, loading, networks, profile, rules, sessions, sides
 from benchmarks.__main__ import print_table
 from sj_ottt import InputError
 from sj_ottt.run import training
@@ -43,6 +44,18 @@ def test_the_floor_has_every_product_once_per_step(monkeypatch):
     monkeypatch.setattr(networks.F, "conv2d", lambda *a: calls.append(1) or real(*a))
     run()
     assert len(calls) == 2 * 3 and not any(m._forward_hooks for m in model.modules())
+
+
+def test_a_profile_tells_the_parts_of_a_batch_apart(monkeypatch):
+    name = "sj_ottt OTTT-A, chunk T"
+    tiny = replace(sides.VGG[name], build=partial(sides.VGG[name].build, tiny=True))
+    monkeypatch.setattr(sides, "VGG", {name: tiny, "spikingjelly OTTT-A": tiny})
+    (row,) = profile.profiled(argparse.Namespace(batch=[2], steps=3, nf_resnet=False))
+    shares = {part: int(row[part].removesuffix("%")) for part in profile.COLUMNS}
+    assert sum(shares.values()) == pytest.approx(100, abs=len(shares) / 2)
+    missing = [part for part, share in shares.items() if share == 0]
+    assert not missing and shares["rest"] < 50
+    assert shares["convolutions"] < 90  # at this size the products are not all there is
 
 
 @pytest.mark.slow
