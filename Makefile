@@ -9,9 +9,9 @@ READY := $(VENV)/.ready
 .PHONY: help setup test test-fast train docs lint wheel clean
 
 help:
-	@echo "make test        run the tests"
+	@echo "make test        run the tests (eight minutes)"
 	@echo "make test-fast   leave out the slow ones: a first answer in under a minute"
-	@echo "make train       fine-tune the shipped model on event recordings of digits (a few minutes)"
+	@echo "make train       fine-tune the shipped model on event recordings of digits (a minute and a half)"
 	@echo "make docs        build the documentation into site/, and check its links"
 	@echo "make lint        check the style and the types"
 	@echo "make wheel       build the wheel"

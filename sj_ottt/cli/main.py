@@ -65,7 +65,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out after its last whole epoch, with its own configuration",
+        help="continue the run in --out from where it was last saved, with its own configuration",
     )
     for section in TrainConfig.sections().values():
         group = parser.add_argument_group(section.title)
@@ -369,7 +369,7 @@ def _adapt(args: argparse.Namespace) -> None:
 
 
 def _models(args: argparse.Namespace) -> None:
-    rows = zoo.model_rows()
+    rows = [row for row in zoo.model_rows() if not row["name"].startswith("test_")]
     width = max(len(row["name"]) for row in rows)
     print(f"{'model':{width}}  {'parameters':>10}  weights")
     for row in rows:

@@ -224,13 +224,13 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def ottt_nf_resnet18(pretrained: bool = False, **kwargs: Any) -> NFResNet:
-    """Build NF-ResNet-18 (11.7M parameters)."""
+    """Build NF-ResNet-18 (11.7M parameters with 1,000 classes)."""
     return create(NFResNet, _VARIANTS["ottt_nf_resnet18"], "ottt_nf_resnet18", pretrained, **kwargs)
 
 
 @register_model
 def ottt_nf_resnet34(pretrained: bool = False, **kwargs: Any) -> NFResNet:
-    """Build NF-ResNet-34, the paper's network for ImageNet (22M parameters)."""
+    """Build NF-ResNet-34, the paper's for ImageNet (21.8M parameters with 1,000 classes)."""
     return create(NFResNet, _VARIANTS["ottt_nf_resnet34"], "ottt_nf_resnet34", pretrained, **kwargs)
 
 
