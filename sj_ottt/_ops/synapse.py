@@ -90,8 +90,7 @@ class Product:
         if self.stride:
             transposed = self.output_padding is not None
             channels = weight.shape[1] * self.groups if transposed else weight.shape[0]
-            grads: tuple[Tensor | None, Tensor | None, Tensor | None]
-            grads = torch.ops.aten.convolution_backward(
+            grad_spike, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
                 grad,
                 trace,
                 weight,
@@ -104,7 +103,8 @@ class Product:
                 self.groups,
                 [need_spike, need_weight, need_bias],
             )
-            return grads
+            # A CPU returns ∇W for ∇b's sake as well.
+            return grad_spike, grad_weight if need_weight else None, grad_bias
         rows = grad.flatten(0, -2)
         return (
             grad @ weight if need_spike else None,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ class Distillation(nn.Module):
                     f"the target for {stage.stage} has shape {list(value.shape)}, and the stage "
                     f"gives {list(found.shape)}: bring the target to this size"
                 )
-            loss = loss + stage.weight * F.mse_loss(found, value.to(found))
+            loss = loss + stage.weight * F.mse_loss(*_comparable(found, value))
         return loss
 
     def _checked(self, wanted: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -148,6 +149,14 @@ class Distillation(nn.Module):
                 "order of Distillation's targets"
             )
         return wanted
+
+
+def _comparable(found: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in the wider of their dtypes, the target as something that does not learn."""
+    dtype = torch.promote_types(found.dtype, target.dtype)
+    # Autograd cannot keep what was made in inference mode.
+    target = target.clone() if target.is_inference() else target.detach()
+    return found.to(dtype), target.to(found.device, dtype)
 
 
 def _width(model: nn.Module, target: StageTarget) -> int:

@@ -187,3 +187,24 @@ def test_what_does_not_fit_is_named():
         Distillation(net.model, [StageTarget("c2", 2, weight=0, width=5)])
     vector = Distillation(net.model, [StageTarget("fc", 2, width=3)]).double()
     refuses(r"stage fc gave of shape \[3, 3\]", (label, [maps[2]]), vector)
+
+
+def test_a_teacher_does_not_learn_and_is_not_rounded():
+    net = student("ottt")
+    x_seq, (label, maps) = batch(3)
+    _, expected = gradients(net, x_seq, (label, maps))
+    teacher = nn.Conv2d(1, 1, 1).double()
+    with torch.inference_mode():
+        inferred = [target.clone() for target in maps]
+    alive = [target + 0 * teacher.weight.sum() for target in maps]
+    for target in (inferred, alive):
+        _, found = gradients(net, x_seq, (label, target))
+        for name, grad in found.items():
+            assert torch.equal(grad, expected[name])
+    assert teacher.weight.grad is None
+    fine = [target.double() * 0 + 1000.7 for target in maps]
+    net = net.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = net.loss(net(x_seq[0].float()), (label, fine))
+    expected = net.loss(net(x_seq[0].float()), (label, fine))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0, check_dtype=False)

@@ -231,3 +231,39 @@ def test_what_learns_behind_a_feedback_alone_learns_from_the_second_step_on(upda
         net, optimizer, x_seq, x_seq[0], loss_fn=lambda y, t: (y - t).square().sum(), update=update
     )
     assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize("rule", ["ottt", "bptt"])
+@pytest.mark.parametrize("chunk", [1, 3])
+@pytest.mark.parametrize("kind", [layer.Conv2d, layer.WSConv2d, layer.WSLinear])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # other kernels of PyTorch's
+def test_what_is_frozen_changes_no_other_gradient(dtype, kind, chunk, rule):
+    torch.manual_seed(0)
+    first = kind(18, 8) if kind is layer.WSLinear else kind(2, 3, 3, padding=1)
+    outputs = 8 if kind is layer.WSLinear else 27
+    before = [layer.Flatten()] if kind is layer.WSLinear else []
+    readout = layer.Linear(outputs, 3)
+    net = layer.OTTTSequential(*before, first, OTTTLIFNode(), layer.Flatten(), readout).to(dtype)
+    set_rule(net, rule)
+    x_seq = 3 * torch.rand(3, 4, 2, 3, 3, dtype=dtype)
+
+    def gradients(learns):
+        for name, parameter in net.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(name in learns)
+        optimizer = torch.optim.SGD(net.parameters(), 0.0)
+        learning.train_step(net, optimizer, x_seq, torch.tensor([0, 1, 2, 0]), chunk=chunk)
+        return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+    names = [name for name, _ in net.named_parameters()]
+    whole = gradients(names)
+    assert whole.keys() == set(names) and all(grad.any() for grad in whole.values())
+    own = [name for name, _ in first.named_parameters()]
+    for chosen in range(1, 2 ** len(own)):
+        learns = {name for i, name in enumerate(own) if chosen >> i & 1}
+        learns = {name for name in names if name.split(".")[-1] in learns}
+        found = gradients(learns)
+        assert found.keys() == learns
+        for name, grad in found.items():
+            exact = {} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-12}
+            torch.testing.assert_close(grad, whole[name], **exact)
