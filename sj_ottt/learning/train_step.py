@@ -60,7 +60,8 @@ def ottt_online_training(
 
     Returns:
         The loss summed over the steps, and the outputs [N, T, ...], in the structure in which the
-        model gives them; both detached.
+        model gives them; both detached. In several processes, one without a sample returns 0 and
+        [0].
 
     Raises:
         InputError: If a neuron of the model does not take part in its rule, a loss is not finite
@@ -76,6 +77,11 @@ def ottt_online_training(
     model = unwrapped(model)
     update = Update(model, optimizer, processes=processes)
     x_seq = x_seq.transpose(0, 1)
+    if online:
+        processes.must_agree_on_steps(len(x_seq))
+    if processes.size > 1 and not x_seq.shape[1]:
+        join_without_samples(update, processes, len(x_seq), online=online, backward_at=None)
+        return torch.zeros((), device=x_seq.device), torch.zeros(0, device=x_seq.device)
     together = find_chunk(chunk, memory_budget, model, x_seq, online=online)
     steps = train_sequence(update, model, x_seq, loss_at, online=online, chunk=together)
     losses, outputs = zip(*steps, strict=True)
@@ -261,6 +267,8 @@ def train_step(
         check_recordable(model, x_seq, target)
     together = find_chunk(chunk, memory_budget, model, x_seq, online=update == "online")
     every = backward_steps is None
+    if update == "online" or not every or isinstance(optimizer, FPTT):
+        processes.must_agree_on_steps(n_steps)
     backward_at = None if every else torch.randperm(n_steps)[:backward_steps].tolist()
     if backward_at is not None:
         backward_at = processes.agreed(backward_at)

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from sj_ottt import InputError, layer, neuron, set_rule
-from sj_ottt.learning import FPTT, ottt_online_training, predict, train_step
+from sj_ottt.learning import FPTT, ottt_online_training, predict, share_buffers, train_step
 
 T, N, CLASSES = 4, 5, 3
 CASES: dict[str, Callable[[int, int], dict]] = {}
@@ -162,21 +162,29 @@ def _lengths(rank, size):
     return dict(net.state_dict())
 
 
-@case
-def _ottt_online_training(rank, size):
-    net = network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    x_seq, target = batch()
-    mine = part(rank, size, N)
-    ottt_online_training(
-        net,
-        optimizer,
-        x_seq[:, mine].transpose(0, 1),
-        target[mine, None].expand(-1, T),
-        F.cross_entropy,
-        online=True,
-    )
-    return dict(net.state_dict())
+for name, n, online in (
+    ("ottt_online_training", N, True),
+    ("ottt_online_training, one sample", 1, False),
+    ("ottt_online_training, one sample online", 1, True),
+):
+
+    @case
+    def _by_its_name(rank, size, n=n, online=online):
+        net = network()
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        x_seq, target = batch(n)
+        mine = part(rank, size, n)
+        ottt_online_training(
+            net,
+            optimizer,
+            x_seq[:, mine].transpose(0, 1),
+            target[mine, None].expand(-1, T),
+            F.cross_entropy,
+            online=online,
+        )
+        return dict(net.state_dict())
+
+    CASES[name] = CASES.pop("by_its_name")
 
 
 for name in ("test_ottt_vgg", "test_ottt_vggf", "test_ottt_nf_resnet"):
@@ -300,6 +308,19 @@ def together(rank: int, size: int) -> dict[str, object]:
     found["sharded"] = refused(
         lambda: train_step(sharded, optimizer_of(sharded), x_seq[:, mine], target[mine])
     )
+    for how in ({"update": "online"}, {"backward_steps": 1}, {"chunk": 2}):
+        net = network()
+        found[f"other T, {next(iter(how))}"] = refused(
+            lambda net=net, how=how: train_step(
+                net, optimizer_of(net), x_seq[rank:, mine], target[mine], **how
+            )
+        )
+    # Each process is a group of its own here, and shares nothing with the other.
+    groups = [dist.new_group([other]) for other in range(size)]
+    apart = nn.BatchNorm2d(2)
+    apart.running_mean.fill_(rank)
+    share_buffers(DistributedDataParallel(apart, process_group=groups[rank]))
+    found["own group"] = apart.running_mean[0].item() == rank
     # The statistics of batch norm are those of the first process.
     torch.manual_seed(0)
     net = nn.Sequential(

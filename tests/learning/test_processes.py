@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from sj_ottt import InputError
 from sj_ottt.learning.passes.processes import Processes, _buckets
 from tests.forks import FORKS
 from tests.learning import parallel_cases
@@ -94,9 +96,20 @@ def test_what_goes_wrong_in_one_process_stops_all(size, found):
         ("no sample", "no process has a sample"),
         ("inside", "0 is wrapped in DistributedDataParallel inside of the model"),
         ("sharded", "sharded by FSDP"),
+        ("other T, update", "3 time steps in one process and 4 in another"),
+        ("other T, backward_steps", "3 time steps in one process and 4 in another"),
     ):
         assert all(words in result[key] for result in results), (key, results[0][key])
     assert all(torch.equal(result["weights"], results[0]["weights"]) for result in results)
+    assert not any(result["other T, chunk"] for result in results)  # one update, whatever T
+    assert all(result["own group"] for result in results)
+
+
+def test_copies_of_a_network_are_refused():
+    net = nn.Sequential(nn.DataParallel(parallel_cases.network()))
+    x_seq, target = parallel_cases.batch()
+    with pytest.raises(InputError, match="0 is wrapped in DataParallel, which copies it"):
+        parallel_cases.train_step(net, torch.optim.SGD(net.parameters(), 0.1), x_seq, target)
 
 
 def test_one_process_has_nothing_to_add():

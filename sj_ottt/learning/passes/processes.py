@@ -29,11 +29,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     """Return the network that `DistributedDataParallel` wraps, or the model itself.
 
     Raises:
-        InputError: If a part of the model is wrapped, or its parameters are sharded.
+        InputError: If a part of the model is wrapped, its parameters are sharded, or it is copied
+            at each call (`nn.DataParallel`).
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(inner, nn.Module)
     for name, part in inner.named_modules():
+        if isinstance(part, nn.DataParallel):
+            raise InputError(
+                f"{name or 'the model'} is wrapped in DataParallel, which copies it to the GPUs at "
+                "each call, so that no neuron's state goes on to the next step: train the model as "
+                "it is, or in several processes with DistributedDataParallel"
+            )
         if isinstance(part, DistributedDataParallel):
             raise InputError(
                 f"{name or type(model).__name__} is wrapped in DistributedDataParallel inside of "
@@ -82,8 +89,7 @@ class Processes:
         network = unwrapped(model)
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
-        group = model.process_group if isinstance(model, DistributedDataParallel) else None
-        group = group or dist.group.WORLD
+        group = _group_of(model)
         size = dist.get_world_size(group)
         if group is None or size == 1:
             return cls()
@@ -110,6 +116,23 @@ class Processes:
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
         one_fails, one_holds = flags.tolist()
         return not one_fails, bool(one_holds)
+
+    def must_agree_on_steps(self, steps: int) -> None:
+        """Refuse sequences of another number of time steps in another process.
+
+        Raises:
+            InputError: In all processes, as some would wait for ever for the others' updates.
+        """
+        if self.group is None:
+            return
+        extremes = torch.tensor([steps, -steps], device=self.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=self.group)
+        most, least = extremes.tolist()
+        if most != -least:
+            raise InputError(
+                f"x_seq has {-least} time steps in one process and {most} in another, so that they "
+                "do not make the same updates: cut or pad the sequences of all to one length"
+            )
 
     def agreed(self, numbers: Sequence[int]) -> list[int]:
         """Return the numbers that the first process has; all have as many."""
@@ -174,10 +197,16 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
 def share_buffers(model: nn.Module) -> None:
     """Give all processes the buffers that the model has in the first, such as batch statistics.
 
-    `train_step` does so before each batch; do it before an evaluation that processes share.
+    `train_step` does so before each batch; do it before an evaluation that processes share. They
+    are those of the group that `DistributedDataParallel` was given, or of the default group.
     """
-    if dist.is_available() and dist.is_initialized() and dist.group.WORLD is not None:
-        _broadcast(unwrapped(model).buffers(), dist.group.WORLD)
+    if dist.is_available() and dist.is_initialized() and (group := _group_of(model)) is not None:
+        _broadcast(unwrapped(model).buffers(), group)
+
+
+def _group_of(model: nn.Module) -> "dist.ProcessGroup | None":
+    wrapped = isinstance(model, DistributedDataParallel)
+    return (model.process_group if wrapped else None) or dist.group.WORLD
 
 
 @torch.no_grad()
