@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_ottt import zoo
 from sj_ottt.errors import InputError, suggest
@@ -15,6 +16,7 @@ __all__ = [
     "FINETUNING",
     "class_weights",
     "freeze",
+    "keep_statistics",
     "only_classifier",
     "parameter_groups",
     "stopped_early",
@@ -65,6 +67,18 @@ def only_classifier(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in body:
             parameter.requires_grad_(True)
+
+
+def keep_statistics(model: nn.Module) -> None:
+    """Let batch norm that does not learn normalise by what it has seen before, and go by it.
+
+    Args:
+        model: In training mode, into which ``model.train()`` puts all of it again.
+    """
+    for module in model.modules():
+        parameters = list(module.parameters()) if isinstance(module, _BatchNorm) else []
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
 
 
 def parameter_groups(model: nn.Module, layer_decay: float) -> list[dict[str, Any]]:

@@ -251,6 +251,7 @@ class TrainingRun:
         middle, k = self.middle, self.cfg.optimisation.accumulate
         self.model.train()
         with finetune.only_classifier(self.model) if head_only else contextlib.nullcontext():
+            finetune.keep_statistics(self.model)
             for loss, right, size in self._train_batches(loader):
                 middle.add(loss, right, size)
                 bar.set_postfix(middle.means(), refresh=False)

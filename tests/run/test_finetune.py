@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sj_ottt import InputError
 from sj_ottt.learning import CrossEntropyMSE
@@ -47,6 +48,20 @@ def test_frozen_parts_stay(options, rule, update):
     options |= {"freeze": "stem,layer2", "rule": rule, "update": update, "weight_decay": 0.1}
     changed = moved(options)
     assert {name.split(".")[0] for name in changed} == {"layer3", "fc"}
+
+
+@pytest.mark.parametrize("how", [{"freeze": "layer1"}, {"head_epochs": 1}, {}])
+def test_statistics_of_what_is_frozen_stay(options, how):
+    names = {"model": "test_ltc_cnn", "rule": "bptt", "size": (16, 16), "epochs": 1}
+    run = training.TrainingRun(TrainConfig(**{**options, **names, **how}))
+    norms = {name: m for name, m in run.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    run.run_epoch()
+    changed = {k for k, norm in norms.items() if not torch.equal(norm.running_mean, before[k])}
+    outside = {name for name in norms if not name.startswith("layer1")}
+    assert outside and outside != set(norms)
+    expected = {"freeze": outside, "head_epochs": set()}.get(next(iter(how), ""), set(norms))
+    assert changed == expected
 
 
 @pytest.mark.slow
