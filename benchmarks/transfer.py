@@ -1,8 +1,10 @@
 """Real recordings: a network from the zoo against the same one from scratch, on few of them."""
 
 import argparse
+import hashlib
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,14 +19,17 @@ import yaml
 from benchmarks.folds import stratified
 from sj_ottt._parallel import ordered_map
 from sj_ottt.data import EventFolder
+from sj_ottt.errors import InputError
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
+from sj_ottt.zoo.folders import entry_named
 
 FEW = {"alphabet 0": (1,), "alphabet 1": (1,), "nmnist": (1, 5, 20, 100)}
 NMNIST = "nmnist_small"
 # At their sensors' 32 or 34 pixels the last stage of an NF-ResNet would see the corners alone.
 FRAMES = {"steps": 4, "size": (64, 64), "shift": 4}
-OPTIONS = {**FRAMES, "optimizer": "adam", "lr": 2e-3, "batch_size": 12, "chunk": 4}
+OPTIONS = {**FRAMES, "batch_size": 12, "chunk": 4}
+FROM_SCRATCH = {"optimizer": "adam", "lr": 2e-3}  # from weights: what is usual there
 PARTS = methodcaller("partition", "=")
 SHOWN = 1000  # recordings shown in a training, each as often as it takes
 LEAST_EPOCHS = 6
@@ -40,7 +45,8 @@ class Cell:
         model: Architecture.
         start: "scratch", or the weights: a tag of the zoo or a file.
         seed: Of the weights, of the order, and of what is learnt from and tested on.
-        options: Of `sj-ottt train`, NAME=VALUE each, in the place of `OPTIONS`.
+        options: Of `sj-ottt train`, NAME=VALUE each, in the place of `OPTIONS` and the usual ones.
+        digest: Of the weights' file; other weights under the same name make another training.
     """
 
     data: str
@@ -49,11 +55,12 @@ class Cell:
     start: str
     seed: int
     options: tuple[str, ...] = ()
+    digest: str = ""
 
     @property
     def name(self) -> str:
         """A name for its folder."""
-        start = "-".join((Path(self.start).parent.name + Path(self.start).stem, *self.options))
+        start = "-".join(filter(None, (Path(self.start).stem, self.digest, *self.options)))
         parts = (self.data.replace(" ", "-"), self.few, self.model, start, f"seed-{self.seed}")
         return "/".join(map(str, parts))
 
@@ -63,10 +70,10 @@ def transfer(args: argparse.Namespace) -> list[dict]:
 
     The alphabet's 36 characters are learnt from one recording each and tested on the others;
     N-MNIST from 1 to 100 of each digit, and tested on a fifth of all, which it is not learnt from.
-    All trainings show about the same number of recordings. Finished ones are not run again, and one
-    that was stopped goes on: the folder --runs keeps them.
+    A training shows about a thousand recordings, or all of them six times where that is more. A
+    finished one is not run again, and one that was stopped goes on: the folder --runs keeps them.
     """
-    cells = list(wanted(args))
+    cells = list(dict.fromkeys(wanted(args)))
     one = partial(run, shared=Path(args.data), runs=Path(args.runs), in_turn=args.jobs < 2)
     found: dict[Cell, float] = {}
     accuracies = ordered_map(one, cells, what="trainings", workers=args.jobs)
@@ -91,8 +98,18 @@ def wanted(args: argparse.Namespace) -> Iterator[Cell]:
                     for start in ("scratch", weights):
                         asked = few in (args.few or FEW[data]) and start in (args.starts or [start])
                         if start and asked:
-                            options = () if start == "scratch" else tuple(args.fine_tuning)
-                            yield Cell(data, few, model, start, seed, options)
+                            if start == "scratch":
+                                yield Cell(data, few, model, start, seed)
+                                continue
+                            options = tuple(args.fine_tuning), digest(model, start)
+                            yield Cell(data, few, model, start, seed, *options)
+
+
+def digest(model: str, start: str) -> str:
+    """Return the first digits of the SHA-256 of weights, a tag of the zoo or a file."""
+    if not Path(start).is_file():
+        return entry_named(f"{model}.{start}").sha256[:8]
+    return hashlib.sha256(Path(start).read_bytes()).hexdigest()[:8]
 
 
 def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
@@ -107,8 +124,6 @@ def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
     if not in_turn:
         torch.set_num_threads(1)
     result = result_of(cell, runs)
-    if result.exists():
-        return float(json.loads(result.read_text())["test_accuracy"])
     out = result.parent
     parts = split(cell, shared)
     folder = out / "data"
@@ -123,6 +138,7 @@ def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
     given = {name: yaml.safe_load(value) for name, _, value in map(PARTS, cell.options)}
     options = {
         **OPTIONS,
+        **(FROM_SCRATCH if start is None else {}),
         "model": cell.model,
         "pretrained": start,
         "data": str(folder),
@@ -133,6 +149,11 @@ def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
         **given,
     }
     config = TrainConfig(**options)
+    if result.exists():
+        found = json.loads(result.read_text())
+        if TrainConfig(**found["config"]) != config:
+            raise InputError(f"{out}: trained with other options; give another folder as --runs")
+        return float(found["test_accuracy"])
     return float(training.train(config, resume=(out / "last.pt").exists())["test_accuracy"])
 
 
@@ -171,8 +192,10 @@ def split(cell: Cell, shared: Path) -> dict[str, list[tuple[str, Path]]]:
 def summary(found: dict[Cell, float]) -> list[dict]:
     """Return mean and standard deviation over the seeds of each kind of training, in percent."""
     grouped: dict[tuple, list[float]] = {}
+    weights = Counter(model for model, _ in {(c.model, c.digest) for c in found if c.digest})
     for cell, accuracy in found.items():
-        start = "scratch" if cell.start == "scratch" else " ".join(("zoo", *cell.options))
+        which = [cell.start] if weights[cell.model] > 1 else []
+        start = "scratch" if not cell.digest else " ".join(("zoo", *which, *cell.options))
         key = (cell.data.split()[0], cell.few, cell.model, start)
         grouped.setdefault(key, []).append(100 * accuracy)
     return [

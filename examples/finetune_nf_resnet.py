@@ -17,7 +17,7 @@ from sj_ottt.learning import predict, train_step
 options = {"steps": 4, "size": (64, 64), "transform": NormalizeFrames()}
 train, test = (EventFolder(sys.argv[1], split=part, **options) for part in ("train", "test"))
 model = timm.create_model("ottt_nf_resnet34", pretrained=True, num_classes=len(train.classes))
-optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+optimizer = torch.optim.Adam(model.parameters(), 1e-3)
 for epoch in range(12):
     for frames, labels in DataLoader(train, 12, shuffle=True, collate_fn=collate_time_first):
         loss, _ = train_step(model, optimizer, frames, labels)

@@ -38,8 +38,7 @@ def main() -> None:
         print({name: len(windows) for name, windows in parts.items()}, "samples")
     config = TrainConfig(
         model="ottt_vgg5_ws", pretrained=True, data=str(samples), out=str(run), size=(34, 34),
-        epochs=args.epochs, head_epochs=1, layer_decay=0.8, early_stop=5, class_weights=True,
-        shift=2, optimizer="adam", lr=2e-3,
+        epochs=args.epochs, early_stop=5, class_weights=True, shift=2,
     )  # fmt: skip
     result = training.train(config, resume=(run / "last.pt").exists())
     print(f"test accuracy {result['test_accuracy']:.4f}")

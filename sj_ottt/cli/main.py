@@ -34,7 +34,7 @@ from sj_ottt.inference.predict import (
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import evaluate, load_trained
-from sj_ottt.run.finetune import FINETUNING
+from sj_ottt.run.finetune import USUAL
 from sj_ottt.run.group import started_by_torchrun
 from sj_ottt.run.options import chunk_size
 from sj_ottt.run.stopping import RunStopped
@@ -88,9 +88,8 @@ def _add_option(group: argparse._ArgumentGroup, field: dataclasses.Field) -> Non
         last_word = field.name.rpartition("_")[2].upper()
         kwargs["metavar"] = _METAVARS.get(field.name, last_word)
     # Where nothing is the default, the text itself says what that means.
-    default = "" if field.default is None else f" (default: {field.default})"
-    if FINETUNING.get(field.name, field.default) != field.default:
-        default = default[:-1] + f"; with --pretrained: {FINETUNING[field.name]})"
+    usual = USUAL.get(field.name, field.default)
+    default = "" if usual is None else f" (default: {usual})"
     group.add_argument(
         "--" + field.name.replace("_", "-"),
         # No default reaches the namespace: only what was typed may win over the recipe.

@@ -9,7 +9,7 @@ from typing import Any, Self, get_type_hints
 import yaml
 
 from sj_ottt.errors import InputError, suggest
-from sj_ottt.run.finetune import FINETUNING
+from sj_ottt.run.finetune import usual_options
 from sj_ottt.run.options import Section
 from sj_ottt.run.sections import (
     AugmentationOptions,
@@ -33,8 +33,8 @@ class TrainConfig:
         cfg.optimisation.lr
 
     Args:
-        **options: Values by the names of the sections' fields. Those left out have their defaults,
-            or with ``pretrained`` those of `finetune.FINETUNING`.
+        **options: Values by the names of the sections' fields. Those left out have their defaults;
+            ``optimizer`` and ``lr`` those of `finetune.usual_options`.
 
     Raises:
         InputError: An unknown name, or a value of the wrong type, out of range or that does not go
@@ -53,11 +53,9 @@ class TrainConfig:
 
     def __init__(self, /, **options: Any) -> None:
         self._check_names(options)
-        self._fill(options)
-        if self.network.pretrained is not None:
-            epochs = self.optimisation.epochs  # of which the classifier may have no more
-            usual = {**FINETUNING, "head_epochs": min(FINETUNING["head_epochs"], epochs)}
-            self._fill({**usual, **options})
+        self._fill(options)  # which checks what is given
+        usual = usual_options(options.get("optimizer"), self.network.pretrained is not None)
+        self._fill({**usual, **options})
         self._check_across_sections()
 
     def _fill(self, options: Mapping[str, Any]) -> None:

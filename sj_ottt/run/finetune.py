@@ -13,17 +13,38 @@ from sj_ottt import zoo
 from sj_ottt.errors import InputError, suggest
 
 __all__ = [
-    "FINETUNING",
+    "USUAL",
     "class_weights",
     "freeze",
     "keep_statistics",
     "only_classifier",
     "parameter_groups",
     "stopped_early",
+    "usual_options",
 ]
 
-FINETUNING: dict[str, Any] = {"head_epochs": 0, "layer_decay": 1.0, "lr": 0.05}
-"""What options of `TrainConfig` are in a run from pretrained weights where they are not given."""
+_RATES = {"sgd": (0.05, 0.005), "adam": (0.002, 0.001)}
+"""Highest learning rates by optimizer, from scratch and from weights; Adam's go for its kin too."""
+
+USUAL = {
+    "optimizer": "sgd; with --pretrained adam",
+    "lr": "0.05 with sgd, 0.002 with the others; with --pretrained 0.005 and 0.001",
+}
+"""`usual_options` in words."""
+
+
+def usual_options(optimizer: str | None, pretrained: bool) -> dict[str, Any]:
+    """Return the optimizer and the learning rate of a run in which they are not given.
+
+    From pretrained weights it is Adam, as SGD at its usual rate drives an NF-ResNet's weights to
+    infinity on small batches (docs/benchmarks/transfer.md).
+
+    Args:
+        optimizer: The one that is given; None if none is.
+        pretrained: Whether the run starts from weights.
+    """
+    optimizer = optimizer or ("adam" if pretrained else "sgd")
+    return {"optimizer": optimizer, "lr": _RATES.get(optimizer, _RATES["adam"])[pretrained]}
 
 
 def freeze(model: nn.Module, names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """Transfer: what a training learns from and is tested on, which are run, what the table says."""
 
 import argparse
+import json
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from benchmarks import transfer
 from benchmarks.transfer import Cell
+from sj_ottt import InputError
 from tests.helpers import write_recordings
 
 
@@ -45,9 +47,13 @@ def test_digits_are_learnt_from_in_equal_number_and_never_tested_on(shared):
     assert seen[0] < {file for _, file in more["train"]}  # so that only their number differs
 
 
-def test_every_training_is_of_its_own_and_the_command_line_chooses():
+def test_every_training_is_of_its_own_and_the_command_line_chooses(tmp_path):
+    files = [tmp_path / folder / "weights.safetensors" for folder in "xy"]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(str(file))
     args = argparse.Namespace(
-        models=["a=x/weights.safetensors", "b"],
+        models=[f"a={files[0]}", "b"],
         seeds=[0, 1],
         sets=None,
         few=None,
@@ -56,6 +62,16 @@ def test_every_training_is_of_its_own_and_the_command_line_chooses():
     )
     cells = list(transfer.wanted(args))
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 6 * 3
+    args.models = [f"a={file}" for file in files]
+    both = [cell for cell in transfer.wanted(args) if cell.start != "scratch"]
+    assert len({cell.name for cell in both}) == 2 * 2 * 6  # though the files have one name
+    rows = transfer.summary(dict.fromkeys(both, 0.5))
+    assert {row["start"] for row in rows} == {f"zoo {file} lr=0.001" for file in files}
+    files[0].write_text("others")
+    args.models = args.models[:1]
+    changed = [cell.name for cell in transfer.wanted(args) if cell.start != "scratch"]
+    assert not {cell.name for cell in both} & set(changed)
+    args.models = ["a", "b"]
     args.sets, args.few, args.starts, args.seeds = ["nmnist"], [5], ["scratch"], [1]
     assert [(cell.model, cell.start) for cell in transfer.wanted(args)] == [
         ("a", "scratch"),
@@ -71,7 +87,8 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
         accuracy = 0.5 + 0.1 * config.run.seed
         folder = transfer.Path(config.run.out)
         assert len(list((folder / "data" / "train").glob("*/*"))) == 3 * 5
-        (folder / "result.json").write_text(f'{{"test_accuracy": {accuracy}}}')
+        found = {"test_accuracy": accuracy, "config": config.flat()}
+        (folder / "result.json").write_text(json.dumps(found))
         return {"test_accuracy": accuracy}
 
     monkeypatch.setattr(transfer.training, "train", train)
@@ -87,5 +104,8 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
         ("scratch", "55.0", "7.1"),
         ("zoo lr=0.5", "55.0", "7.1"),
     ]
+    with pytest.raises(InputError, match="seed-0: trained with other options"):
+        monkeypatch.setitem(transfer.FROM_SCRATCH, "lr", 0.1)
+        transfer.transfer(args)
     with Image.open(shared / "runs" / "transfer.png") as picture:
         assert picture.size[0] > 300

@@ -32,36 +32,33 @@ def test_each_option_is_in_one_section_with_a_default_that_passes_its_check():
             assert field.metadata["help"]
 
 
-def test_fine_tuning_has_defaults_of_its_own(monkeypatch, tmp_path):
-    """Where it starts from weights, and nothing else was said."""
-    usual = {"head_epochs": 4, "layer_decay": 0.5, "lr": 0.01}
-    for name, value in usual.items():
-        monkeypatch.setitem(finetune.FINETUNING, name, value)
-    from_scratch = TrainConfig(epochs=9).optimisation
-    assert (from_scratch.head_epochs, from_scratch.layer_decay) == (0, 1.0)
-
+def test_optimizer_and_rate_go_together_where_they_are_not_given(tmp_path):
     def found(cfg):
-        part = cfg.optimisation
-        return {name: getattr(part, name) for name in usual}
+        return cfg.optimisation.optimizer, cfg.optimisation.lr
 
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("pretrained: true\nlr: 0.2\nepochs: 9")
-    both = TrainConfig.from_sources(recipe, {"layer_decay": 0.9})
-    assert found(both) == {"head_epochs": 4, "layer_decay": 0.9, "lr": 0.2}
-    recipe.write_text("epochs: 9")
-    for cfg in (
-        TrainConfig(pretrained="some/run", epochs=9),
-        TrainConfig.from_sources(recipe, {"pretrained": "some_tag"}),
-        TrainConfig.from_sources(None, {"pretrained": True, "epochs": "9"}),
+    for given, expected in (
+        ({}, ("sgd", 0.05)),
+        ({"optimizer": "adamw"}, ("adamw", 0.002)),
+        ({"lr": 0.3}, ("sgd", 0.3)),
+        ({"pretrained": "some/run"}, ("adam", 0.001)),
+        ({"pretrained": True, "optimizer": "sgd"}, ("sgd", 0.005)),
+        ({"pretrained": True, "lr": "3e-4"}, ("adam", 3e-4)),
+        ({"pretrained": False}, ("sgd", 0.05)),
     ):
-        assert found(cfg) == usual
+        cfg = TrainConfig(**given)
+        assert found(cfg) == expected
         assert TrainConfig(**cfg.flat()) == cfg  # as a checkpoint keeps it
         assert TrainConfig.from_sources(None, {"lr": 3}, base=cfg).optimisation.lr == 3
-    assert found(TrainConfig(pretrained=False, epochs=9))["lr"] == 0.05
-    # Their number of epochs is not the user's to mend.
-    assert TrainConfig(pretrained=True, epochs=2).optimisation.head_epochs == 2
-    with pytest.raises(InputError, match="head_epochs must be at most epochs=2, not 3"):
-        TrainConfig(pretrained=True, epochs=2, head_epochs=3)
+        recipe.write_text("".join(f"{name}: {value}\n" for name, value in given.items()))
+        assert TrainConfig.from_sources(recipe) == cfg
+    recipe.write_text("optimizer: sgd")
+    assert found(TrainConfig.from_sources(recipe, {"pretrained": "some_tag"})) == ("sgd", 0.005)
+    for name, words in finetune.USUAL.items():
+        for pretrained in (False, True):
+            assert str(finetune.usual_options(None, pretrained)[name]) in words
+    with pytest.raises(InputError, match="optimizer must be one of"):
+        TrainConfig(optimizer="lion")
 
 
 def test_a_configuration_does_not_change():
