@@ -220,6 +220,8 @@ class Run:
     def order(self) -> Iterator[Tensor]:
         """Yield the indices of batches without end, from where the run stands."""
         n, batch = len(self.images), self.args.batch
+        if n < batch:
+            raise InputError(f"--batch {batch}: there are {n} images; give at most so many")
         epoch, done = divmod(self.samples // batch, n // batch)
         while True:
             shuffle = torch.Generator().manual_seed(self.args.seed + 1000 * epoch + 1)

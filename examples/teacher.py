@@ -5,6 +5,7 @@ once, at twice the size of the student's frame; its maps are kept as int8, 23.8 
 64 × 64 pixels. On a GPU images and maps lie in its memory, and no batch waits for the disk.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -68,6 +69,12 @@ def efficientnet_lite0(device: str) -> Teacher:
     return teacher
 
 
+def _digest(images: ImageSet) -> str:
+    """Return what tells sets of one name apart: where they lie, and their labels."""
+    where = os.path.abspath(images.spec.rpartition(":")[2])
+    return hashlib.sha256(json.dumps([where, images.identity()]).encode()).hexdigest()[:8]
+
+
 class TaughtImages:
     """Still images with labels, and what a teacher holds for them.
 
@@ -107,7 +114,7 @@ class TaughtImages:
             labels.append(images.targets[:n] + len(self.classes))
             self.classes += images.classes
             self.first_classes = self.first_classes or len(images.classes)
-            folder = cache / f"{Path(name).stem}_{size}"
+            folder = cache / f"{Path(name).stem}_{size}_{_digest(images)}"
             for start in tqdm(
                 range(0, n, CHUNK), desc=f"teacher on {Path(name).name}", leave=False
             ):

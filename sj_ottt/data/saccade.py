@@ -140,9 +140,9 @@ class Saccade:
             generator: What draws, on that device; None takes torch's global one.
         """
         if self.random:
-            u = torch.rand(13, n, device=device, generator=generator)
+            u = torch.rand(13, n, dtype=torch.float32, device=device, generator=generator)
         else:
-            u = torch.full((13, n), 0.5, device=device)
+            u = torch.full((13, n), 0.5, dtype=torch.float32, device=device)
             u[0], u[1], u[10:] = 1 / 8, 3 / 4, 0
         signed = 2 * u - 1
         most = torch.floor(_between(self.max_count[0], self.max_count[1] + 1, u[9]))
@@ -241,7 +241,7 @@ def _levels(images: Tensor, draws: SaccadeDraws, reach: int, eps: float) -> Tens
     x = _axis(width, reach, draws.zoom, draws.shift[:, 0]) * sign[:, None]
     y = _axis(height, reach, draws.zoom, draws.shift[:, 1])
     n, columns, rows = *x.shape, y.shape[1]
-    grid = torch.empty(n, rows, columns, 2, device=image.device)
+    grid = image.new_empty(n, rows, columns, 2)
     grid[..., 0], grid[..., 1] = x[:, None, :], y[:, :, None]
     seen = F.grid_sample(image, grid, padding_mode="border", align_corners=False)[:, 0]
     # Resizing may have gone a little below black, where there may be no logarithm.
@@ -250,14 +250,15 @@ def _levels(images: Tensor, draws: SaccadeDraws, reach: int, eps: float) -> Tens
 
 def _axis(length: int, reach: int, zoom: Tensor, shift: Tensor) -> Tensor:
     """Return where the pixels of an axis lie in the image, from -1 to 1 [N, length + 2 reach]."""
-    pixel = torch.arange(-reach, length + reach, device=zoom.device)
+    pixel = torch.arange(-reach, length + reach, dtype=zoom.dtype, device=zoom.device)
     return ((2 * pixel + 1) / length - 1 - 2 * shift[:, None]) / zoom[:, None]
 
 
 def _path(draws: SaccadeDraws, steps: int, per_frame: int, reach: int) -> Tensor:
     """Return the gaze at the start and after each step, in pixels [S + 1, N, 2] of (x, y)."""
-    time = torch.arange(steps * per_frame, device=draws.turn.device)[:, None] / per_frame
-    angle = draws.direction + draws.turn * time
+    turn = draws.turn
+    time = torch.arange(steps * per_frame, dtype=turn.dtype, device=turn.device)[:, None]
+    angle = draws.direction + turn * (time / per_frame)
     move = torch.stack([angle.cos(), angle.sin()], -1)
     move *= (draws.speed / per_frame)[:, None] / move.abs().amax(-1, keepdim=True)
     start = draws.start * reach
@@ -304,7 +305,8 @@ def _add_noise(frames: Tensor, rate: Tensor, generator: torch.Generator | None) 
     steps, n = frames.shape[:2]
     per_frame = frames[0, 0].numel()
     device = frames.device
-    events = rate * (steps * per_frame) + torch.rand(n, device=device, generator=generator)
+    u = torch.rand(n, dtype=rate.dtype, device=device, generator=generator)
+    events = rate * (steps * per_frame) + u
     most = int(events.max())
     place = torch.randint(per_frame, (n, most), device=device, generator=generator)
     frame = torch.randint(steps, (n, most), device=device, generator=generator)

@@ -375,3 +375,18 @@ def test_a_gpu_gives_the_same_events():
     there = saccade(images.cuda(), type(draws)(*(d.cuda() for d in draws)))
     assert (here != there.cpu()).float().mean() < 1e-3  # a logarithm's last bit at a threshold
     assert Saccade(3)(images.cuda()).is_cuda
+
+
+def test_frames_do_not_depend_on_the_default_dtype():
+    saccade, images = Saccade(4), torch.rand(3, 3, 16, 20)
+
+    def frames():
+        return saccade(images, generator=torch.Generator().manual_seed(0))
+
+    expected = frames()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert expected.any() and torch.equal(frames(), expected)
+        assert frames().dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -211,10 +211,26 @@ def _jpeg_image(data: np.ndarray, offsets: np.ndarray, source: str, index: int) 
 
 
 def _file_image(files: Sequence[tuple[str, int]], index: int) -> torch.Tensor:
+    source = files[index][0]
     try:
-        return v2.functional.pil_to_tensor(datasets.folder.pil_loader(files[index][0]))
+        with Image.open(source) as image:
+            return v2.functional.pil_to_tensor(_rgb(image, source))
+    except InputError:
+        raise
     except _UNREADABLE as error:
-        raise InputError(f"{files[index][0]}: no readable image; remove or replace it") from error
+        raise InputError(f"{source}: no readable image; remove or replace it") from error
+
+
+def _rgb(image: Image.Image, source: str) -> Image.Image:
+    """Return an image with 8 bits a colour; Pillow would clip what has more, to white."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"{source}: its pixels have 32 bits, and nothing says which value is white: save it "
+            "with 8 or 16"
+        )
+    return image.convert("RGB")
 
 
 def _torchvision(name: str, stats: ImageStats, root: Path, split: str) -> _Images:

@@ -205,8 +205,8 @@ def share_buffers(model: nn.Module) -> None:
 
 
 def _group_of(model: nn.Module) -> "dist.ProcessGroup | None":
-    wrapped = isinstance(model, DistributedDataParallel)
-    return (model.process_group if wrapped else None) or dist.group.WORLD
+    own = model.process_group if isinstance(model, DistributedDataParallel) else None
+    return own or dist.group.WORLD
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from sj_ottt import InputError
@@ -199,7 +200,23 @@ def test_missing_sets(tmp_path, spec, message):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(np.uint8, 1), (np.uint16, 256), (np.int32, 1), (np.float32, 1)]
+)
+def test_grey_images_of_more_than_eight_bits(folder, dtype, factor):
+    grey = (np.arange(64).reshape(8, 8) * 3 * factor).astype(dtype)
+    for file in folder.glob("*/*/*.png"):
+        file.unlink()
+        Image.fromarray(grey).save(file.with_suffix(".tif"))
+    images = ImageSet(f"folder:{folder}", "train", stats=((0.0,), (1.0,)), size=(8, 8))
+    if dtype in (np.uint8, np.uint16):
+        shown = (255 * images[0][0]).round()
+        assert torch.equal(shown, (3.0 * torch.arange(64)).view(8, 8).expand_as(shown))
+        return
+    with pytest.raises(InputError, match=r"\.tif: its pixels have 32 bits"):
+        images[0]
+
+
 @pytest.mark.slow  # records ndigits where it is the first to ask
 def test_other_bad_input(tmp_path, folder):
     path = str(pack(tmp_path / "x.npz"))
