@@ -112,6 +112,23 @@ def test_a_stream_starts_anew_after_a_silent_window(trained):
     assert all(one.label is None for one in found[2:49]) and len(reset) > 100
 
 
+def test_a_stream_whose_clock_starts_anew_is_labelled_at_once_and_afresh(trained):
+    """As where a camera is plugged in again, or a packet comes late."""
+    before, after = long_recording([0, 1, 2]), long_recording([2, 0])
+    source = streams.Source("camera", [before[:-40], after])
+    with pytest.warns(UserWarning) as said:
+        found = list(label_stream(trained, source, WINDOW))
+    assert [one.label for one in found] == ["left", "middle", "right", "left"]
+    assert [one.start for one in found] == [0, 99_999, 0, 99_999]
+    assert found[2:] == list(label_stream(trained, streams.Source("x", [after]), WINDOW))
+    (text,) = (str(one.message) for one in said if "runs back" in str(one.message))
+    assert "camera: time runs back by 0.28" in text
+    left_out = len(before) - 40 - found[0].events - found[1].events
+    assert f"; {left_out} events before it" in text
+    with pytest.raises(InputError, match="camera: time runs backwards by"):
+        list(label_stream(trained, source, WINDOW, strict=True))
+
+
 def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
     def endless(n):
         for i in range(n):
