@@ -272,7 +272,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--idle",
         type=float,
         metavar="S",
-        help="with --live, end when the file has not grown for so many seconds (default: never)",
+        help="with --live, end when nothing has come for so many seconds (default: never)",
     )
     _add_window(parser)
 

@@ -181,6 +181,34 @@ def test_standard_input(trained, monkeypatch):
     assert np.array_equal(found, events)
 
 
+@pytest.mark.parametrize("writers", [0, 1])
+def test_idle_ends_a_pipe_whose_writer_is_silent_or_missing(writers, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    source = streams.follow(path, idle=0.2)
+    began = time.monotonic()
+    events = long_recording([1])
+    if writers:
+        with open(path, "wb", buffering=0) as writer:
+            writer.write(as_text(events))
+            found = np.concatenate(list(source.chunks))
+        assert np.array_equal(found, events)
+    else:
+        assert not any(map(len, source.chunks))
+    assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_idle_ends_standard_input_that_stays_open(monkeypatch):
+    reader, writer = os.pipe()
+    events = long_recording([1])
+    with open(writer, "wb", buffering=0) as source, os.fdopen(reader, "rb") as stdin:
+        source.write(as_text(events))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
+        found = np.concatenate(list(streams.follow("-", idle=0.2).chunks))
+        assert np.array_equal(found, events)
+        assert os.get_blocking(reader)  # it is shared with the program that began this one
+
+
 @pytest.mark.slow
 def test_ltc_neurons_say_the_same_each_time_and_by_their_last_output(ltc, tmp_path):
     model, path = evaluation.load_trained(ltc, "cpu"), tmp_path / "one.npz"

@@ -3,6 +3,7 @@
 import io
 import itertools
 import os
+import select
 import sys
 import time
 import warnings
@@ -30,8 +31,8 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
 
     Args:
         path: The file; ``"-"`` for standard input.
-        idle: End when a file has not grown for so many seconds; None waits for ever. Standard
-            input ends when its writer closes it.
+        idle: End when nothing has come for so many seconds; None waits for ever. Standard input
+            ends when its writer closes it, too.
 
     Raises:
         InputError: The file cannot be read or is of a binary format, or ``idle`` is below 0.
@@ -40,9 +41,9 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
         raise InputError(f"idle={idle}: give a number of seconds from 0 on")
     if str(path) == "-":
         stdin = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-        return Source("standard input", _pieces(stdin, "standard input", 0))
+        return Source("standard input", _pieces(stdin, "standard input", idle, ends=True))
     try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115, closed at its end
+        file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115, closed at its end
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     # A pipe can be read only once, and is text whatever it begins with.
@@ -60,19 +61,39 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
     return Source(str(path), _pieces(file, str(path), idle))
 
 
-def _pieces(file: io.RawIOBase, name: str, idle: float | None) -> Iterator[np.ndarray]:
+def _open(path: str, flags: int) -> int:
+    """Open a file; a pipe without waiting for its writer, where the system can."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _pieces(
+    file: io.RawIOBase, name: str, idle: float | None, *, ends: bool = False
+) -> Iterator[np.ndarray]:
+    """Give the events of a file as it grows, until it is idle, or at its end where it ``ends``."""
     stream = text.TextStream(name)
     with file:
         grown = time.monotonic()
         while True:
-            if piece := file.read(_PIECE):
+            # Of a pipe, None is silence, and no bytes are the end.
+            piece = file.read(_PIECE) if _has_come(file) else None
+            if piece:
                 grown = time.monotonic()
                 yield stream.feed(piece)
-            elif idle is not None and time.monotonic() - grown >= idle:
+            elif (ends and piece is not None) or (
+                idle is not None and time.monotonic() - grown >= idle
+            ):
                 yield stream.feed(b"", last=True)
                 return
-            else:
+            elif piece is not None:
                 time.sleep(_WAIT_S)
+
+
+def _has_come(file: io.RawIOBase) -> bool:
+    """Wait a moment for a pipe to hold something; whether it does, or cannot be asked."""
+    try:
+        return bool(select.select([file], [], [], _WAIT_S)[0])
+    except (OSError, ValueError):  # Windows asks sockets only, and others the first 1024 files
+        return True
 
 
 class Live:
