@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
-import yaml
-
+from sj_ottt._yaml import load_yaml
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.finetune import FINETUNING
 from sj_ottt.run.options import Section
@@ -175,15 +174,11 @@ class TrainConfig:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"cannot read the configuration {path}: {error.strerror}; check the path"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML; write one `key: value` a line") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read the configuration {path}: {why}; check the path") from None
+    values = load_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -232,6 +232,8 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("- epochs", "must hold `key: value` lines"),
         ("epochs: 1\n a: [", "line 2: not valid YAML"),
         ("model: !!python/object:os.system x", "not valid YAML"),
+        ('epochs: !!int ""', "not valid YAML"),
+        ("steps: 5\nsteps: -1", "line 2: the key 'steps' is given twice"),
     ],
 )
 def test_bad_recipe_names_file_and_key(tmp_path, capsys, text, message):
