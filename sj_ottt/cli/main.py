@@ -104,7 +104,7 @@ def _train(args: argparse.Namespace) -> None:
     names = TrainConfig.option_names()
     overrides = {name: value for name, value in vars(args).items() if name in names}
     # Before all else, so that the advice on Ctrl-C knows the run's folder.
-    config = TrainConfig.from_sources(args.config, overrides)
+    config = training.configure(args.config, overrides, resume=args.resume)
     # After the death of a process, torchrun starts the same command again.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     resume = args.resume or (again and (Path(config.run.out) / "last.pt").exists())

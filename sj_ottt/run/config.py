@@ -106,6 +106,16 @@ class TrainConfig:
                 raise InputError(f"{yaml_file}: {error}") from None
         return cls(**{**given, **(overrides or {})})
 
+    @classmethod
+    def out_of(cls, yaml_file: str | Path | None, overrides: Mapping[str, Any]) -> str:
+        """Return the run's folder, as `from_sources` does, whatever else the sources say.
+
+        Raises:
+            InputError: The file cannot be read, or the folder is none.
+        """
+        given = {**(_read_yaml(Path(yaml_file)) if yaml_file is not None else {}), **overrides}
+        return cls(**{name: given[name] for name in ("out",) if name in given}).run.out
+
     def replace(self, options: Mapping[str, Any]) -> Self:
         """Return a copy with other values of some options, given by their flat names.
 
