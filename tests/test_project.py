@@ -19,7 +19,7 @@ PACKAGE = Path(sj_ottt.__file__).parent
 ROOMS = (
     {"errors"},
     {"_passthrough"},
-    {"_files", "_parallel", "_ops", "surrogate"},
+    {"_files", "_parallel", "_yaml", "_ops", "surrogate"},
     {"functional", "layer", "data"},
     {"learning", "zoo", "plots"},
     {"neuron"},

@@ -10,7 +10,7 @@ from pathlib import Path
 from sj_ottt._files import atomic_write
 from sj_ottt.cli.reading import add_read_options, read_options
 from sj_ottt.data.prepare.view import SHORTEST_US, View, view_recording
-from sj_ottt.data.recordings.label_table import parse_duration
+from sj_ottt.data.recordings.label_table import as_given, parse_duration
 from sj_ottt.errors import InputError
 
 _MOST_HOT = 1000  # pixels that a page marks
@@ -89,7 +89,7 @@ def _data(view: View, path: Path) -> dict:
         "name": path.name,
         "stem": path.stem,
         # With its folder, which tells it from those of other folders.
-        "file": "/".join(path.resolve().parts[-2:]),
+        "file": "/".join(as_given(path).parts[-2:]),
         "sensor_size": view.sensor_size,
         **{name: getattr(view, name) for name in (*numbers, "frames")},
         "finest_us": SHORTEST_US,

@@ -103,7 +103,7 @@ def _train(args: argparse.Namespace) -> None:
     names = TrainConfig.option_names()
     overrides = {name: value for name, value in vars(args).items() if name in names}
     # Before all else, so that the advice on Ctrl-C knows the run's folder.
-    config = TrainConfig.from_sources(args.config, overrides)
+    config = training.configure(args.config, overrides, resume=args.resume)
     # After the death of a process, torchrun starts the same command again.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     resume = args.resume or (again and (Path(config.run.out) / "last.pt").exists())
@@ -271,7 +271,7 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
         "--idle",
         type=float,
         metavar="S",
-        help="with --live, end when the file has not grown for so many seconds (default: never)",
+        help="with --live, end when nothing has come for so many seconds (default: never)",
     )
     _add_window(parser)
 

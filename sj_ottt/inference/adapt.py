@@ -1,6 +1,7 @@
 """Online adaptation: a trained model learns from labelled recordings, one sample at a time."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -15,8 +16,8 @@ from sj_ottt.data.activity import Totals, activity_of, totals_of
 from sj_ottt.data.frames.frames import TooFewEvents
 from sj_ottt.data.recordings.label_table import Labelled
 from sj_ottt.data.recordings.readers import open_recording
-from sj_ottt.data.recordings.source import ReadOptions
-from sj_ottt.errors import InputError, suggest
+from sj_ottt.data.recordings.source import ReadOptions, Source
+from sj_ottt.errors import InputError, NotFiniteError, suggest
 from sj_ottt.inference.camera import Fit, Watch, fit_source
 from sj_ottt.inference.predict import cut, logits_of
 from sj_ottt.learning import FPTT, CrossEntropyMSE, train_step
@@ -116,18 +117,22 @@ def adapt(
         stride: From one sample's start to the next one's, in µs.
         min_events: Windows with fewer are passed over.
         lr: Learning rate of plain stochastic gradient descent.
-        out: Folder to write the adapted model to, as ``best.safetensors``.
+        out: Folder to write the adapted model to, as ``best.safetensors``. Where an error or Ctrl-C
+            ends the work early, what was learned up to there is written all the same.
         read: How to read the recordings. Those of another sensor than the model's are made to fit,
             with a warning; ``strict`` refuses them. What is written is a model of that sensor where
             all that it learned from are of one.
 
     Raises:
         InputError: A label that is no class of the model, no sample at all, a wrong ``lr``, an
-            ``out`` that holds a model already or cannot be made, or as `label_windows`.
+            ``out`` that holds a model already or cannot be made, or as `label_windows`; all
+            recordings are opened before anything is learned.
+        NotFiniteError: A loss, or what was learned, is not finite.
     """
     cutter = _Cutter(trained, read, window, stride, min_events)
     for labelled in (*recordings, *held_out):
         _check_labels(trained, labelled)
+        cutter.open(labelled)
     if not (math.isfinite(lr) and lr >= 0):
         raise InputError(f"lr={lr}: give a learning rate of 0 or more")
     if out is not None:
@@ -138,35 +143,52 @@ def adapt(
     watch = Watch(trained, "the recordings to learn from")
     learned: dict[Fit, list[Totals]] = {}
     samples = right = 0
-    for labelled in recordings:
-        for frames, target, totals, fit in cutter(labelled):
-            watch.add(totals, fit)
-            kept = learned.setdefault(fit, [])
-            if fit.other:  # to describe that camera
-                kept.append(totals)
-            trained.model.train()
-            _, logits = train_step(
-                trained.model,
-                fptt or optimizer,
-                frames[:, None].to(trained.device),
-                torch.tensor([target], device=trained.device),
-                loss_fn=CrossEntropyMSE(),
-                update="accumulate" if fptt else "online",
+
+    def write(out: Path) -> None:
+        with fptt.averaged() if fptt else nullcontext():
+            tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise NotFiniteError(f"what was learned with lr={lr} is not finite: lower lr")
+        info = replace(_of_camera(trained.info, learned), adapted=samples)
+        write_model(out / "best.safetensors", tensors, info)
+
+    try:
+        for labelled in recordings:
+            for frames, target, totals, fit in cutter(labelled):
+                watch.add(totals, fit)
+                kept = learned.setdefault(fit, [])
+                if fit.other:  # to describe that camera
+                    kept.append(totals)
+                trained.model.train()
+                _, logits = train_step(
+                    trained.model,
+                    fptt or optimizer,
+                    frames[:, None].to(trained.device),
+                    torch.tensor([target], device=trained.device),
+                    loss_fn=CrossEntropyMSE(),
+                    update="accumulate" if fptt else "online",
+                )
+                samples += 1
+                right += int(logits.argmax()) == target
+        if not samples:
+            raise InputError(
+                f"no window with {min_events} events lies within a label: shorten window, lower "
+                "min_events, or mend the labels"
             )
-            samples += 1
-            right += int(logits.argmax()) == target
-    if not samples:
-        raise InputError(
-            f"no window with {min_events} events lies within a label: shorten window, lower "
-            "min_events, or mend the labels"
-        )
-    with fptt.averaged() if fptt else nullcontext():
-        after, _ = _accuracy(cutter, held_out)
-        tensors = {k: v.detach().cpu().clone() for k, v in trained.model.state_dict().items()}
+        with fptt.averaged() if fptt else nullcontext():
+            after, _ = _accuracy(cutter, held_out)
+    except BaseException:
+        if samples and out is not None:
+            with suppress(NotFiniteError):
+                write(Path(out))
+                warnings.warn(
+                    f"ended early: {out} holds what was learned from {samples} samples until then",
+                    stacklevel=2,
+                )
+        raise
     watch.report()
     if out is not None:
-        info = replace(_of_camera(trained.info, learned), adapted=samples)
-        write_model(Path(out) / "best.safetensors", tensors, info)
+        write(Path(out))
     return Adapted(samples, right, before, after, n_held_out)
 
 
@@ -225,9 +247,13 @@ class _Cutter:
         self._min_events = max(1, min_events)
         self._said: set[tuple[int, int]] = set()
 
-    def __call__(self, labelled: Labelled) -> Iterator[_Sample]:
+    def open(self, labelled: Labelled) -> tuple[Source, Fit]:
+        """Open a recording, and say how it becomes the model's input."""
         source = open_recording(labelled.path, self._read)
-        fit = fit_source(self.trained, source, strict=self._read.strict, said=self._said)
+        return source, fit_source(self.trained, source, strict=self._read.strict, said=self._said)
+
+    def __call__(self, labelled: Labelled) -> Iterator[_Sample]:
+        source, fit = self.open(labelled)
         for start, end, events in cut(source, fit.sensor_size, *self._cut):
             if len(events) < self._min_events:
                 continue

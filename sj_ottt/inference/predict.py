@@ -20,7 +20,7 @@ from sj_ottt.data.activity import totals_of
 from sj_ottt.data.frames.frames import TooFewEvents
 from sj_ottt.data.recordings.label_table import parse_duration
 from sj_ottt.data.recordings.source import Source, gather, in_proportion
-from sj_ottt.data.recordings.streams import WHOLE, windows
+from sj_ottt.data.recordings.streams import WHOLE, Live, windows
 from sj_ottt.data.recordings.walk import walk
 from sj_ottt.errors import InputError
 from sj_ottt.inference.camera import Watch, check_trained, fit_source
@@ -199,14 +199,15 @@ def label_stream(
 
     The network takes one frame each T-th of a window; it starts anew only after a whole window
     without events. The label of a window is that of its T outputs together, or of the last one
-    where the model's `prediction` is "last".
+    where the model's `prediction` is "last". Where events come late, or time starts anew, see
+    `Live`: the network and the count of the windows then start anew too, with a warning.
 
     Args:
         trained: From `load_trained`.
         source: The stream.
         window: Length in µs.
         min_events: Windows with fewer get no label; the network sees them all the same.
-        strict: As in `label_windows`.
+        strict: As in `label_windows`; refuse events that come late, too.
 
     Yields:
         A prediction at the end of each window.
@@ -231,26 +232,39 @@ def label_stream(
     outputs: deque[Tensor] = deque(maxlen=steps)
     counts: deque[int] = deque(maxlen=steps)
     model = trained.model.eval()
-    reset_state(model)
+    live = Live(source, step, strict=strict)
     with torch.inference_mode():
-        for number, (start, _, events) in enumerate(windows(source.chunks, step, step), start=1):
-            counts.append(len(events))
-            if sum(counts):
-                watch.add(totals_of(events, step), fit)
-                x = _frame(single, events, fit.sensor_size, source.name).to(trained.device)
-                with fixed_seed(trained.device):
-                    outputs.append(model(x)[0])
-            else:
-                reset_state(model)
-                outputs.clear()
-            if number % steps == 0:
-                end = start + step
-                begin, total = end - steps * step, sum(counts)
-                if total >= max(1, min_events):
-                    logits = outputs[-1] if predicts_last(model) else _sum(outputs)
-                    yield Prediction(begin, end, total, *_label(trained, logits))
+        for chunks in live.parts():
+            reset_state(model)
+            outputs.clear()
+            counts.clear()
+            in_windows = 0
+            for number, (start, _, events) in enumerate(windows(chunks, step, step), start=1):
+                counts.append(len(events))
+                if sum(counts):
+                    watch.add(totals_of(events, step), fit)
+                    x = _frame(single, events, fit.sensor_size, source.name).to(trained.device)
+                    with fixed_seed(trained.device):
+                        outputs.append(model(x)[0])
                 else:
-                    yield Prediction(begin, end, total, None, 0.0)
+                    reset_state(model)
+                    outputs.clear()
+                if number % steps == 0:
+                    end = start + step
+                    begin, total = end - steps * step, sum(counts)
+                    in_windows += total
+                    if total >= max(1, min_events):
+                        logits = outputs[-1] if predicts_last(model) else _sum(outputs)
+                        yield Prediction(begin, end, total, *_label(trained, logits))
+                    else:
+                        yield Prediction(begin, end, total, None, 0.0)
+            if live.back:
+                warnings.warn(
+                    f"{source.name}: time runs back by {live.back / 1e6:g} s, as where a camera "
+                    "starts anew: a new stream begins, with windows from 0 s on; "
+                    f"{live.events - in_windows} events before it fill no window and are left out",
+                    stacklevel=2,
+                )
     reset_state(model)
     watch.report()
 

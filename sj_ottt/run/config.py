@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, get_type_hints
 
-import yaml
-
+from sj_ottt._yaml import load_yaml
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.run.finetune import usual_options
 from sj_ottt.run.options import Section
@@ -105,6 +104,16 @@ class TrainConfig:
                 raise InputError(f"{yaml_file}: {error}") from None
         return cls(**{**given, **(overrides or {})})
 
+    @classmethod
+    def out_of(cls, yaml_file: str | Path | None, overrides: Mapping[str, Any]) -> str:
+        """Return the run's folder, as `from_sources` does, whatever else the sources say.
+
+        Raises:
+            InputError: The file cannot be read, or the folder is none.
+        """
+        given = {**(_read_yaml(Path(yaml_file)) if yaml_file is not None else {}), **overrides}
+        return cls(**{name: given[name] for name in ("out",) if name in given}).run.out
+
     def replace(self, options: Mapping[str, Any]) -> Self:
         """Return a copy with other values of some options, given by their flat names.
 
@@ -173,15 +182,11 @@ class TrainConfig:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"cannot read the configuration {path}: {error.strerror}; check the path"
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: not valid YAML; write one `key: value` a line") from None
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise InputError(f"cannot read the configuration {path}: {why}; check the path") from None
+    values = load_yaml(text, str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from sj_ottt import zoo
 from sj_ottt.data import EventFolder, ImageSet, Preprocessing, ReadOptions, collate_for
@@ -18,6 +18,8 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
 from sj_ottt.run.group import ALONE, Group, joined, started_by_torchrun
+
+_SEED = 0  # of all that is drawn for a trained model, which must give the same answer each time
 
 
 def resolve_device(name: str) -> torch.device:
@@ -52,8 +54,27 @@ def fixed_seed(device: torch.device) -> Iterator[None]:
     answer each time.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.manual_seed(_SEED)
         yield
+
+
+def batches_to_measure(
+    dataset: Dataset, batch_size: int, workers: int, device: torch.device, group: Group = ALONE
+) -> DataLoader:
+    """Return the batches that `measure` takes: in order, and the same whoever loads them.
+
+    An encoding draws for each sample by itself, so that neither the processes that load nor those
+    that measure change what is measured.
+
+    Args:
+        dataset: As in `batches`.
+        batch_size: Of all processes together.
+        workers: Processes that load.
+        device: Where the model runs.
+        group: The processes that measure, each on its part of the samples.
+    """
+    pin = device.type == "cuda"
+    return batches(dataset, batch_size, workers, part=group.part, seed=_SEED, pin=pin)
 
 
 def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
@@ -78,11 +99,12 @@ def measure(
 ) -> tuple[float, float]:
     """Return the accuracy (0 to 1) and the model's time for a sample in seconds, without loading.
 
-    In several processes, both are of all their samples together.
+    In several processes, both are of all their samples together. Neurons that start at random (LTC)
+    draw for a batch, or for a process's part of it, as a whole.
 
     Args:
         model: On `device`.
-        loader: Batches of samples and their classes.
+        loader: From `batches_to_measure`.
         steps: As in `predict`: T for still images, None for sequences.
         device: Where the model runs.
         group: The processes that measure the model, each on its part of the samples.
@@ -259,8 +281,7 @@ def _evaluate(
         first, _ = collate_for(dataset)([dataset[0]])
         shown = count if dataset.still else None
         predict(model, first.to(trained.device), shown, chunk=chunk)
-        pin = trained.device.type == "cuda"
-        loader = batches(dataset, batch_size, workers, part=group.part, pin=pin)
+        loader = batches_to_measure(dataset, batch_size, workers, trained.device, group)
         accuracy, seconds = measure(model, loader, shown, trained.device, group, chunk)
         rows.append({"steps": count, "accuracy": accuracy, "n": len(dataset), "ms": 1000 * seconds})
     return rows

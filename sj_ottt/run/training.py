@@ -42,12 +42,11 @@ def configure(
     Raises:
         InputError: A bad file, key or value; on a resume, no usable checkpoint.
     """
-    config = TrainConfig.from_sources(yaml_file, overrides)
+    base = None
     if resume:
-        saved = load_checkpoint(config.run.out)["config"]
-        base = TrainConfig(**{**saved, "out": config.run.out})
-        config = TrainConfig.from_sources(yaml_file, overrides, base=base)
-    return config
+        out = TrainConfig.out_of(yaml_file, overrides)
+        base = TrainConfig(**{**load_checkpoint(out)["config"], "out": out})
+    return TrainConfig.from_sources(yaml_file, overrides, base=base)
 
 
 def train(cfg: TrainConfig, *, resume: bool = False) -> dict[str, Any]:

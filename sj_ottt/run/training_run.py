@@ -33,7 +33,7 @@ from sj_ottt.run.checkpoint import (
     write_model,
 )
 from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.evaluation import count_right, measure, resolve_device
+from sj_ottt.run.evaluation import batches_to_measure, count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
 from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
@@ -343,8 +343,7 @@ class TrainingRun:
     def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
         share_buffers(model)
         size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
-        pin = self.device.type == "cuda"
-        loader = batches(dataset, size, workers, part=self.group.part, pin=pin)
+        loader = batches_to_measure(dataset, size, workers, self.device, self.group)
         how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
         return measure(model, loader, *how)[0]
 

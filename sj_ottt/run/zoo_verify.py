@@ -8,11 +8,15 @@ from torch.utils.data import Subset
 
 from sj_ottt import zoo
 from sj_ottt.data import Preprocessing
-from sj_ottt.data.loading import batches
 from sj_ottt.data.sets.open import EMBEDDED
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
-from sj_ottt.run.evaluation import count_right, fixed_seed, resolve_device
+from sj_ottt.run.evaluation import (
+    batches_to_measure,
+    count_right,
+    fixed_seed,
+    resolve_device,
+)
 from sj_ottt.run.zoo_export import data_name
 from sj_ottt.zoo.cards import Figure, read_card
 
@@ -139,8 +143,9 @@ def _measure(
     steps = preprocessing.framing.steps if dataset.still else None
     among = slice(first, first + len(dataset.classes))
     right = 0
+    samples = Subset(dataset, range(figure.samples))
     with fixed_seed(device):
-        for x_seq, target in batches(Subset(dataset, range(figure.samples)), batch_size, 0):
+        for x_seq, target in batches_to_measure(samples, batch_size, 0, device):
             logits = predict(model, x_seq.to(device), steps)[:, among]
             right += count_right(logits, target.to(device))
     return right / figure.samples

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sj_ottt._yaml import load_yaml
 from sj_ottt.errors import InputError
 from sj_ottt.zoo.folders import ZooEntry
 
@@ -127,7 +128,7 @@ def read_card(entry: ZooEntry) -> Card:
             raise ValueError(f"larger than {_CARD_LIMIT // 1_000_000} MB")
         text = entry.card.read_text(encoding="utf-8")
         _, front, _ = text.split(_FENCE, 2)
-        facts = yaml.safe_load(front)
+        facts = load_yaml("\n" + front, "its facts")  # lines count from the fence
         return Card(
             text,
             str(facts["trained_on"]),
@@ -137,7 +138,7 @@ def read_card(entry: ZooEntry) -> Card:
         )
     except FileNotFoundError as error:
         raise InputError(f"{entry.card} is missing: put the card of {entry.name} there") from error
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{entry.card} is not a card ({reason}); restore it, or mend the lines between its "

@@ -78,6 +78,12 @@ def test_the_command(recording, tmp_path, monkeypatch, capsys):
     part = ("--start", "100ms", "--length", "0.05s", "--out", "part.html")
     assert main(["data", "view", str(recording), *size, *part]) == 0
     assert "events in 0.050 s" in capsys.readouterr().out
+    link = tmp_path / "left" / "a.npz"  # is named by its own folder in the table of labels
+    link.parent.mkdir()
+    link.symlink_to(recording)
+    assert main(["data", "view", str(link), *size, "--out", "link.html"]) == 0
+    assert '"file":"left/a.npz"' in (tmp_path / "link.html").read_text(encoding="utf-8")
+    capsys.readouterr()
     for wrong, words in (
         (("--out", "page.png"), "--out page.png: give a file whose name ends in .html"),
         (("--start", "100"), "time '100' has no unit"),

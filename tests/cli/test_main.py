@@ -13,7 +13,7 @@ from sj_ottt import zoo
 from sj_ottt.cli.main import main
 from sj_ottt.errors import InputError
 from sj_ottt.run import training
-from sj_ottt.run.checkpoint import ModelInfo, write_model
+from sj_ottt.run.checkpoint import ModelInfo, save_checkpoint, write_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.sections import FrameOptions
 from tests.fresh import python
@@ -232,6 +232,8 @@ def test_bad_flag(recipe, tmp_path, capsys, flags, message):
         ("- epochs", "must hold `key: value` lines"),
         ("epochs: 1\n a: [", "line 2: not valid YAML"),
         ("model: !!python/object:os.system x", "not valid YAML"),
+        ('epochs: !!int ""', "not valid YAML"),
+        ("steps: 5\nsteps: -1", "line 2: the key 'steps' is given twice"),
     ],
 )
 def test_bad_recipe_names_file_and_key(tmp_path, capsys, text, message):
@@ -267,6 +269,22 @@ def test_flags_go_before_the_recipe_and_that_before_defaults(tmp_path):
     assert TrainConfig.from_sources(path).optimisation.lr == 0.001
     with pytest.raises(InputError, match="seed must be"):
         TrainConfig(seed=-1)
+
+
+def test_flags_of_a_resume_are_checked_against_the_runs_own_configuration(tmp_path, monkeypatch):
+    own = TrainConfig(rule="fptt", fptt_alpha=0.5, parts=7, steps=8, out=str(tmp_path))
+    save_checkpoint(tmp_path, {"config": own.flat(), "epoch": 1, "middle": {}})
+    seen = []
+
+    def stop(config, resume):
+        seen.append((config, resume))
+        raise InputError("seen")
+
+    monkeypatch.setattr(training, "train", stop)
+    recipe = write_yaml(tmp_path / "a.yaml", {"out": str(tmp_path), "parts": 7})
+    for argv in (["--out", str(tmp_path), "--fptt-alpha", "0.5"], ["--config", str(recipe)]):
+        assert main(["train", "--resume", *argv]) == 2
+    assert seen == [(own, True)] * 2
 
 
 def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):

@@ -210,6 +210,8 @@ def test_a_damaged_card_is_named(tmp_path, capsys):
         ("no card", "is not a card"),
         ("---\n{\n---\n", "is not a card"),
         ("---\n- 1\n---\n", "is not a card"),
+        ('---\nsha256: !!int ""\n---\n', "is not a card"),
+        ("---\nsha256: a\nsha256: b\n---\n", "line 3: the key 'sha256' is given twice"),
         (f"---\n{facts}[{row}high}}]\n---\n", "value and tolerance must be numbers"),
         (f"---\n{facts}[{row}1.5}}]\n---\n", "value and tolerance must be numbers"),
         (f"---\n{facts}[{row}0.5, other: 1}}]\n---\n", "other"),

@@ -6,6 +6,8 @@ import torch
 from sj_ottt import InputError
 from sj_ottt.data import ReadOptions, write_events
 from sj_ottt.data.recordings.streams import WHOLE
+from sj_ottt.errors import NotFiniteError
+from sj_ottt.inference import adapt as adapt_module
 from sj_ottt.inference.adapt import _Cutter, adapt, open_labelled
 from sj_ottt.run import evaluation
 from tests.inference.recordings import WINDOW, long_recording
@@ -96,3 +98,55 @@ def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
     for lr in (-1.0, float("nan")):
         with pytest.raises(InputError, match="give a learning rate"):
             adapt(trained, learned, **cut, lr=lr)
+
+
+def test_a_damaged_recording_is_refused_before_anything_is_learned(trained, session, tmp_path):
+    files, _ = session
+    learned, _ = open_labelled(files[:3], [], None)
+    before = {k: v.clone() for k, v in trained.model.state_dict().items()}
+    files[2].write_bytes(b"x")
+    with pytest.raises(InputError, match=files[2].name):
+        adapt(trained, learned, window=WHOLE, stride=WHOLE, out=tmp_path / "a")
+    assert all(torch.equal(before[k], v) for k, v in trained.model.state_dict().items())
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("error", [InputError("cut off"), KeyboardInterrupt()])
+def test_what_was_learned_before_an_error_is_kept(trained, session, tmp_path, error, monkeypatch):
+    learned, _ = open_labelled(session[0][:3], [], None)
+    real, calls = adapt_module.train_step, []
+
+    def step(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 3:
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(adapt_module, "train_step", step)
+    cut = {"window": WHOLE, "stride": WHOLE}
+    with (
+        pytest.raises(type(error)),
+        pytest.warns(UserWarning, match="/a holds what was learned from 2 samples"),
+    ):
+        adapt(trained, learned, **cut, out=tmp_path / "a")
+    again = evaluation.load_trained(tmp_path / "a", "cpu")
+    assert again.info.adapted == 2
+    weights = trained.model.state_dict()
+    assert all(torch.equal(weights[k], v) for k, v in again.model.state_dict().items())
+
+
+@pytest.mark.parametrize("n", [1, 2])  # found at the end, and by the loss of the next sample
+def test_what_is_not_finite_is_not_written(n, trained, session, tmp_path, monkeypatch):
+    learned, _ = open_labelled(session[0][:n], [], None)
+    real = adapt_module.train_step
+
+    def overflow(model, *args, **kwargs):
+        result = real(model, *args, **kwargs)
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(adapt_module, "train_step", overflow)
+    with pytest.raises(NotFiniteError, match="lower"):
+        adapt(trained, learned, window=WHOLE, stride=WHOLE, out=tmp_path / "a")
+    assert not any((tmp_path / "a").iterdir())

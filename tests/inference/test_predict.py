@@ -112,6 +112,23 @@ def test_a_stream_starts_anew_after_a_silent_window(trained):
     assert all(one.label is None for one in found[2:49]) and len(reset) > 100
 
 
+def test_a_stream_whose_clock_starts_anew_is_labelled_at_once_and_afresh(trained):
+    """As where a camera is plugged in again, or a packet comes late."""
+    before, after = long_recording([0, 1, 2]), long_recording([2, 0])
+    source = streams.Source("camera", [before[:-40], after])
+    with pytest.warns(UserWarning) as said:
+        found = list(label_stream(trained, source, WINDOW))
+    assert [one.label for one in found] == ["left", "middle", "right", "left"]
+    assert [one.start for one in found] == [0, 99_999, 0, 99_999]
+    assert found[2:] == list(label_stream(trained, streams.Source("x", [after]), WINDOW))
+    (text,) = (str(one.message) for one in said if "runs back" in str(one.message))
+    assert "camera: time runs back by 0.28" in text
+    left_out = len(before) - 40 - found[0].events - found[1].events
+    assert f"; {left_out} events before it" in text
+    with pytest.raises(InputError, match="camera: time runs backwards by"):
+        list(label_stream(trained, source, WINDOW, strict=True))
+
+
 def test_memory_of_a_stream_does_not_grow(trained, monkeypatch):
     def endless(n):
         for i in range(n):
@@ -162,6 +179,34 @@ def test_standard_input(trained, monkeypatch):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
         found = np.concatenate(list(streams.follow("-").chunks))
     assert np.array_equal(found, events)
+
+
+@pytest.mark.parametrize("writers", [0, 1])
+def test_idle_ends_a_pipe_whose_writer_is_silent_or_missing(writers, tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    source = streams.follow(path, idle=0.2)
+    began = time.monotonic()
+    events = long_recording([1])
+    if writers:
+        with open(path, "wb", buffering=0) as writer:
+            writer.write(as_text(events))
+            found = np.concatenate(list(source.chunks))
+        assert np.array_equal(found, events)
+    else:
+        assert not any(map(len, source.chunks))
+    assert 0.2 <= time.monotonic() - began < 5
+
+
+def test_idle_ends_standard_input_that_stays_open(monkeypatch):
+    reader, writer = os.pipe()
+    events = long_recording([1])
+    with open(writer, "wb", buffering=0) as source, os.fdopen(reader, "rb") as stdin:
+        source.write(as_text(events))
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(stdin))
+        found = np.concatenate(list(streams.follow("-", idle=0.2).chunks))
+        assert np.array_equal(found, events)
+        assert os.get_blocking(reader)  # it is shared with the program that began this one
 
 
 @pytest.mark.slow

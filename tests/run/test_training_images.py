@@ -5,7 +5,8 @@ import torch
 
 from sj_ottt import InputError
 from sj_ottt.learning import predict
-from sj_ottt.run import evaluation, training
+from sj_ottt.run import evaluation, training, training_run
+from sj_ottt.run.group import Group
 from tests.packed_images import drawings, image_run, pack
 
 
@@ -49,6 +50,30 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path, encoding, monkeypatch):
     for result in (whole, resumed):
         del result["seconds"], result["config"]
     assert whole == resumed
+
+
+def test_what_an_encoding_draws_is_the_same_whoever_loads_and_measures(tmp_path, monkeypatch):
+    options = {"encoding": "poisson", "epochs": 1, "val_fraction": 0.3}
+    training.train(image_run(tmp_path, **options))
+
+    def spikes(_model, loader, *_others):
+        drawn = [x[:, i].flatten(1).sum(1).tolist() for x, y in loader for i in range(len(y))]
+        return drawn, 0.0
+
+    for module in (evaluation, training_run):
+        monkeypatch.setattr(module, "measure", spikes)
+    for measured in (
+        lambda n: training_run.TrainingRun(image_run(tmp_path, **options, workers=n))._validate(),
+        lambda n: evaluation.evaluate(tmp_path / "run", workers=n, device="cpu")[0]["accuracy"],
+    ):
+        alone = measured(0)
+        assert len(alone) >= 10 and alone[0] != alone[2] and measured(2) == alone
+    dataset = evaluation.load_trained(tmp_path / "run", "cpu").dataset(None, "test", 3)
+    parts = [
+        spikes(None, evaluation.batches_to_measure(dataset, 10, 0, torch.device("cpu"), group))[0]
+        for group in (Group(0, 2), Group(1, 2))
+    ]
+    assert [row for pair in zip(*parts, strict=True) for row in pair] == alone
 
 
 def test_train_samples_limit_a_run(tmp_path):

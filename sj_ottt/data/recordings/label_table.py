@@ -84,12 +84,13 @@ def parse_duration(text: str, *, unit: bool = False) -> int:
 def labels_from_folders(recordings: Sequence[Path]) -> list[Labelled]:
     """Label each recording as a whole by its folder; the folder above that is the session.
 
+    The folder of a link is the one that the link lies in.
     Sessions are named by their folders' paths from the folder that holds them all.
     """
-    sessions = _session_names([path.resolve().parent.parent for path in recordings])
+    sessions = _session_names([as_given(path).parent.parent for path in recordings])
     found = []
     for path in recordings:
-        folder = path.resolve().parent
+        folder = as_given(path).parent
         stretch = Stretch(0, None, _check_label(folder.name, f"{path}: folder"), str(path))
         found.append(Labelled(path, sessions[folder.parent], (stretch,)))
     return found
@@ -113,7 +114,7 @@ def read_labels(
     rows: dict[Path, list[Stretch]] = {}
     sessions: dict[Path, str] = {}
     parts: dict[Path, str | None] = {}
-    folders = _session_names([recording.resolve().parent for recording in recordings])
+    folders = _session_names([as_given(recording).parent for recording in recordings])
     lines = _rows(Path(path))
     divided = any(row.get("part") for _, row in lines)
     for source, row in lines:
@@ -131,7 +132,7 @@ def read_labels(
             raise InputError(f"{source}: end {row['end']} is not behind start {row['start'] or 0}")
         label = _check_label(row["label"], source)
         rows.setdefault(recording, []).append(Stretch(start, end, label, source))
-        session = row.get("session") or folders[recording.resolve().parent]
+        session = row.get("session") or folders[as_given(recording).parent]
         if sessions.setdefault(recording, session) != session:
             raise InputError(
                 f"{source}: session {session!r}, where an earlier line says "
@@ -148,8 +149,15 @@ def read_labels(
     ]
 
 
+def as_given(path: Path) -> Path:
+    """Return the whole path of a file, links in it kept as they are."""
+    return Path(os.path.abspath(path))
+
+
 def find_named(name: str, recordings: Sequence[Path], source: str) -> Path | None:
     """Return the recording of a name: that of its file, with as many folders as tell it apart.
+
+    The name of a link goes before that of the file which it leads to.
 
     Args:
         name: Such as ``A0.raw`` or ``monday/A0.raw``.
@@ -162,7 +170,8 @@ def find_named(name: str, recordings: Sequence[Path], source: str) -> Path | Non
     wanted = Path(name).parts
     if not wanted:
         raise InputError(f"{source}: names no file; give the recording's name")
-    matches = [p for p in recordings if p.resolve().parts[-len(wanted) :] == wanted]
+    matches = [p for p in recordings if as_given(p).parts[-len(wanted) :] == wanted]
+    matches = matches or [p for p in recordings if p.resolve().parts[-len(wanted) :] == wanted]
     matches = matches or [p for p in recordings if p.resolve() == Path(name).resolve()]
     if len(matches) > 1:
         raise InputError(

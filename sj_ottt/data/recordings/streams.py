@@ -1,9 +1,12 @@
 """Text that may still grow, and how events that come piece by piece are cut into windows."""
 
 import io
+import itertools
 import os
+import select
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,10 +14,10 @@ import numpy as np
 
 from sj_ottt.data.recordings.formats import text
 from sj_ottt.data.recordings.readers import READERS, SNIFFED_BYTES
-from sj_ottt.data.recordings.source import Source
+from sj_ottt.data.recordings.source import REORDERED_US, Source
 from sj_ottt.errors import InputError
 
-__all__ = ["WHOLE", "follow", "windows"]
+__all__ = ["WHOLE", "Live", "follow", "windows"]
 
 _PIECE = 1 << 20
 _WAIT_S = 0.05
@@ -28,8 +31,8 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
 
     Args:
         path: The file; ``"-"`` for standard input.
-        idle: End when a file has not grown for so many seconds; None waits for ever. Standard
-            input ends when its writer closes it.
+        idle: End when nothing has come for so many seconds; None waits for ever. Standard input
+            ends when its writer closes it, too.
 
     Raises:
         InputError: The file cannot be read or is of a binary format, or ``idle`` is below 0.
@@ -38,9 +41,9 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
         raise InputError(f"idle={idle}: give a number of seconds from 0 on")
     if str(path) == "-":
         stdin = os.fdopen(os.dup(sys.stdin.fileno()), "rb", buffering=0)
-        return Source("standard input", _pieces(stdin, "standard input", 0))
+        return Source("standard input", _pieces(stdin, "standard input", idle, ends=True))
     try:
-        file = open(path, "rb", buffering=0)  # noqa: SIM115, closed at its end
+        file = open(path, "rb", buffering=0, opener=_open)  # noqa: SIM115, closed at its end
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     # A pipe can be read only once, and is text whatever it begins with.
@@ -58,19 +61,118 @@ def follow(path: str | Path, idle: float | None = None) -> Source:
     return Source(str(path), _pieces(file, str(path), idle))
 
 
-def _pieces(file: io.RawIOBase, name: str, idle: float | None) -> Iterator[np.ndarray]:
+def _open(path: str, flags: int) -> int:
+    """Open a file; a pipe without waiting for its writer, where the system can."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _pieces(
+    file: io.RawIOBase, name: str, idle: float | None, *, ends: bool = False
+) -> Iterator[np.ndarray]:
+    """Give the events of a file as it grows, until it is idle, or at its end where it ``ends``."""
     stream = text.TextStream(name)
     with file:
         grown = time.monotonic()
         while True:
-            if piece := file.read(_PIECE):
+            # Of a pipe, None is silence, and no bytes are the end.
+            piece = file.read(_PIECE) if _has_come(file) else None
+            if piece:
                 grown = time.monotonic()
                 yield stream.feed(piece)
-            elif idle is not None and time.monotonic() - grown >= idle:
+            elif (ends and piece is not None) or (
+                idle is not None and time.monotonic() - grown >= idle
+            ):
                 yield stream.feed(b"", last=True)
                 return
-            else:
+            elif piece is not None:
                 time.sleep(_WAIT_S)
+
+
+def _has_come(file: io.RawIOBase) -> bool:
+    """Wait a moment for a pipe to hold something; whether it does, or cannot be asked."""
+    try:
+        return bool(select.select([file], [], [], _WAIT_S)[0])
+    except (OSError, ValueError):  # Windows asks sockets only, and others the first 1024 files
+        return True
+
+
+class Live:
+    """A stream as it comes, in parts in which time runs on.
+
+    Events up to `REORDERED_US` late are put in order, as far as the window under way allows: what
+    belongs to one that is over counts at the start of this one. Where time runs back by more, as
+    where a camera starts anew, so does the stream, with another part.
+
+    Args:
+        source: The stream.
+        length: Of its windows, which follow one another, in µs.
+        strict: Refuse events that run back.
+
+    Attributes:
+        events: How many the present part has given.
+        back: By how many µs time ran back at its end; 0 where there is none, or the stream's.
+    """
+
+    def __init__(self, source: Source, length: int, *, strict: bool) -> None:
+        self.events = self.back = 0
+        self._name, self._length, self._strict = source.name, length, strict
+        self._chunks = (chunk for chunk in source.chunks if len(chunk))
+        self._next: np.ndarray | None = None
+        self._said = False
+
+    def parts(self) -> Iterator[Iterator[np.ndarray]]:
+        """Give the chunks of each part, for `windows`; take all of them before the next part.
+
+        Raises:
+            InputError: Events run back, and ``strict`` is set.
+        """
+        self._next = next(self._chunks, None)
+        while self._next is not None:
+            self.events = self.back = 0
+            first, self._next = self._next, None
+            yield self._part(first)
+
+    def _part(self, first: np.ndarray) -> Iterator[np.ndarray]:
+        begin = newest = int(first["t"][0])
+        for chunk in itertools.chain([first], self._chunks):
+            t = chunk["t"]
+            if t[0] < newest or (t[1:] < t[:-1]).any():
+                late = np.maximum(np.maximum.accumulate(t), newest) - t
+                self._refuse(int(late[late > 0][0]))
+                if (far := late > REORDERED_US).any():
+                    n = int(far.argmax())
+                    self.back, self._next = int(late[n]), chunk[n:]
+                    chunk, late = chunk[:n], late[:n]
+                if late.any():
+                    self._warn(int(late.max()))
+                    under_way = newest - (newest - begin) % self._length
+                    chunk = chunk.copy()
+                    chunk["t"] = np.maximum(chunk["t"], under_way)
+                    chunk = chunk[np.argsort(chunk["t"], kind="stable")]
+            if len(chunk):
+                newest = max(newest, int(chunk["t"][-1]))
+                self.events += len(chunk)
+                yield chunk
+            if self.back:
+                return
+
+    def _refuse(self, late: int) -> None:
+        if self._strict:
+            raise InputError(
+                f"{self._name}: time runs backwards by {late} µs; mend what writes the stream, or "
+                f"read it without --strict, which puts steps of up to {REORDERED_US // 1000} ms in "
+                "order, and starts anew at longer ones"
+            )
+
+    def _warn(self, late: int) -> None:
+        """Say once that events are put in order: a stream may have no end to say it at."""
+        if not self._said:
+            warnings.warn(
+                f"{self._name}: events come late, the first ones by up to {late} µs; those of up "
+                f"to {REORDERED_US // 1000} ms are put in order",
+                stacklevel=2,
+            )
+        self._said = True
 
 
 def windows(
@@ -79,7 +181,7 @@ def windows(
     """Cut a stream into windows that begin ``stride`` apart, from its first event on.
 
     Args:
-        chunks: Events in order of time.
+        chunks: Events in order of time; they may run back within a window that is not yet over.
         length: Of a window in µs. One that the stream ends in is left out, unless it is the first.
         stride: In µs.
 
@@ -89,7 +191,7 @@ def windows(
     """
     pending: list[np.ndarray] = []
     begin: int | None = None
-    start = 0
+    start = newest = 0
 
     def complete(begin: int, until: int) -> Iterator[tuple[int, int, np.ndarray]]:
         """Cut the windows that end by ``until``, and forget what lies before the next one."""
@@ -101,7 +203,7 @@ def windows(
                 f"time jumps by about {(until - start) / 1e6:g} s, which are more than "
                 f"{_MOST_EMPTY:,} windows; mend the times, or give a longer window"
             )
-        events = np.concatenate(pending)
+        events = _joined(pending)
         t = events["t"] - begin
         while start + length <= until:
             first, last = np.searchsorted(t, (start, start + length))
@@ -113,12 +215,19 @@ def windows(
         if len(chunk):
             begin = int(chunk["t"][0]) if begin is None else begin
             pending.append(chunk)
+            newest = max(newest, int(chunk["t"][-1]) - begin)
             # The next chunk may hold more events of the last one's very µs.
-            yield from complete(begin, int(chunk["t"][-1]) - begin)
+            yield from complete(begin, newest)
     if begin is None:
         return
-    if len(pending[-1]):
-        yield from complete(begin, int(pending[-1]["t"][-1]) - begin + 1)
+    yield from complete(begin, newest + 1)
     if start == 0:
-        events = np.concatenate(pending)
-        yield 0, int(events["t"][-1]) - begin + 1, events
+        yield 0, newest + 1, _joined(pending)
+
+
+def _joined(pending: list[np.ndarray]) -> np.ndarray:
+    """Return the events of chunks, each in order of time, in order of time."""
+    events = np.concatenate(pending)
+    if any(a["t"][-1] > b["t"][0] for a, b in itertools.pairwise(c for c in pending if len(c))):
+        events = events[np.argsort(events["t"], kind="stable")]
+    return events

@@ -98,3 +98,25 @@ def test_names_find_recordings_by_as_much_of_their_path_as_is_needed(tmp_path, m
     assert find_named("2.npz", paths, "x") is None
     with pytest.raises(InputError, match=r"x: file '0\.npz' fits .*a/0\.npz and .*give its folder"):
         find_named("0.npz", paths, "x")
+
+
+def test_a_link_belongs_to_its_own_folder_whatever_it_leads_to(tmp_path):
+    """As where one pool of recordings is sorted into classes by links."""
+    links = [tmp_path / name for name in ("A/left/a.npz", "B/right/a.npz")]
+    for i, link in enumerate(links):
+        target = tmp_path / "pool" / f"rec{i}.npz"
+        target.parent.mkdir(exist_ok=True)
+        target.touch()
+        link.parent.mkdir(parents=True)
+        link.symlink_to(target)
+    found = labels_from_folders(find_recordings([tmp_path / "A", tmp_path / "B"]))
+    assert [(one.stretches[0].label, one.session) for one in found] == [
+        ("left", "A"),
+        ("right", "B"),
+    ]
+    assert find_named("right/a.npz", links, "x") == links[1]
+    assert find_named("rec1.npz", links, "x") == links[1]
+    with pytest.raises(InputError, match="fits"):
+        find_named("a.npz", links, "x")
+    table = labels_file(tmp_path, "left/a.npz,,,x", "right/a.npz,,,y")
+    assert [one.session for one in read_labels(table, links)] == ["A/left", "B/right"]
