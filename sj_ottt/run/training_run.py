@@ -277,6 +277,7 @@ class TrainingRun:
             self._set_learning_rate(
                 self.epoch * n_batches + index, self.cfg.optimisation.epochs * n_batches
             )
+            done = 0.0, 0, 0  # a batch that is skipped counts, without samples
             with self._broken_batches_named(index, x_seq), self.autocast():
                 loss, logits = train_step(
                     self.model,
@@ -299,7 +300,8 @@ class TrainingRun:
                 )
                 # The last batch may be smaller than there are processes.
                 right = count_right(logits, target) if len(target) else 0
-                yield float(loss), right, len(target)
+                done = float(loss), right, len(target)
+            yield done
 
     @contextlib.contextmanager
     def _broken_batches_named(self, index: int, x_seq: torch.Tensor) -> Iterator[None]:

@@ -14,7 +14,7 @@ from sj_ottt import InputError
 from sj_ottt.cli.main import main
 from sj_ottt.data.loading import batches, seed_of
 from sj_ottt.errors import NotFiniteError
-from sj_ottt.run import training
+from sj_ottt.run import training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.not_finite import BROKEN, first_not_finite, note_broken
@@ -262,6 +262,28 @@ def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
     assert (broken["epoch"], broken["batch"], broken["skipped"]) == (1, 2, True)
     assert broken["loss"].startswith("the loss of time step 0 is inf")
     assert broken["where"] == "all layers give finite values: the loss itself overflowed"
+
+
+@pytest.mark.parametrize(("accumulate", "paused"), [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6])])
+def test_a_skipped_batch_counts(options, monkeypatch, accumulate, paused):
+    """Or a run that is saved after it would go on at a batch that it has seen."""
+    cfg = TrainConfig(
+        **{**options, "batch_size": 4, "accumulate": accumulate, "on_nan": "skip", "epochs": 1}
+    )
+    run = TrainingRun(cfg)
+    step, count, found = training_run.train_step, 0, []
+
+    def breaks(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise NotFiniteError("broken")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(training_run, "train_step", breaks)
+    with pytest.warns(UserWarning, match="batch 2: broken.* is skipped"):
+        run.run_epoch(lambda: found.append(run.middle.batch))
+    assert found == paused
 
 
 def test_the_batch_that_ends_a_run_is_written_down(options):
