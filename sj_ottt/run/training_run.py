@@ -37,13 +37,8 @@ from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
 from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
+from sj_ottt.run.resuming import check_same_run
 from sj_ottt.run.training_data import TrainingData
-
-# What may differ between a run and its resumption: where it runs, and where it and its recordings
-# are kept. That the recordings are the same ones is checked by their names and sizes.
-FREE_ON_RESUME = {
-    *("out", "device", "backend", "chunk", "cuda_graph", "data", "save_every", "time_limit"),
-}
 
 
 @dataclasses.dataclass
@@ -140,7 +135,7 @@ class TrainingRun:
         Raises:
             InputError: It is of another configuration or other recordings.
         """
-        self._check_same_run(state)
+        check_same_run(self.cfg, self.data_digest, state)
         self.model.load_state_dict(state["model"])
         self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
@@ -152,23 +147,6 @@ class TrainingRun:
         self.middle = Progress(**state.get("middle", {}))
         if not self.group.first:  # the sums of all processes go on in the first
             self.middle = Progress(self.middle.batch)
-
-    def _check_same_run(self, state: Mapping[str, Any]) -> None:
-        # An option that the checkpoint lacks is newer than it: the run had the default.
-        before = {**TrainConfig().flat(), **state["config"]}
-        now = self.cfg.flat()
-        changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
-        if changed:
-            listed = ", ".join(f"{k} was {before[k]!r}, now {now[k]!r}" for k in changed)
-            raise InputError(
-                f"cannot resume {self.out} with another configuration: {listed}; "
-                "give the same values or none, or start a new run in another --out"
-            )
-        if state["data_digest"] != self.data_digest:
-            raise InputError(
-                f"the recordings in {self.cfg.dataset.data} are not those that {self.out} was "
-                "trained on; put them back, or start a new run in another --out"
-            )
 
     @property
     def done(self) -> bool:

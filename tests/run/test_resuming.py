@@ -115,6 +115,14 @@ def test_resume_with_another_configuration_is_refused(finished, key, value):
         training.train(config, resume=True)
 
 
+def test_what_does_not_change_the_numbers_may_change_on_a_resume(finished):
+    """A run that ended at a NaN goes on without that batch, as the manual says."""
+    out, result = finished
+    changes = {"on_nan": "skip", "workers": 1, "save_every": 1.0}
+    config = training.configure(None, {"out": str(out), **changes}, resume=True)
+    assert training.train(config, resume=True) == json.loads(json.dumps(result))
+
+
 @pytest.mark.slow
 def test_resume_with_other_recordings_is_refused(options, recordings, tmp_path):
     data = write_recordings(tmp_path / "data", {"train": 4, "test": 2})
