@@ -154,6 +154,7 @@ class Pause:
         """Save the run, or end it, or do nothing.
 
         Raises:
+            NotFiniteError: It is to be saved, and a parameter is not finite.
             RunStopped: It was asked to stop.
         """
         run = self._run
@@ -161,6 +162,7 @@ class Pause:
         code = run.group.largest(self._stopping.code, run.device)
         due = run.group.largest(run.group.first and self._every.due(), run.device)
         if code or due:
+            run.check_finite()
             run.save()
         if code:
             where = f"{run.out} in epoch {run.epoch + 1}, after {run.middle.batch} batches"

@@ -176,13 +176,7 @@ class TrainingRun:
             if val_accuracy is not None:
                 means = {"loss": loss, "acc": train_accuracy, "val": val_accuracy}
                 bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
-        # A membrane that is not a number never fires: the losses would stay finite, and wrong.
-        for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
-                raise NotFiniteError(
-                    f"epoch {self.epoch + 1}: the parameter {name} is no longer finite; the last "
-                    "checkpoint is from before: lower the learning rate, or set clip_norm"
-                )
+        self.check_finite()
         self.epoch, self.middle = self.epoch + 1, Progress()
         row = {
             "epoch": self.epoch,
@@ -202,6 +196,23 @@ class TrainingRun:
         self._count_time()
         self._begun = None
         return row
+
+    def check_finite(self) -> None:
+        """Refuse weights that are no longer numbers, which a checkpoint must not hold.
+
+        A membrane that is not a number never fires: the losses would stay finite, and wrong.
+
+        Raises:
+            NotFiniteError: A parameter is not finite, in this process or in another one.
+        """
+        named = self.model.named_parameters()
+        broken = next((name for name, p in named if not p.isfinite().all()), None)
+        if self.group.largest(broken is not None, self.device):
+            what = f"the parameter {broken}" if broken else "a parameter of another process"
+            raise NotFiniteError(
+                f"epoch {self.epoch + 1}: {what} is no longer finite; the last checkpoint is from "
+                "before: lower the learning rate, or set clip_norm"
+            )
 
     def _count_time(self) -> None:
         if self._begun is not None:

@@ -243,6 +243,28 @@ def test_what_is_not_finite_is_named(options, name):
         run.run_epoch()
 
 
+def test_weights_that_are_not_finite_are_not_saved(options, monkeypatch):
+    """Every resume would end at them."""
+    step, count = training_run.train_step, 0
+
+    def overflows(model, *args, **kwargs):
+        nonlocal count
+        count += 1
+        done = step(model, *args, **kwargs)
+        if count == 3:
+            with torch.no_grad():
+                next(model.parameters()).view(-1)[0] = float("nan")
+        return done
+
+    monkeypatch.setattr(training_run, "train_step", overflows)
+    options = {**options, "batch_size": 4, "save_every": 1e-9}
+    with pytest.raises(NotFiniteError, match=r"epoch 1: the parameter .* the last checkpoint is"):
+        train(options)
+    state = load_checkpoint(options["out"])
+    assert state["middle"]["batch"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
 def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
     run = TrainingRun(TrainConfig(**options, on_nan="skip"))
     run.out.mkdir()
