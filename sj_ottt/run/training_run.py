@@ -238,13 +238,15 @@ class TrainingRun:
         """Train on the batches of an epoch; return their mean loss and accuracy, of all samples."""
         head_only = self.epoch < self.cfg.optimisation.head_epochs
         middle, k = self.middle, self.cfg.optimisation.accumulate
+        n_batches = middle.batch + len(loader)
         self.model.train()
         with finetune.only_classifier(self.model) if head_only else contextlib.nullcontext():
             for loss, right, size in self._train_batches(loader):
                 middle.add(loss, right, size)
                 bar.set_postfix(middle.means(), refresh=False)
                 bar.update()
-                if middle.batch % k == 0:  # gradients on the way to an update are not saved
+                # Gradients on the way to an update are not saved.
+                if middle.batch % k == 0 or middle.batch == n_batches:
                     pause()
         loss_sum, all_right, n = self.group.added_up(middle.sums(), self.device)
         if not n:

@@ -123,6 +123,12 @@ def test_every_so_many_minutes():
     assert found == [False, False, True, False, False, True, True, False]
 
 
+def test_an_update_of_more_batches_than_an_epoch_has_does_not_keep_a_run_from_stopping(options):
+    with pytest.raises(RunStopped, match=r"time limit: saved .* in epoch 1, after 3 batches"):
+        train(options, accumulate=8, time_limit=1e-9)
+    assert train(options, accumulate=8, resume=True)["epochs"] == options["epochs"]
+
+
 @pytest.mark.slow
 def test_saves_within_an_epoch(options, monkeypatch):
     saved = []
