@@ -57,13 +57,16 @@ def remove_leftovers(out: Path) -> None:
 def save_checkpoint(out: Path, state: Mapping[str, Any]) -> None:
     """Write ``out/last.pt``, tensors and plain values only; what it was becomes ``previous.pt``.
 
+    Only a whole one does: a damaged one would take the place of one that can still be resumed.
+
     Raises:
         InputError: The disk is full or not writable; the old checkpoint is untouched.
     """
     content = {"format": CHECKPOINT_FORMAT, **state}
     buffer = io.BytesIO()
     torch.save({**content, "sha256": _digest(content)}, buffer)
-    _keep(out / _LAST, out / _PREVIOUS)
+    if _is_whole(out / _LAST):
+        _keep(out / _LAST, out / _PREVIOUS)
     write_file(out / _LAST, buffer.getbuffer())
 
 
@@ -73,8 +76,6 @@ def _keep(path: Path, copy: Path) -> None:
     try:
         os.link(path, temporary)
         os.replace(temporary, copy)
-    except FileNotFoundError:
-        return
     except OSError:  # no hard links on this file system: a copy takes longer, and is as good
         write_file(copy, path.read_bytes())
     finally:
@@ -112,6 +113,15 @@ def load_checkpoint(out: str | Path) -> dict[str, Any]:
             "resume with the version that wrote it, or choose another --out"
         )
     return state
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there that can be resumed."""
+    try:
+        _read_checkpoint(path)
+    except (_DamagedError, FileNotFoundError):
+        return False
+    return True
 
 
 class _DamagedError(Exception):

@@ -14,7 +14,7 @@ from sj_ottt import InputError
 from sj_ottt.cli.main import main
 from sj_ottt.data.loading import batches, seed_of
 from sj_ottt.errors import NotFiniteError
-from sj_ottt.run import training, training_run
+from sj_ottt.run import checkpoint, training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.not_finite import BROKEN, first_not_finite, note_broken
@@ -223,6 +223,27 @@ def test_without_digests_some_damage_would_go_unseen():
         except Exception:
             continue
     assert wrong
+
+
+def test_a_damaged_checkpoint_takes_no_good_ones_place(checkpoints, monkeypatch):
+    """Also where the disk is full just then."""
+    folder, state = checkpoints
+    (folder / "last.pt").write_bytes(b"no checkpoint")
+
+    def full(*_):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    with pytest.raises(InputError, match="disk is full"):
+        save_checkpoint(folder, {**state, "epoch": 2})
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_checkpoint(folder)["epoch"] == 0
+    for epoch in (2, 3):
+        save_checkpoint(folder, {**state, "epoch": epoch})
+    (folder / "last.pt").write_bytes(b"no checkpoint")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_checkpoint(folder)["epoch"] == 2
 
 
 def test_both_damaged_is_refused(checkpoints):
