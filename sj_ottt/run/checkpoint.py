@@ -101,7 +101,7 @@ def load_checkpoint(out: str | Path) -> dict[str, Any]:
         except (_DamagedError, FileNotFoundError):
             raise InputError(
                 f"{path} is damaged or not a checkpoint ({damage}); "
-                "delete it and start again, or choose another --out"
+                "start a new run in another --out"
             ) from damage
         warnings.warn(
             f"{path} is damaged ({damage}); the one before it is used, {previous}", stacklevel=2

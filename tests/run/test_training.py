@@ -177,6 +177,17 @@ def test_finished_run_is_not_overwritten(finished, options):
         train(options, out=str(finished[0]))
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors", "result.json"])
+def test_what_another_command_left_is_not_overwritten(options, name):
+    out = Path(options["out"])
+    out.mkdir()
+    (out / name).write_text("precious")
+    with pytest.raises(InputError, match=rf"{name} is there already.* move it .*--out"):
+        train(options)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
