@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import warnings
@@ -165,6 +166,25 @@ def test_random_numbers_are_of_the_sample(recordings):
     other = list(batches(dataset, 4, 0, order(), seed=8))
     assert not torch.equal(other[0][0], whole[0][0])
     assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_is_the_main_ones_to_answer(recordings, number):
+    """Those that load go on until it ends."""
+    from sj_ottt.data import EventFolder
+
+    before = set(multiprocessing.active_children())
+    loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
+    found = [next(loading)]
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    for process in started:
+        os.kill(process.pid, number)
+    found += loading
+    assert len(found) == 15
+    for process in started:
+        process.join(10)
+        assert process.exitcode == 0
 
 
 # Damaged checkpoints
