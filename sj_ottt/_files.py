@@ -146,6 +146,20 @@ def refuse_compressed(path: Path) -> None:
         )
 
 
+# The handles of the locks that this process holds.
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """Close the locks that a fork inherits, or it would hold them when its parent has died."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder meanwhile; one that died keeps nobody out.
@@ -160,10 +174,13 @@ def only_writer(folder: Path) -> Iterator[None]:
             f"{folder}: another process is writing to it; wait until it has ended, stop it, or "
             "choose another folder"
         ) from error
+    if handle is not None:
+        _held.add(handle)
     try:
         yield
     finally:
-        if handle is not None:
+        if handle in _held:  # and this is no child of the process that locked it
+            _held.remove(handle)
             os.close(handle)
 
 

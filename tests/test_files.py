@@ -1,13 +1,17 @@
 """Files appear complete or not at all, on systems that open no folders too."""
 
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt._files import abandoned_siblings, atomic_folder, atomic_write
+from sj_ottt._files import abandoned_siblings, atomic_folder, atomic_write, only_writer
 from sj_ottt.data.recordings import streams
+
+FORKING = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 
 @pytest.fixture
@@ -76,6 +80,29 @@ def test_leftovers_of_a_name_with_brackets_are_found(tmp_path):
     left.touch()
     os.utime(left, (0, 0))
     assert abandoned_siblings(path) == [left]
+
+
+def stay(begun) -> None:
+    begun.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(FORKING is None, reason="this system does not fork")
+def test_a_child_does_not_hold_its_parents_lock(tmp_path):
+    """A process that loads outlives a killed run by seconds."""
+    with only_writer(tmp_path):
+        begun = FORKING.Event()
+        child = FORKING.Process(target=stay, args=(begun,))
+        child.start()
+        assert begun.wait(30)
+        with pytest.raises(InputError, match="another process"), only_writer(tmp_path):
+            pass
+    try:
+        with only_writer(tmp_path):
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_growing_text_is_read_from_its_start(windows, tmp_path):
