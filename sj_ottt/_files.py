@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import secrets
 import shutil
 import time
@@ -33,10 +34,18 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def final_name(temporary: Path) -> str | None:
+    """Return the name that a `temporary_sibling` was to get; None for any other path."""
+    found = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", temporary.name, re.DOTALL)
+    return found and found[1]
+
+
 def abandoned_siblings(path: Path) -> list[Path]:
     """List the temporary siblings of ``path`` that killed processes have left."""
     found = []
     for sibling in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if final_name(sibling) != path.name:
+            continue
         with contextlib.suppress(FileNotFoundError):
             if time.time() - sibling.stat().st_mtime > ABANDONED_AFTER_S:
                 found.append(sibling)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sj_ottt._files import atomic_write, is_stored, temporary_sibling
+from sj_ottt._files import atomic_write, final_name, is_stored, temporary_sibling
 from sj_ottt.data import Preprocessing, ReadOptions
 from sj_ottt.data.activity import Activity
 from sj_ottt.data.recordings.events import LARGEST_SENSOR
@@ -32,6 +33,11 @@ CHECKPOINT_FORMAT = 1
 MODEL_FORMAT = 1
 _MOST_CHANNELS = 1 << 16
 _LAST, _PREVIOUS = "last.pt", "previous.pt"
+# The files that a run writes into its folder.
+_WRITTEN = re.compile(
+    r"(last|previous)\.pt|(last|best)\.safetensors|result\.json|(curves|frames)\.png"
+    r"|not_finite\.jsonl(\.\d+)?"
+)
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
@@ -49,9 +55,10 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove the half-written files of a killed process; a run's folder has one writer."""
+    """Remove the half-written files of a run that was killed; its folder has one writer."""
     for leftover in out.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if _WRITTEN.fullmatch(final_name(leftover) or "") and leftover.is_file():
+            leftover.unlink(missing_ok=True)
 
 
 def save_checkpoint(out: Path, state: Mapping[str, Any]) -> None:
