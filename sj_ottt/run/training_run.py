@@ -315,7 +315,10 @@ class TrainingRun:
             text = f"epoch {self.epoch + 1}, batch {index + 1}: {error}; {layer}"
             if not skipped:
                 raise NotFiniteError(text) from error
-            warnings.warn(f"{text}; the batch is skipped", stacklevel=2)
+            # Their gradients were added up with those of the batch, and are gone with them.
+            shared = index % self.cfg.optimisation.accumulate
+            others = ", and those before it that share its update" if shared else ""
+            warnings.warn(f"{text}; the batch is skipped{others}", stacklevel=2)
 
     def _set_learning_rate(self, batch: int, total: int) -> None:
         """Set the rates of a batch, counted from 0 over all epochs, of ``total``."""
