@@ -95,6 +95,12 @@ def test_exit_codes_and_advice(options, monkeypatch, capsys):
     assert main(["train", "--resume", "--out", options["out"], "--time-limit", "60"]) == 0
 
 
+def test_torchrun_does_not_start_again_what_is_out_of_time(monkeypatch):
+    for restarts, codes in ((0, [75, 143]), (3, [0, 143])):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
+        assert [RunStopped("", code, "").exit_code for code in (75, 143)] == codes
+
+
 @pytest.fixture
 def interrupted():
     """SIGINT as Python has it, where whoever runs the tests ignores it."""
