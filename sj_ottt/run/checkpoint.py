@@ -71,7 +71,7 @@ def save_checkpoint(out: Path, state: Mapping[str, Any]) -> None:
     """
     content = {"format": CHECKPOINT_FORMAT, **state}
     buffer = io.BytesIO()
-    torch.save({**content, "sha256": _digest(content)}, buffer)
+    torch.save({**content, "sha256": digest(content)}, buffer)
     if _is_whole(out / _LAST):
         _keep(out / _LAST, out / _PREVIOUS)
     write_file(out / _LAST, buffer.getbuffer())
@@ -148,7 +148,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
         raise _DamagedError(type(error).__name__) from error
-    if unmarked or ("sha256" in state and state["sha256"] != _digest(content)):
+    if unmarked or ("sha256" in state and state["sha256"] != digest(content)):
         raise _DamagedError("its content was changed")
     return content
 
@@ -310,7 +310,7 @@ def _check_plain(content: Any, n_bytes: int) -> None:
             raise ValueError("more values than it can hold")
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
     """Digest tensors and plain values in dicts, lists and tuples."""
     sha = hashlib.sha256()
 
@@ -338,7 +338,7 @@ def write_model(path: Path, tensors: Mapping[str, torch.Tensor], info: ModelInfo
     Raises:
         InputError: The disk is full or not writable; the old file is untouched.
     """
-    values = {**info.to_metadata(), "sha256": _digest(tensors)}
+    values = {**info.to_metadata(), "sha256": digest(tensors)}
     metadata = {key: json.dumps(value) for key, value in values.items()}
     write_file(path, safetensors.torch.save(dict(tensors), metadata=metadata))
 
@@ -358,6 +358,6 @@ def read_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again, or train again") from error
     info = ModelInfo.from_metadata(values, path)
-    if values.get("sha256") != _digest(tensors):
+    if values.get("sha256") != digest(tensors):
         raise InputError(f"{path} was changed after training; copy it again, or train again")
     return tensors, info

@@ -17,16 +17,19 @@ _FREE = {
 }
 
 
-def check_same_run(cfg: TrainConfig, data_digest: str, state: Mapping[str, Any]) -> None:
+def check_same_run(
+    cfg: TrainConfig, data_digest: str, pull_digest: str | None, state: Mapping[str, Any]
+) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
         cfg: The configuration of the run that is to go on.
         data_digest: Of its recordings.
+        pull_digest: Of the weights that it is pulled to; None where there are none.
         state: The checkpoint.
 
     Raises:
-        InputError: It is of another configuration or other recordings.
+        InputError: It is of another configuration, other recordings or another pull.
     """
     out = cfg.run.out
     # An option that the checkpoint lacks is newer than it: the run had the default.
@@ -42,5 +45,11 @@ def check_same_run(cfg: TrainConfig, data_digest: str, state: Mapping[str, Any])
     if state["data_digest"] != data_digest:
         raise InputError(
             f"the recordings in {cfg.dataset.data} are not those that {out} was trained on; put "
+            "them back, or start a new run in another --out"
+        )
+    # A checkpoint from before there was this digest says nothing of it.
+    if state.get("pull_digest", pull_digest) != pull_digest:
+        raise InputError(
+            f"the weights in {cfg.network.pull_to} are not those that {out} was pulled to; put "
             "them back, or start a new run in another --out"
         )

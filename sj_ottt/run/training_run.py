@@ -27,11 +27,7 @@ from sj_ottt.run.build import (
     build_optimizer,
     build_trainer,
 )
-from sj_ottt.run.checkpoint import (
-    ModelInfo,
-    save_checkpoint,
-    write_model,
-)
+from sj_ottt.run.checkpoint import ModelInfo, digest, save_checkpoint, write_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
@@ -96,6 +92,7 @@ class TrainingRun:
         autocast: Makes the context of a training step, for mixed precision.
         scaler: Scales the loss where mixed precision needs it, else None.
         data_digest: What a resume must find again, see `TrainingData.digest`.
+        pull_digest: The same of the weights that it is pulled to; None without a pull.
         epoch: How many epochs are done.
         middle: How far the next one has come.
         seconds: The time that they took.
@@ -115,6 +112,9 @@ class TrainingRun:
             self.data = TrainingData.open(cfg)
         torch.manual_seed(seed_of(cfg.run.seed, 0))
         self.model = build_model(cfg, self.data, resumed=state is not None).to(self.device)
+        # Where there is a pull, the model begins at the weights that it is pulled to.
+        pulled = cfg.network.pull_to is not None
+        self.pull_digest = digest(self.model.state_dict()) if pulled else None
         self.optimizer = build_optimizer(cfg, self.model, self.data.steps)
         self.trainer = build_trainer(cfg, self.optimizer)
         self.ema = build_average(cfg, self.model)
@@ -135,7 +135,7 @@ class TrainingRun:
         Raises:
             InputError: It is of another configuration or other recordings.
         """
-        check_same_run(self.cfg, self.data_digest, state)
+        check_same_run(self.cfg, self.data_digest, self.pull_digest, state)
         self.model.load_state_dict(state["model"])
         self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
@@ -363,6 +363,7 @@ class TrainingRun:
         state = {
             "config": self.cfg.flat(),
             "data_digest": self.data_digest,
+            "pull_digest": self.pull_digest,
             "epoch": self.epoch,
             "middle": dataclasses.asdict(middle),
             "model": _cpu_state(self.model),
