@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import secrets
 import shutil
 import time
@@ -33,10 +34,18 @@ def temporary_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
+def final_name(temporary: Path) -> str | None:
+    """Return the name that a `temporary_sibling` was to get; None for any other path."""
+    found = re.fullmatch(r"\.(.+)\.\d+-[0-9a-f]{8}\.tmp", temporary.name, re.DOTALL)
+    return found and found[1]
+
+
 def abandoned_siblings(path: Path) -> list[Path]:
     """List the temporary siblings of ``path`` that killed processes have left."""
     found = []
     for sibling in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if final_name(sibling) != path.name:
+            continue
         with contextlib.suppress(FileNotFoundError):
             if time.time() - sibling.stat().st_mtime > ABANDONED_AFTER_S:
                 found.append(sibling)
@@ -146,6 +155,20 @@ def refuse_compressed(path: Path) -> None:
         )
 
 
+# The handles of the locks that this process holds.
+_held: set[int] = set()
+
+
+def _let_go_in_child() -> None:
+    """Close the locks that a fork inherits, or it would hold them when its parent has died."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
+
+
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing to a folder meanwhile; one that died keeps nobody out.
@@ -160,10 +183,13 @@ def only_writer(folder: Path) -> Iterator[None]:
             f"{folder}: another process is writing to it; wait until it has ended, stop it, or "
             "choose another folder"
         ) from error
+    if handle is not None:
+        _held.add(handle)
     try:
         yield
     finally:
-        if handle is not None:
+        if handle in _held:  # and this is no child of the process that locked it
+            _held.remove(handle)
             os.close(handle)
 
 

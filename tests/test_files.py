@@ -1,13 +1,25 @@
 """Files appear complete or not at all, on systems that open no folders too."""
 
+import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from sj_ottt import InputError
-from sj_ottt._files import abandoned_siblings, atomic_folder, atomic_write
+from sj_ottt._files import (
+    abandoned_siblings,
+    atomic_folder,
+    atomic_write,
+    final_name,
+    only_writer,
+    temporary_sibling,
+)
 from sj_ottt.data.recordings import streams
+from sj_ottt.run.checkpoint import remove_leftovers
+
+FORKING = multiprocessing.get_context("fork") if hasattr(os, "fork") else None
 
 
 @pytest.fixture
@@ -72,10 +84,46 @@ def test_a_folder_that_syncs_badly_is_an_error(monkeypatch, tmp_path):
 
 def test_leftovers_of_a_name_with_brackets_are_found(tmp_path):
     path = tmp_path / "run[1].npz"
-    left = tmp_path / ".run[1].npz.1-ab.tmp"
-    left.touch()
-    os.utime(left, (0, 0))
+    left = tmp_path / ".run[1].npz.1-0123abcd.tmp"
+    for file in (left, tmp_path / ".run[1].npz.mine.tmp"):
+        file.touch()
+        os.utime(file, (0, 0))
     assert abandoned_siblings(path) == [left]
+    assert final_name(temporary_sibling(path)) == path.name
+
+
+def test_a_run_removes_its_own_leftovers_only(tmp_path):
+    own = [".last.pt.1-0123abcd.tmp", ".not_finite.jsonl.1.1-0123abcd.tmp"]
+    others = [".notes.tmp", ".last.pt.tmp", ".samples.h5.1-0123abcd.tmp"]
+    for name in (*own, *others):
+        (tmp_path / name).touch()
+    (tmp_path / ".best.safetensors.1-0123abcd.tmp").mkdir()
+    remove_leftovers(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*others, ".best.safetensors.1-0123abcd.tmp"}
+
+
+def stay(begun) -> None:
+    begun.set()
+    time.sleep(60)
+
+
+@pytest.mark.skipif(FORKING is None, reason="this system does not fork")
+def test_a_child_does_not_hold_its_parents_lock(tmp_path):
+    """A process that loads outlives a killed run by seconds."""
+    with only_writer(tmp_path):
+        begun = FORKING.Event()
+        child = FORKING.Process(target=stay, args=(begun,))
+        child.start()
+        assert begun.wait(30)
+        with pytest.raises(InputError, match="another process"), only_writer(tmp_path):
+            pass
+    try:
+        with only_writer(tmp_path):
+            assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_a_growing_text_is_read_from_its_start(windows, tmp_path):

@@ -104,11 +104,11 @@ def _train(args: argparse.Namespace) -> None:
     overrides = {name: value for name, value in vars(args).items() if name in names}
     # Before all else, so that the advice on Ctrl-C knows the run's folder.
     config = training.configure(args.config, overrides, resume=args.resume)
-    # After the death of a process, torchrun starts the same command again.
+    # After the death of a process, torchrun starts the same command again; it may go on with the
+    # run of its own options only, so those of the checkpoint do not stand in for the defaults.
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
     resume = args.resume or (again and (Path(config.run.out) / "last.pt").exists())
     try:
-        config = training.configure(args.config, overrides, resume=resume)
         result = training.train(config, resume=resume)
     except KeyboardInterrupt:
         if (Path(config.run.out) / "last.pt").exists():

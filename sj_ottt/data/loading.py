@@ -1,5 +1,6 @@
 """Batches of a data set, time first, as the networks run."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -118,6 +119,7 @@ def batches(
         batch_sampler=_Part(whole, part, skip),
         num_workers=workers,
         collate_fn=partial(_collate_part, dataset, collate),
+        worker_init_fn=_leave_signals,
         pin_memory=pin,
         generator=torch.Generator(),  # so that loading draws nothing from torch's own
     )
@@ -126,6 +128,15 @@ def batches(
 def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
     """Return a batch's tensors on a device; where they are pinned, the host does not wait."""
     return [tensor.to(device, non_blocking=device.type == "cuda") for tensor in batch]
+
+
+def _leave_signals(_worker: int) -> None:
+    """Have a loading process leave a signal that goes to all to the main one, and end with that.
+
+    A run that is asked to stop needs it until the batch that is under way is done.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Part(Sampler[list[int]]):

@@ -125,8 +125,8 @@ def adapt(
 
     Raises:
         InputError: A label that is no class of the model, no sample at all, a wrong ``lr``, an
-            ``out`` that holds a model already or cannot be made, or as `label_windows`; all
-            recordings are opened before anything is learned.
+            ``out`` that holds a model or a run already or cannot be made, or as `label_windows`;
+            all recordings are opened before anything is learned.
         NotFiniteError: A loss, or what was learned, is not finite.
     """
     cutter = _Cutter(trained, read, window, stride, min_events)
@@ -206,9 +206,12 @@ def _of_camera(info: ModelInfo, learned: Mapping[Fit, list[Totals]]) -> ModelInf
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder of an adapted model, before the work is done; a model in it stays."""
-    if (out / "best.safetensors").exists():
-        raise InputError(f"{out}: holds a model already; choose another folder for the adapted one")
+    """Make the folder of an adapted model, before the work is done; what is in it stays."""
+    for name, what in (("best.safetensors", "model"), ("last.pt", "run")):
+        if (out / name).exists():
+            raise InputError(
+                f"{out}: holds a {what} already; choose another folder for the adapted model"
+            )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from sj_ottt._files import atomic_write, is_stored, temporary_sibling
+from sj_ottt._files import atomic_write, final_name, is_stored, temporary_sibling
 from sj_ottt.data import Preprocessing, ReadOptions
 from sj_ottt.data.activity import Activity
 from sj_ottt.data.recordings.events import LARGEST_SENSOR
@@ -32,6 +33,11 @@ CHECKPOINT_FORMAT = 1
 MODEL_FORMAT = 1
 _MOST_CHANNELS = 1 << 16
 _LAST, _PREVIOUS = "last.pt", "previous.pt"
+# The files that a run writes into its folder.
+_WRITTEN = re.compile(
+    r"(last|previous)\.pt|(last|best)\.safetensors|result\.json|(curves|frames)\.png"
+    r"|not_finite\.jsonl(\.\d+)?"
+)
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
@@ -49,21 +55,25 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
 
 
 def remove_leftovers(out: Path) -> None:
-    """Remove the half-written files of a killed process; a run's folder has one writer."""
+    """Remove the half-written files of a run that was killed; its folder has one writer."""
     for leftover in out.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+        if _WRITTEN.fullmatch(final_name(leftover) or "") and leftover.is_file():
+            leftover.unlink(missing_ok=True)
 
 
 def save_checkpoint(out: Path, state: Mapping[str, Any]) -> None:
     """Write ``out/last.pt``, tensors and plain values only; what it was becomes ``previous.pt``.
+
+    Only a whole one does: a damaged one would take the place of one that can still be resumed.
 
     Raises:
         InputError: The disk is full or not writable; the old checkpoint is untouched.
     """
     content = {"format": CHECKPOINT_FORMAT, **state}
     buffer = io.BytesIO()
-    torch.save({**content, "sha256": _digest(content)}, buffer)
-    _keep(out / _LAST, out / _PREVIOUS)
+    torch.save({**content, "sha256": digest(content)}, buffer)
+    if _is_whole(out / _LAST):
+        _keep(out / _LAST, out / _PREVIOUS)
     write_file(out / _LAST, buffer.getbuffer())
 
 
@@ -73,8 +83,6 @@ def _keep(path: Path, copy: Path) -> None:
     try:
         os.link(path, temporary)
         os.replace(temporary, copy)
-    except FileNotFoundError:
-        return
     except OSError:  # no hard links on this file system: a copy takes longer, and is as good
         write_file(copy, path.read_bytes())
     finally:
@@ -100,7 +108,7 @@ def load_checkpoint(out: str | Path) -> dict[str, Any]:
         except (_DamagedError, FileNotFoundError):
             raise InputError(
                 f"{path} is damaged or not a checkpoint ({damage}); "
-                "delete it and start again, or choose another --out"
+                "start a new run in another --out"
             ) from damage
         warnings.warn(
             f"{path} is damaged ({damage}); the one before it is used, {previous}", stacklevel=2
@@ -112,6 +120,15 @@ def load_checkpoint(out: str | Path) -> dict[str, Any]:
             "resume with the version that wrote it, or choose another --out"
         )
     return state
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is there that can be resumed."""
+    try:
+        _read_checkpoint(path)
+    except (_DamagedError, FileNotFoundError):
+        return False
+    return True
 
 
 class _DamagedError(Exception):
@@ -131,7 +148,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged file raises anything from EOFError to UnpicklingError
         raise _DamagedError(type(error).__name__) from error
-    if unmarked or ("sha256" in state and state["sha256"] != _digest(content)):
+    if unmarked or ("sha256" in state and state["sha256"] != digest(content)):
         raise _DamagedError("its content was changed")
     return content
 
@@ -293,7 +310,7 @@ def _check_plain(content: Any, n_bytes: int) -> None:
             raise ValueError("more values than it can hold")
 
 
-def _digest(content: Mapping[str, Any]) -> str:
+def digest(content: Mapping[str, Any]) -> str:
     """Digest tensors and plain values in dicts, lists and tuples."""
     sha = hashlib.sha256()
 
@@ -321,7 +338,7 @@ def write_model(path: Path, tensors: Mapping[str, torch.Tensor], info: ModelInfo
     Raises:
         InputError: The disk is full or not writable; the old file is untouched.
     """
-    values = {**info.to_metadata(), "sha256": _digest(tensors)}
+    values = {**info.to_metadata(), "sha256": digest(tensors)}
     metadata = {key: json.dumps(value) for key, value in values.items()}
     write_file(path, safetensors.torch.save(dict(tensors), metadata=metadata))
 
@@ -341,6 +358,6 @@ def read_model(path: Path) -> tuple[dict[str, torch.Tensor], ModelInfo]:
     except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} is damaged ({error}); copy it again, or train again") from error
     info = ModelInfo.from_metadata(values, path)
-    if values.get("sha256") != _digest(tensors):
+    if values.get("sha256") != digest(tensors):
         raise InputError(f"{path} was changed after training; copy it again, or train again")
     return tensors, info

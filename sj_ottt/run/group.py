@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from sj_ottt.errors import InputError
 
-__all__ = ["ALONE", "Group", "joined", "started_by_torchrun"]
+__all__ = ["ALONE", "Group", "joined", "started_again", "started_by_torchrun"]
 
 # How long a process waits for another one, which may be reading recordings or testing.
 _PATIENCE = timedelta(hours=2)
@@ -85,6 +85,11 @@ def started_by_torchrun() -> tuple[int, int, int] | None:
         return None
     rank, size, local = (int(os.environ[name]) for name in names)
     return rank, size, local
+
+
+def started_again() -> bool:
+    """Whether ``torchrun`` starts processes again that end with another code than 0."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 @contextmanager

@@ -64,9 +64,16 @@ def write_result(
 
 
 def read_result(out: Path) -> dict[str, Any] | None:
-    """Return the result that a finished run left in its folder; None where there is none."""
+    """Return the result that a finished run left in its folder; None where there is none.
+
+    Raises:
+        InputError: The file is damaged.
+    """
     file = out / "result.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not isinstance(result, dict):
+            raise ValueError("no object")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is damaged; remove it, then continue with --resume") from error
+    return result or None

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self
 
+from sj_ottt.run.group import started_again
+
 __all__ = ["RunStopped", "Stopping"]
 
 _OUT_OF_TIME = 75  # EX_TEMPFAIL: try again
@@ -17,13 +19,14 @@ class RunStopped(Exception):
 
     Args:
         why: What asked it.
-        exit_code: For the process: 128 and the signal's number, or 75 at the end of a time limit.
+        exit_code: For the process: 128 and the signal's number, or 75 at the end of a time limit;
+            0 then where ``torchrun`` would start it again, with another time limit.
         where: How far the run has come.
     """
 
     def __init__(self, why: str, exit_code: int, where: str) -> None:
         super().__init__(f"{why}: saved {where}")
-        self.exit_code = exit_code
+        self.exit_code = 0 if exit_code == _OUT_OF_TIME and started_again() else exit_code
 
 
 class Stopping:

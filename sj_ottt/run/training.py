@@ -96,14 +96,14 @@ def _train(cfg: TrainConfig, resume: bool, group: Group) -> dict[str, Any]:
         is_there = out.is_dir()
         if group.first and is_there:
             closing.enter_context(only_writer(out))
+        if not resume:
+            _refuse_other_work(out)
         state = load_checkpoint(out) if resume else None
-        if not resume and (out / "last.pt").exists() and _holds_work(load_checkpoint(out)):
-            raise InputError(
-                f"{out} holds a run already; continue it with --resume, or choose --out"
-            )
         run = TrainingRun(cfg, state, group)
-        if state and run.done and (result := read_result(out)) is not None:
-            return result
+        if state and run.done:
+            result = read_result(out)
+            if result is not None and result.get("history") == run.history:  # or it is another's
+                return result
         if group.first and not is_there:  # a run that cannot begin leaves no folder
             try:
                 out.mkdir(parents=True, exist_ok=True)
@@ -132,9 +132,26 @@ def _train(cfg: TrainConfig, resume: bool, group: Group) -> dict[str, Any]:
         return run.finish()
 
 
-def _holds_work(state: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is worth keeping: a run that failed at once may start again."""
-    return bool(state["epoch"] or state.get("middle", {}).get("batch"))
+def _refuse_other_work(out: Path) -> None:
+    """Refuse a folder in which a new run would overwrite what is not its own.
+
+    A run that failed at once may start again.
+
+    Raises:
+        InputError: It holds a run, or what is left of one, or a model.
+    """
+    if (out / "last.pt").exists():
+        state = load_checkpoint(out)
+        if state["epoch"] or state.get("middle", {}).get("batch"):
+            raise InputError(
+                f"{out} holds a run already; continue it with --resume, or choose --out"
+            )
+    for name in ("result.json", "best.safetensors", "last.safetensors"):
+        if (out / name).exists():
+            raise InputError(
+                f"{out / name} is there already, and a new run would overwrite it; move it to "
+                "another folder, or choose --out"
+            )
 
 
 class Pause:
@@ -153,6 +170,7 @@ class Pause:
         """Save the run, or end it, or do nothing.
 
         Raises:
+            NotFiniteError: It is to be saved, and a parameter is not finite.
             RunStopped: It was asked to stop.
         """
         run = self._run
@@ -160,6 +178,7 @@ class Pause:
         code = run.group.largest(self._stopping.code, run.device)
         due = run.group.largest(run.group.first and self._every.due(), run.device)
         if code or due:
+            run.check_finite()
             run.save()
         if code:
             where = f"{run.out} in epoch {run.epoch + 1}, after {run.middle.batch} batches"

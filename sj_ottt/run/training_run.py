@@ -27,23 +27,14 @@ from sj_ottt.run.build import (
     build_optimizer,
     build_trainer,
 )
-from sj_ottt.run.checkpoint import (
-    ModelInfo,
-    save_checkpoint,
-    write_model,
-)
+from sj_ottt.run.checkpoint import ModelInfo, digest, save_checkpoint, write_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import batches_to_measure, count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
 from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
+from sj_ottt.run.resuming import check_same_run
 from sj_ottt.run.training_data import TrainingData
-
-# What may differ between a run and its resumption: where it runs, and where it and its recordings
-# are kept. That the recordings are the same ones is checked by their names and sizes.
-FREE_ON_RESUME = {
-    *("out", "device", "backend", "chunk", "cuda_graph", "data", "save_every", "time_limit"),
-}
 
 
 @dataclasses.dataclass
@@ -101,6 +92,7 @@ class TrainingRun:
         autocast: Makes the context of a training step, for mixed precision.
         scaler: Scales the loss where mixed precision needs it, else None.
         data_digest: What a resume must find again, see `TrainingData.digest`.
+        pull_digest: The same of the weights that it is pulled to; None without a pull.
         epoch: How many epochs are done.
         middle: How far the next one has come.
         seconds: The time that they took.
@@ -120,6 +112,9 @@ class TrainingRun:
             self.data = TrainingData.open(cfg)
         torch.manual_seed(seed_of(cfg.run.seed, 0))
         self.model = build_model(cfg, self.data, resumed=state is not None).to(self.device)
+        # Where there is a pull, the model begins at the weights that it is pulled to.
+        pulled = cfg.network.pull_to is not None
+        self.pull_digest = digest(self.model.state_dict()) if pulled else None
         self.optimizer = build_optimizer(cfg, self.model, self.data.steps)
         self.trainer = build_trainer(cfg, self.optimizer)
         self.ema = build_average(cfg, self.model)
@@ -140,7 +135,7 @@ class TrainingRun:
         Raises:
             InputError: It is of another configuration or other recordings.
         """
-        self._check_same_run(state)
+        check_same_run(self.cfg, self.data_digest, self.pull_digest, state)
         self.model.load_state_dict(state["model"])
         self.trainer.load_state_dict(state["optimizer"])
         if self.scaler:
@@ -152,23 +147,6 @@ class TrainingRun:
         self.middle = Progress(**state.get("middle", {}))
         if not self.group.first:  # the sums of all processes go on in the first
             self.middle = Progress(self.middle.batch)
-
-    def _check_same_run(self, state: Mapping[str, Any]) -> None:
-        # An option that the checkpoint lacks is newer than it: the run had the default.
-        before = {**TrainConfig().flat(), **state["config"]}
-        now = self.cfg.flat()
-        changed = [k for k in now if k not in FREE_ON_RESUME and before[k] != now[k]]
-        if changed:
-            listed = ", ".join(f"{k} was {before[k]!r}, now {now[k]!r}" for k in changed)
-            raise InputError(
-                f"cannot resume {self.out} with another configuration: {listed}; "
-                "give the same values or none, or start a new run in another --out"
-            )
-        if state["data_digest"] != self.data_digest:
-            raise InputError(
-                f"the recordings in {self.cfg.dataset.data} are not those that {self.out} was "
-                "trained on; put them back, or start a new run in another --out"
-            )
 
     @property
     def done(self) -> bool:
@@ -198,13 +176,7 @@ class TrainingRun:
             if val_accuracy is not None:
                 means = {"loss": loss, "acc": train_accuracy, "val": val_accuracy}
                 bar.set_postfix({name: f"{mean:.3f}" for name, mean in means.items()})
-        # A membrane that is not a number never fires: the losses would stay finite, and wrong.
-        for name, parameter in self.model.named_parameters():
-            if not parameter.isfinite().all():
-                raise NotFiniteError(
-                    f"epoch {self.epoch + 1}: the parameter {name} is no longer finite; the last "
-                    "checkpoint is from before: lower the learning rate, or set clip_norm"
-                )
+        self.check_finite()
         self.epoch, self.middle = self.epoch + 1, Progress()
         row = {
             "epoch": self.epoch,
@@ -224,6 +196,23 @@ class TrainingRun:
         self._count_time()
         self._begun = None
         return row
+
+    def check_finite(self) -> None:
+        """Refuse weights that are no longer numbers, which a checkpoint must not hold.
+
+        A membrane that is not a number never fires: the losses would stay finite, and wrong.
+
+        Raises:
+            NotFiniteError: A parameter is not finite, in this process or in another one.
+        """
+        named = self.model.named_parameters()
+        broken = next((name for name, p in named if not p.isfinite().all()), None)
+        if self.group.largest(broken is not None, self.device):
+            what = f"the parameter {broken}" if broken else "a parameter of another process"
+            raise NotFiniteError(
+                f"epoch {self.epoch + 1}: {what} is no longer finite; the last checkpoint is from "
+                "before: lower the learning rate, or set clip_norm"
+            )
 
     def _count_time(self) -> None:
         if self._begun is not None:
@@ -249,6 +238,7 @@ class TrainingRun:
         """Train on the batches of an epoch; return their mean loss and accuracy, of all samples."""
         head_only = self.epoch < self.cfg.optimisation.head_epochs
         middle, k = self.middle, self.cfg.optimisation.accumulate
+        n_batches = middle.batch + len(loader)
         self.model.train()
         with finetune.only_classifier(self.model) if head_only else contextlib.nullcontext():
             finetune.keep_statistics(self.model)
@@ -256,7 +246,8 @@ class TrainingRun:
                 middle.add(loss, right, size)
                 bar.set_postfix(middle.means(), refresh=False)
                 bar.update()
-                if middle.batch % k == 0:  # gradients on the way to an update are not saved
+                # Gradients on the way to an update are not saved.
+                if middle.batch % k == 0 or middle.batch == n_batches:
                     pause()
         loss_sum, all_right, n = self.group.added_up(middle.sums(), self.device)
         if not n:
@@ -278,6 +269,7 @@ class TrainingRun:
             self._set_learning_rate(
                 self.epoch * n_batches + index, self.cfg.optimisation.epochs * n_batches
             )
+            done = 0.0, 0, 0  # a batch that is skipped counts, without samples
             with self._broken_batches_named(index, x_seq), self.autocast():
                 loss, logits = train_step(
                     self.model,
@@ -300,7 +292,8 @@ class TrainingRun:
                 )
                 # The last batch may be smaller than there are processes.
                 right = count_right(logits, target) if len(target) else 0
-                yield float(loss), right, len(target)
+                done = float(loss), right, len(target)
+            yield done
 
     @contextlib.contextmanager
     def _broken_batches_named(self, index: int, x_seq: torch.Tensor) -> Iterator[None]:
@@ -323,7 +316,10 @@ class TrainingRun:
             text = f"epoch {self.epoch + 1}, batch {index + 1}: {error}; {layer}"
             if not skipped:
                 raise NotFiniteError(text) from error
-            warnings.warn(f"{text}; the batch is skipped", stacklevel=2)
+            # Their gradients were added up with those of the batch, and are gone with them.
+            shared = index % self.cfg.optimisation.accumulate
+            others = ", and those before it that share its update" if shared else ""
+            warnings.warn(f"{text}; the batch is skipped{others}", stacklevel=2)
 
     def _set_learning_rate(self, batch: int, total: int) -> None:
         """Set the rates of a batch, counted from 0 over all epochs, of ``total``."""
@@ -367,6 +363,7 @@ class TrainingRun:
         state = {
             "config": self.cfg.flat(),
             "data_digest": self.data_digest,
+            "pull_digest": self.pull_digest,
             "epoch": self.epoch,
             "middle": dataclasses.asdict(middle),
             "model": _cpu_state(self.model),

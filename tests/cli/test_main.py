@@ -164,6 +164,16 @@ def test_ctrl_c_says_how_to_go_on(recipe, tmp_path, capsys, monkeypatch):
     assert main(["train", "--resume", "--out", str(out)]) == 0
 
 
+def test_a_restart_by_torchrun_goes_on_with_no_other_run(recipe, tmp_path, capsys, monkeypatch):
+    first = ["train", "--config", str(recipe), "--shift", "1"]
+    assert main(first) == 0
+    capsys.readouterr()
+    assert "holds a run already" in fails(capsys, *first[:3])
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert "shift was 1, now 0" in fails(capsys, *first[:3])
+    assert main(first) == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -92,6 +92,11 @@ def test_adapt_keeps_what_is_there(trained, run, session, tmp_path):
     with pytest.raises(InputError, match="holds a model already"):
         adapt(trained, learned, **cut, out=run)
     assert (run / "best.safetensors").read_bytes() == before
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "last.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="holds a run already"):
+        adapt(trained, learned, **cut, out=begun)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         adapt(trained, learned, **cut, out=tmp_path / "file" / "a")

@@ -1,6 +1,7 @@
 """Resumed runs: what goes on, what is given again, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,17 @@ def test_finished_run_gives_its_result_again(finished):
     assert (out / "result.json").stat().st_mtime_ns == before
 
 
+def test_a_result_that_is_not_the_runs_own_is_not_returned(finished, tmp_path):
+    out, result = finished
+    copy = shutil.copytree(out, tmp_path / "copy")
+    changed = {**result, "test_accuracy": 2.0, "history": result["history"][:-1]}
+    (copy / "result.json").write_text(json.dumps(changed))
+    config = training.configure(None, {"out": str(copy)}, resume=True)
+    again = training.train(config, resume=True)
+    assert again["test_accuracy"] == result["test_accuracy"]
+    assert json.loads((copy / "result.json").read_text())["history"] == result["history"]
+
+
 @pytest.mark.parametrize(
     ("key", "value"), [("lr", 0.5), ("epochs", 9), ("steps", 2), ("model", "test_ottt_nf_resnet")]
 )
@@ -113,6 +125,14 @@ def test_resume_with_another_configuration_is_refused(finished, key, value):
     config = training.configure(None, {"out": str(out), key: value}, resume=True)
     with pytest.raises(InputError, match=rf"{key} was .*, now .*{value}"):
         training.train(config, resume=True)
+
+
+def test_what_does_not_change_the_numbers_may_change_on_a_resume(finished):
+    """A run that ended at a NaN goes on without that batch, as the manual says."""
+    out, result = finished
+    changes = {"on_nan": "skip", "workers": 1, "save_every": 1.0}
+    config = training.configure(None, {"out": str(out), **changes}, resume=True)
+    assert training.train(config, resume=True) == json.loads(json.dumps(result))
 
 
 @pytest.mark.slow
@@ -134,7 +154,7 @@ def test_resume_of_nothing_and_of_a_damaged_checkpoint(options):
     path.with_name("previous.pt").unlink()
     for bad in (data[: len(data) // 2], b"", b"not a checkpoint"):
         path.write_bytes(bad)
-        with pytest.raises(InputError, match=r"last\.pt is damaged.*delete it"):
+        with pytest.raises(InputError, match=r"last\.pt is damaged.*another --out"):
             train(options, epochs=1, resume=True)
     state = torch.load(_rewritten(path, data))
     del state["sha256"], state["middle"]

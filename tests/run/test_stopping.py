@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import warnings
@@ -14,7 +15,7 @@ from sj_ottt import InputError
 from sj_ottt.cli.main import main
 from sj_ottt.data.loading import batches, seed_of
 from sj_ottt.errors import NotFiniteError
-from sj_ottt.run import training
+from sj_ottt.run import checkpoint, training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.not_finite import BROKEN, first_not_finite, note_broken
@@ -94,6 +95,12 @@ def test_exit_codes_and_advice(options, monkeypatch, capsys):
     assert main(["train", "--resume", "--out", options["out"], "--time-limit", "60"]) == 0
 
 
+def test_torchrun_does_not_start_again_what_is_out_of_time(monkeypatch):
+    for restarts, codes in ((0, [75, 143]), (3, [0, 143])):
+        monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
+        assert [RunStopped("", code, "").exit_code for code in (75, 143)] == codes
+
+
 @pytest.fixture
 def interrupted():
     """SIGINT as Python has it, where whoever runs the tests ignores it."""
@@ -121,6 +128,12 @@ def test_every_so_many_minutes():
     for now in (0, 119, 120, 121, 239, 240, 1000, 1001):  # noqa: B007, the clock reads it
         found.append(every.due())
     assert found == [False, False, True, False, False, True, True, False]
+
+
+def test_an_update_of_more_batches_than_an_epoch_has_does_not_keep_a_run_from_stopping(options):
+    with pytest.raises(RunStopped, match=r"time limit: saved .* in epoch 1, after 3 batches"):
+        train(options, accumulate=8, time_limit=1e-9)
+    assert train(options, accumulate=8, resume=True)["epochs"] == options["epochs"]
 
 
 @pytest.mark.slow
@@ -159,6 +172,25 @@ def test_random_numbers_are_of_the_sample(recordings):
     other = list(batches(dataset, 4, 0, order(), seed=8))
     assert not torch.equal(other[0][0], whole[0][0])
     assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_is_the_main_ones_to_answer(recordings, number):
+    """Those that load go on until it ends."""
+    from sj_ottt.data import EventFolder
+
+    before = set(multiprocessing.active_children())
+    loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
+    found = [next(loading)]
+    started = set(multiprocessing.active_children()) - before
+    assert len(started) == 2
+    for process in started:
+        os.kill(process.pid, number)
+    found += loading
+    assert len(found) == 15
+    for process in started:
+        process.join(10)
+        assert process.exitcode == 0
 
 
 # Damaged checkpoints
@@ -219,11 +251,32 @@ def test_without_digests_some_damage_would_go_unseen():
     assert wrong
 
 
+def test_a_damaged_checkpoint_takes_no_good_ones_place(checkpoints, monkeypatch):
+    """Also where the disk is full just then."""
+    folder, state = checkpoints
+    (folder / "last.pt").write_bytes(b"no checkpoint")
+
+    def full(*_):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "write_file", full)
+    with pytest.raises(InputError, match="disk is full"):
+        save_checkpoint(folder, {**state, "epoch": 2})
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_checkpoint(folder)["epoch"] == 0
+    for epoch in (2, 3):
+        save_checkpoint(folder, {**state, "epoch": epoch})
+    (folder / "last.pt").write_bytes(b"no checkpoint")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_checkpoint(folder)["epoch"] == 2
+
+
 def test_both_damaged_is_refused(checkpoints):
     folder, _ = checkpoints
     for name in ("previous.pt", "last.pt"):
         (folder / name).write_bytes(b"no checkpoint")
-    with pytest.raises(InputError, match=r"last\.pt is damaged .* delete it and start again"):
+    with pytest.raises(InputError, match=r"last\.pt is damaged .* another --out"):
         load_checkpoint(folder)
 
 
@@ -241,6 +294,28 @@ def test_what_is_not_finite_is_named(options, name):
     words = rf"epoch 1, batch 1: .*time step 0 is nan.* the parameter {name} is"
     with pytest.raises(NotFiniteError, match=words if "fc" in name else f"parameter {name} is no"):
         run.run_epoch()
+
+
+def test_weights_that_are_not_finite_are_not_saved(options, monkeypatch):
+    """Every resume would end at them."""
+    step, count = training_run.train_step, 0
+
+    def overflows(model, *args, **kwargs):
+        nonlocal count
+        count += 1
+        done = step(model, *args, **kwargs)
+        if count == 3:
+            with torch.no_grad():
+                next(model.parameters()).view(-1)[0] = float("nan")
+        return done
+
+    monkeypatch.setattr(training_run, "train_step", overflows)
+    options = {**options, "batch_size": 4, "save_every": 1e-9}
+    with pytest.raises(NotFiniteError, match=r"epoch 1: the parameter .* the last checkpoint is"):
+        train(options)
+    state = load_checkpoint(options["out"])
+    assert state["middle"]["batch"] == 2
+    assert all(value.isfinite().all() for value in state["model"].values())
 
 
 def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
@@ -262,6 +337,29 @@ def test_a_batch_that_is_not_finite_is_skipped(options, monkeypatch):
     assert (broken["epoch"], broken["batch"], broken["skipped"]) == (1, 2, True)
     assert broken["loss"].startswith("the loss of time step 0 is inf")
     assert broken["where"] == "all layers give finite values: the loss itself overflowed"
+
+
+@pytest.mark.parametrize(("accumulate", "paused"), [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6])])
+def test_a_skipped_batch_counts(options, monkeypatch, accumulate, paused):
+    """Or a run that is saved after it would go on at a batch that it has seen."""
+    cfg = TrainConfig(
+        **{**options, "batch_size": 4, "accumulate": accumulate, "on_nan": "skip", "epochs": 1}
+    )
+    run = TrainingRun(cfg)
+    step, count, found = training_run.train_step, 0, []
+
+    def breaks(*args, **kwargs):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise NotFiniteError("broken")
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(training_run, "train_step", breaks)
+    others = ", and those before it that share its update" if accumulate > 1 else ""
+    with pytest.warns(UserWarning, match=f"batch 2: broken.* is skipped{others}$"):
+        run.run_epoch(lambda: found.append(run.middle.batch))
+    assert found == paused
 
 
 def test_the_batch_that_ends_a_run_is_written_down(options):

@@ -1,6 +1,7 @@
 """The training run: its result, the same bits at each repetition, and bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from sj_ottt.errors import InputError
 from sj_ottt.run import evaluation, training, training_run
+from sj_ottt.run.checkpoint import load_checkpoint, read_model, write_model
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
 from tests.run.helpers import interrupt_after, train
@@ -177,6 +179,17 @@ def test_finished_run_is_not_overwritten(finished, options):
         train(options, out=str(finished[0]))
 
 
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors", "result.json"])
+def test_what_another_command_left_is_not_overwritten(options, name):
+    out = Path(options["out"])
+    out.mkdir()
+    (out / name).write_text("precious")
+    with pytest.raises(InputError, match=rf"{name} is there already.* move it .*--out"):
+        train(options)
+    assert [path.name for path in out.iterdir()] == [name]
+    assert (out / name).read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -231,6 +244,23 @@ def test_a_second_stage_starts_from_the_first_and_stays_near(finished, options, 
         both = {"model": "ottt_vgg5_ws", "pretrained": True, "pull_to": str(first)}
         train(options, out=str(tmp_path / "x"), **both)
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()
+
+
+def test_a_resumed_run_is_pulled_to_the_same_weights(finished, options, tmp_path):
+    first = shutil.copytree(finished[0], tmp_path / "first")
+    cfg = TrainConfig(**options, pull_to=str(first), pull=1.0)
+    run = training_run.TrainingRun(cfg)
+    run.out.mkdir()
+    run.save()
+    state = load_checkpoint(run.out)
+    training_run.TrainingRun(cfg, state)
+    tensors, info = read_model(first / "best.safetensors")
+    changed = {name: value + 1 for name, value in tensors.items()}
+    write_model(first / "best.safetensors", changed, info)
+    with pytest.raises(InputError, match=r"weights in .*first are not those .* put them back"):
+        training_run.TrainingRun(cfg, state)
+    del state["pull_digest"]  # as one from before there was any
+    training_run.TrainingRun(cfg, state)
 
 
 def test_early_stop_needs_samples_to_validate_on(tmp_path):

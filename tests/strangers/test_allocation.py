@@ -20,7 +20,7 @@ from sj_ottt.data import EventFolder, ImageSet, read_events, read_labels
 from sj_ottt.data.recordings.readers import open_recording
 from sj_ottt.data.recordings.streams import windows
 from sj_ottt.errors import InputError
-from sj_ottt.run.checkpoint import ModelInfo, _digest, load_checkpoint
+from sj_ottt.run.checkpoint import ModelInfo, digest, load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.evaluation import load_trained
 from sj_ottt.run.sections import FrameOptions
@@ -121,7 +121,7 @@ def model_file(folder: Path, **said) -> Path:
     tensors = timm.create_model("test_ottt_vgg", num_classes=2, in_chans=2).state_dict()
     frames = FrameOptions(steps=4, size=(16, 16))
     info = ModelInfo("test_ottt_vgg", ("a", "b"), 2, "nowhere", frames, sensor_size=(16, 16))
-    values = {**info.to_metadata(), "sha256": _digest(tensors), **said}
+    values = {**info.to_metadata(), "sha256": digest(tensors), **said}
     texts = {k: v if k == "deep" else json.dumps(v) for k, v in values.items()}
     data = safetensors.torch.save(dict(tensors), metadata=texts)
     (folder / "best.safetensors").write_bytes(data)
