@@ -1,6 +1,6 @@
 """Batches of a data set, time first, as the networks run."""
 
-import signal
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import islice
@@ -131,12 +131,14 @@ def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def _leave_signals(_worker: int) -> None:
-    """Have a loading process leave a signal that goes to all to the main one, and end with that.
+    """Keep a loading process out of reach of signals that go to all processes of a run.
 
-    A run that is asked to stop needs it until the batch that is under way is done.
+    A run that is asked to stop needs it until the batch that is under way is done. A signal to this
+    process alone, such as that by which PyTorch ends it, must not be ignored: who waits for its end
+    would wait for ever.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 class _Part(Sampler[list[int]]):

@@ -174,23 +174,27 @@ def test_random_numbers_are_of_the_sample(recordings):
     assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_all_processes_is_the_main_ones_to_answer(recordings, number):
-    """Those that load go on until it ends."""
+def test_processes_that_load_answer_to_no_signal_to_all_and_to_one_of_their_own(recordings):
     from sj_ottt.data import EventFolder
 
     before = set(multiprocessing.active_children())
     loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
-    found = [next(loading)]
+    found = [next(loading), next(loading)]  # one from each, which has begun
     started = set(multiprocessing.active_children()) - before
-    assert len(started) == 2
-    for process in started:
-        os.kill(process.pid, number)
+    groups = {os.getpgid(process.pid) for process in started}
+    assert len(groups) == 2 and os.getpgrp() not in groups
     found += loading
     assert len(found) == 15
     for process in started:
         process.join(10)
         assert process.exitcode == 0
+
+    loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
+    found = [next(loading), next(loading)]
+    for process in set(multiprocessing.active_children()) - before:
+        process.terminate()
+        process.join(10)
+        assert process.exitcode is not None
 
 
 # Damaged checkpoints
