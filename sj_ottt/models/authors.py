@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sj_ottt import zoo
 from sj_ottt._files import refuse_compressed
@@ -157,7 +157,7 @@ def _in_vgg(network: VGG, key: str) -> str:
         return f"fb_conv.{parameter}"
     # Theirs are numbered through all stages; that of a VGG-F begins behind the first convolution.
     stages = [network.get_submodule(info["module"]) for info in network.feature_info]
-    layers = [m for stage in stages for m in stage.children() if not isinstance(m, nn.Dropout)]
+    layers = [module for stage in stages for module in stage.children()]
     number = layers.index(network.get_submodule(place))
     if network.feedback is None:
         return f"features.{number}.{parameter}"

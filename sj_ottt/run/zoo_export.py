@@ -72,6 +72,8 @@ def export_run(
         trained_on, provenance, figure = _of_training(result, info)
     else:
         trained_on, provenance, figure = _of_provenance(folder / _PROVENANCE)
+    model = _model(info, tensors)
+    tensors = model.state_dict()  # under today's names
     if float16:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     name = f"{info.model}.{tag}"
@@ -84,7 +86,7 @@ def export_run(
         results=[figure],
     )
     data = save(tensors, metadata={"format": "pt", "name": name})
-    cfg = {**_cfg(info, tensors), "license": license}
+    cfg = {**_cfg(info, model), "license": license}
     target = zoo.own_folder(to)
     return zoo.add_to_zoo(target, name, data, card, cfg, replace=replace)
 
@@ -172,11 +174,10 @@ def _without_folder(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and "/" in value.replace("\\", "/") else value
 
 
-def _cfg(info: ModelInfo, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of timm's configuration, those of pooling measured."""
-    size = info.frames.size
+def _model(info: ModelInfo, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the run's network."""
     model: Any = zoo.create(info.model, len(info.classes), in_chans=info.in_chans).eval()
-    if not isinstance(size, tuple) or model.pretrained_cfg.get("pool_size") is None:
+    if not isinstance(info.frames.size, tuple) or model.pretrained_cfg.get("pool_size") is None:
         raise InputError(f"{info.model} takes no frames with height and width: a zoo holds others")
     try:
         model.load_state_dict(tensors)
@@ -185,6 +186,12 @@ def _cfg(info: ModelInfo, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the run's weights do not fit this version's {info.model}: export them with the "
             "version that trained them, or train again"
         ) from error
+    return model
+
+
+def _cfg(info: ModelInfo, model: Any) -> dict[str, Any]:
+    """Return the fields of timm's configuration, those of pooling measured."""
+    size: Any = info.frames.size
     with torch.no_grad():
         features = model.forward_features(torch.zeros(1, info.in_chans, *size))
     mean, std = (0.0,) * info.in_chans, (1.0,) * info.in_chans

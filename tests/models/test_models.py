@@ -324,6 +324,24 @@ def test_neuron_factory_and_dropout():
     learning.train_step(model, torch.optim.SGD(model.parameters(), 0.1), x, y, steps=3)
 
 
+def test_names_of_parameters_do_not_depend_on_dropout():
+    """Also states load that were saved when each dropout behind a neuron had a number."""
+    torch.manual_seed(0)
+    plain = timm.create_model("ottt_vgg11f_ws", in_chans=2)
+    dropped = timm.create_model("ottt_vgg11f_ws", in_chans=2, drop_rate=0.5, spike_drop_rate=0.1)
+    assert plain.state_dict().keys() == dropped.state_dict().keys()
+    old = {}
+    for name, value in plain.state_dict().items():
+        stage, number, *rest = name.split(".")
+        if stage.startswith("layer") and number in ("3", "4"):  # a stage's second convolution
+            name = ".".join([stage, str(int(number) + 1), *rest])
+        old[name] = value
+    assert "layer1.4.weight" in old and "layer4.5.gain" in old
+    model = nn.ModuleDict({"net": dropped})
+    model.load_state_dict({f"net.{name}": value for name, value in old.items()})
+    assert all(map(torch.equal, dropped.parameters(), plain.parameters()))
+
+
 def test_entry_points_are_documented():
     for name in ALL:
         assert inspect.getdoc(timm.models.model_entrypoint(name)).startswith("Build ")
