@@ -27,6 +27,7 @@ Network = TypeVar("Network", bound=nn.Module)
 default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
 """The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
 
+_SOURCES = ("url", "hf_hub_id", "state_dict", "source")  # of weights in timm, besides a file
 
 READOUTS = ("traced", "exact", "membrane")
 
@@ -316,13 +317,13 @@ def create(
         **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
             as in `sj_ottt.set_rule`.
     """
-    overlay = kwargs.get("pretrained_cfg_overlay")
-    if overlay and overlay.get("hf_hub_id"):
-        # In timm a file comes first, here that of the default weights.
-        kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": False, **overlay}
-    elif overlay and overlay.get("file"):
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if overlay.get("file"):
         known = zoo.cfg_beside(overlay["file"])  # of its classes and its input
         kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **known, **overlay}
+    elif any(overlay.get(source) for source in _SOURCES):
+        # In timm a file comes first, here that of the default weights.
+        kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": True, **overlay}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 

@@ -134,6 +134,28 @@ def test_weights_of_a_hub_are_asked_for_by_its_name(weights, monkeypatch):
     assert asked == ["user/name"] * 2
 
 
+def test_weights_of_an_address_are_asked_for_by_it(weights, tmp_path, monkeypatch):
+    """Also where the default weights are a file; and of other channels and classes."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    model = timm.create_model("ottt_vgg5_ws", in_chans=2, num_classes=4)
+    save_file(model.state_dict(), tmp_path / "given.safetensors")
+    given = {"num_classes": 4, "input_size": (2, 32, 32)}
+    for source in (
+        {"url": (tmp_path / "given.safetensors").as_uri()},
+        {"state_dict": model.state_dict()},
+    ):
+        overlay = {**source, **given}
+        loaded = timm.create_model("ottt_vgg5_ws", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    overlay = {"url": (tmp_path / "given.safetensors").as_uri(), **given}
+    other = timm.create_model(
+        "ottt_vgg5_ws", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=3, num_classes=2
+    )
+    assert torch.equal(other.layer2[1].weight, model.layer2[1].weight)
+    adapted = adapt_input_channels(model.layer1[0].weight, 3)
+    torch.testing.assert_close(other.layer1[0].weight, adapted)
+
+
 def test_other_files_are_refused(weights, tmp_path):
     file, _ = weights
     with pytest.raises(InputError, match="no such weight file"):
