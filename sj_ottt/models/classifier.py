@@ -124,16 +124,18 @@ class SpikingClassifier(nn.Module):
             raise InputError(f'global_pool="{global_pool}" is unknown: use "avg" or ""')
         if num_classes > 0 and not global_pool:
             raise InputError('global_pool="" gives a feature map, no logits: add num_classes=0')
-        self.num_classes = num_classes
-        self.global_pool = layer.AdaptiveAvgPool2d(1) if global_pool else nn.Identity()
-        self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
+        self.num_classes, mode = num_classes, self._mode()
+        self.global_pool = self.flatten = nn.Identity()
+        if global_pool:
+            self.global_pool = layer.AdaptiveAvgPool2d(1, step_mode=mode)
+            self.flatten = layer.Flatten(1, step_mode=mode)
         self.fc, self.integrator = nn.Identity(), None
         if num_classes > 0:
             if self.readout == "membrane":
                 rule = rule_of(self)
-                self.integrator = LeakyIntegrator(step_mode=self._mode())
+                self.integrator = LeakyIntegrator(step_mode=mode)
                 self.integrator.rule, self.integrator.variant = rule, rule.variant
-            fc = layer.Linear(self.num_features, num_classes)
+            fc = layer.Linear(self.num_features, num_classes, step_mode=mode)
             self._init_fc(fc)
             # A head that replaces another one later joins the body where and as it is.
             body = self.get_parameter(f"{self.first_conv}.weight")
