@@ -132,8 +132,7 @@ def authors_state(
                 f"{source}: {names[key]} has the shape {list(tensor.shape)}, and the model needs "
                 f"{wanted}; give the model that it was saved from"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise InputError(f"{source}: {names[key]} holds values that are no numbers")
+        zoo.check_numbers(f"{source}: {names[key]}", tensor, torch.float32)
     return {key: tensor.detach().float().contiguous() for key, tensor in state.items()}
 
 

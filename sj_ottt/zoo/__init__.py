@@ -16,7 +16,13 @@ from sj_ottt.zoo.folders import (
     shipped_folder,
     zoo_entries,
 )
-from sj_ottt.zoo.loading import adapt_input_channels, cfg_beside, load_weights, pretrained_cfgs
+from sj_ottt.zoo.loading import (
+    adapt_input_channels,
+    cfg_beside,
+    check_numbers,
+    load_weights,
+    pretrained_cfgs,
+)
 from sj_ottt.zoo.models import create, layer_depths, model_rows
 
 __all__ = [
@@ -26,6 +32,7 @@ __all__ = [
     "add_to_zoo",
     "all_entries",
     "cfg_beside",
+    "check_numbers",
     "check_tag",
     "create",
     "entry_named",

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -17,7 +18,13 @@ from sj_ottt.zoo.folders import (
     zoo_entries,
 )
 
-__all__ = ["adapt_input_channels", "cfg_beside", "load_weights", "pretrained_cfgs"]
+__all__ = [
+    "adapt_input_channels",
+    "cfg_beside",
+    "check_numbers",
+    "load_weights",
+    "pretrained_cfgs",
+]
 
 
 def pretrained_cfgs(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -54,7 +61,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             `weights_only=True`. A file of the zoo must match its SHA-256.
 
     Raises:
-        InputError: If the file is missing, changed, truncated or fits another architecture.
+        InputError: If the file is missing, changed, truncated or fits another architecture, or holds
+            values that are no finite numbers.
     """
     path = Path(path)
     state = _read(path)
@@ -80,7 +88,28 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path} does not fit {type(model).__name__}: {len(misfit)} tensors differ in name or "
             f"shape, the first is {misfit[0]}. Create the architecture that the file was saved from"
         )
+    for name, tensor in own.items():
+        check_numbers(f"{path}: {name}", state[name], tensor.dtype)
     model.load_state_dict(state, strict=False)
+
+
+def check_numbers(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Check what a tensor holds.
+
+    Args:
+        name: What messages call it.
+        tensor: What was read.
+        dtype: Of what it is to fill.
+
+    Raises:
+        InputError: It is of another kind, or holds values that are no finite numbers there.
+    """
+    same_kind = tensor.is_floating_point() == dtype.is_floating_point and not tensor.is_complex()
+    if not same_kind or not tensor.to(dtype).isfinite().all():
+        raise InputError(
+            f"{name} holds values that are no finite numbers: give weights of before the training "
+            "failed"
+        )
 
 
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:

@@ -174,6 +174,18 @@ def test_other_files_are_refused(weights, tmp_path):
         )
 
 
+def test_values_that_are_no_finite_numbers_are_refused(weights, tmp_path):
+    _, model = weights
+    for value in (float("nan"), float("inf"), 1e300, None):
+        state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+        state["layer2.1.weight"][0, 0, 0, 0] = value or 1
+        if value is None:
+            state["layer2.1.weight"] = state["layer2.1.weight"].long()
+        torch.save(state, tmp_path / "spoilt.pth")
+        with pytest.raises(InputError, match=r"spoilt\.pth: layer2\.1\.weight holds values that"):
+            load(tmp_path / "spoilt.pth")
+
+
 def test_a_pickle_is_never_executed(tmp_path):
     class Attack:
         def __reduce__(self):
