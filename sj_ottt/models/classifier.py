@@ -1,6 +1,6 @@
 """What the networks share: a chain of named stages, a classifier, and timm's model interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -62,6 +62,7 @@ class SpikingClassifier(nn.Module):
         InputError: If `readout` or `global_pool` is unknown.
     """
 
+    head_parts: tuple[str, ...] = ("fc",)  # those with weights
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
@@ -354,3 +355,9 @@ def timm_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:
         "classifier": "fc",
         **kwargs,
     }
+
+
+def zoo_cfgs(first_conv: str, variants: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return timm's configurations of the weights that the zoos have of some variants."""
+    known = zoo.pretrained_cfgs(list(variants))
+    return {name: timm_cfg(first_conv, **cfg) for name, cfg in known.items()}

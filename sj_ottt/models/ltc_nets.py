@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sj_ottt import layer
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
-from sj_ottt.models.classifier import SpikingClassifier, create, init_linear, timm_cfg
+from sj_ottt.models.classifier import SpikingClassifier, create, init_linear, timm_cfg, zoo_cfgs
 from sj_ottt.neuron import LeakyReadout, LTCConvNode, LTCNode, LTCRecurrent
 
 
@@ -48,6 +48,7 @@ class LTCRNN(nn.Module):
         InputError: If `readout` is "membrane" or unknown.
     """
 
+    head_parts = ("fc", "integrator")
     prediction = "last"
     fc: nn.Module
     integrator: nn.Module
@@ -159,6 +160,7 @@ class LTCCNN(SpikingClassifier):
         InputError: If `readout` is "membrane" or unknown.
     """
 
+    head_parts = ("dense", "fc", "integrator")
     prediction = "last"
     dense: nn.Module
     integrator: nn.Module
@@ -284,6 +286,7 @@ default_cfgs = generate_default_cfgs(
         "ltc_cnn_small.untrained": _frames(28, 1, 10, 3),
         "ltc_cnn_dvs.untrained": _frames(128, 2, 11, 2),
         "test_ltc_cnn.untrained": _frames(32, 1, 10, 8),
+        **zoo_cfgs("layer1.0", _CNN),
     }
 )
 

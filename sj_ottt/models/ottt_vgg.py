@@ -9,7 +9,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sj_ottt import layer, zoo
+from sj_ottt import layer
 from sj_ottt.errors import InputError
 from sj_ottt.models.classifier import (
     NeuronFactory,
@@ -19,6 +19,7 @@ from sj_ottt.models.classifier import (
     init_convs,
     init_linear,
     timm_cfg,
+    zoo_cfgs,
 )
 
 
@@ -197,10 +198,7 @@ default_cfgs = generate_default_cfgs(
         "ottt_vgg5f_ws.untrained": _cfg(8),
         "test_ottt_vgg.untrained": _cfg(8),
         "test_ottt_vggf.untrained": _cfg(8),
-        **{
-            name: timm_cfg("layer1.0", **cfg)
-            for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()
-        },
+        **zoo_cfgs("layer1.0", _VARIANTS),
     }
 )
 

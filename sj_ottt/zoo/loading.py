@@ -51,9 +51,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Input channels follow timm. To one channel the filters of all are summed; to more, the filters
     are repeated in their order until there are enough; to fewer, the first ones stay: from 2 to 3
-    channels (ON, OFF, ON), from 3 to 2 (red, green). What is left is scaled by the old number over
-    the new one, which standardized weights, whose size does not count, undo. A classifier of
-    another size keeps the model's fresh one.
+    channels (OFF, ON, OFF), from 3 to 2 (red, green). What is left is scaled by the old number over
+    the new one, which standardized weights, whose size does not count, undo. Where the classifier
+    of the file has another size, or the file has none, the model's fresh one stays.
 
     Args:
         model: A model of this package, already built.
@@ -73,11 +73,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     first_conv = f"{cfg['first_conv']}.weight"
     if first_conv in state and first_conv in own:
         state[first_conv] = adapt_input_channels(state[first_conv], own[first_conv].shape[1])
-    classifier = cfg["classifier"]
-    for key in (f"{classifier}.weight", f"{classifier}.bias"):
-        if key in state and (key not in own or own[key].shape != state[key].shape):
-            del state[key]
-            own.pop(key, None)
+    for part in getattr(model, "head_parts", (cfg["classifier"],)):
+        _keep_own(part, own, state)
     if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
         misfit = sorted(
             k
@@ -91,6 +88,17 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     for name, tensor in own.items():
         check_numbers(f"{path}: {name}", state[name], tensor.dtype)
     model.load_state_dict(state, strict=False)
+
+
+def _keep_own(part: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Leave out a part of the head that one side lacks, or of which all sizes differ."""
+    ours, theirs = ([k for k in side if k.startswith(f"{part}.")] for side in (own, state))
+    if ours and theirs and any(k not in state or own[k].shape == state[k].shape for k in ours):
+        return
+    for key in ours:
+        del own[key]
+    for key in theirs:
+        del state[key]
 
 
 def check_numbers(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

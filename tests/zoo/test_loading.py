@@ -186,6 +186,26 @@ def test_values_that_are_no_finite_numbers_are_refused(weights, tmp_path):
             load(tmp_path / "spoilt.pth")
 
 
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ltc_cnn", "test_ltc_rnn"])
+def test_a_classifier_stays_fresh_where_the_file_has_none_or_another(tmp_path, name):
+    file = tmp_path / "weights.safetensors"
+    given = timm.create_model(name, num_classes=4, in_chans=2)
+    for classes in (4, 0):
+        saved = timm.create_model(name, num_classes=classes, in_chans=2)
+        save_file(saved.state_dict(), file)
+        for num_classes in (0, 6):
+            model = timm.create_model(name, num_classes=num_classes, in_chans=2)
+            fresh = {k: v.clone() for k, v in model.state_dict().items()}
+            zoo.load_weights(model, file)
+            for key, value in model.state_dict().items():
+                own = key.startswith(("fc.", "integrator."))
+                assert torch.equal(value, (fresh if own else saved.state_dict())[key]), key
+    head = {k: v for k, v in given.state_dict().items() if k != "fc.bias"}
+    save_file(head, file)
+    with pytest.raises(InputError, match=r"the first is fc\.bias"):  # half a classifier is none
+        zoo.load_weights(given, file)
+
+
 def test_a_pickle_is_never_executed(tmp_path):
     class Attack:
         def __reduce__(self):
@@ -246,6 +266,23 @@ def test_a_zoos_file_says_its_classes_and_channels(own):
         "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, num_classes=7, in_chans=3
     )
     assert other.num_classes == 7 and other.in_chans == 3
+
+
+def test_an_ltc_network_of_the_zoo_has_a_name(tmp_path, monkeypatch):
+    """Also with another number of classes, whose integrator has another size too."""
+    monkeypatch.setenv("SJ_OTTT_ZOO", str(tmp_path / "own"))
+    model = timm.create_model("test_ltc_cnn", in_chans=2, num_classes=4)
+    cfg = {"input_size": [2, 32, 32], "pool_size": [8, 8], "num_classes": 4}
+    zoo.add_to_zoo(zoo.own_folder(), "test_ltc_cnn.mine", save(model.state_dict()), "", cfg)
+    code = (
+        "import timm, sj_ottt\n"
+        "for classes in ({}, {'num_classes': 7}, {'features_only': True}):\n"
+        "    model = timm.create_model('test_ltc_cnn.mine', pretrained=True, **classes)\n"
+        "    print(dict(getattr(model, 'model', model).named_parameters())['layer3.0.weight']"
+        ".double().sum().item())"
+    )
+    expected = model.layer3[0].weight.double().sum().item()
+    assert [float(line) for line in python("-c", code).stdout.splitlines()] == [expected] * 3
 
 
 @pytest.mark.slow
