@@ -61,8 +61,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             `weights_only=True`. A file of the zoo must match its SHA-256.
 
     Raises:
-        InputError: If the file is missing, changed, truncated or fits another architecture, or holds
-            values that are no finite numbers.
+        InputError: If the file is missing, changed, truncated or fits another architecture, holds
+            values that are no finite numbers, or is the checkpoint of a run that tests the average
+            of its weights.
     """
     path = Path(path)
     state = _read(path)
@@ -170,9 +171,24 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such weight file; give the path of an existing one")
     refuse_compressed(path)
     try:
-        return dict(load_state_dict(str(path)))
+        averaged = path.suffix != ".safetensors" and _is_of_an_averaging_run(path)
+        state = dict(load_state_dict(str(path)))
     except Exception as error:  # each format's reader has its own error types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path} is not a readable weight file ({reason}); it may be truncated, copy it again"
         ) from error
+    if averaged:
+        raise InputError(
+            f"{path} is the checkpoint of a run that tests and keeps the average of its weights, "
+            "and holds those before: give best.safetensors or last.safetensors of its folder"
+        )
+    return state
+
+
+def _is_of_an_averaging_run(path: Path) -> bool:
+    """Whether a file is the checkpoint of a run of ours with an average of weights."""
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "data_digest" not in content:
+        return False
+    return content.get("ema") is not None or content["config"].get("rule") == "fptt"

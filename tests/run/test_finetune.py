@@ -75,6 +75,28 @@ def test_start_from_a_run(options, tmp_path):
             training.train(TrainConfig(**{**other, "out": str(tmp_path / "c"), **changes}))
 
 
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"rule": "fptt", "model": "test_ltc_cnn"}])
+def test_the_checkpoint_of_an_averaging_run_is_no_start(options, changes):
+    """Its weights are not those that were tested."""
+    options |= {"epochs": 1, **changes}
+    training.train(TrainConfig(**options))
+    for name in ("last.pt", "best.safetensors", "last.safetensors"):
+        config = TrainConfig(**{**options, "pretrained": f"{options['out']}/{name}"})
+        if name == "last.pt":
+            with pytest.raises(InputError, match=r"last\.pt is the .* give best\.safetensors or"):
+                training.TrainingRun(config)
+        else:
+            training.TrainingRun(config)
+
+
+def test_a_checkpoint_without_an_average_is_a_start(options):
+    training.train(TrainConfig(**{**options, "epochs": 1}))
+    config = TrainConfig(**{**options, "pretrained": f"{options['out']}/last.pt"})
+    state = training.TrainingRun(config).model.state_dict()
+    trained = load_checkpoint(options["out"])["model"]
+    assert all(torch.equal(trained[k], v) for k, v in state.items())
+
+
 def test_stem_is_the_first_convolution():
     for name in ("test_ottt_vgg", "test_ottt_nf_resnet"):
         model = timm.create_model(name)
