@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -316,7 +316,8 @@ def create(
         model_cls: The network's class.
         cfg: Its configuration.
         variant: Its registered name.
-        pretrained: As in timm.
+        pretrained: As in timm. Of weights of a zoo that say how their network is built, what is not
+            given is as they say.
         **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
             as in `sj_ottt.set_rule`.
     """
@@ -327,6 +328,10 @@ def create(
     elif any(overlay.get(source) for source in _SOURCES):
         # In timm a file comes first, here that of the default weights.
         kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": True, **overlay}
+    if pretrained:
+        given = (kwargs.get(name) for name in ("pretrained_cfg", "pretrained_cfg_overlay"))
+        if file := resolve_pretrained_cfg(variant, *given).file:
+            kwargs = {**zoo.options_beside(file), **kwargs}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 

@@ -18,6 +18,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.run.checkpoint import ModelInfo, read_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.result import read_result
+from sj_ottt.run.sections import LearningOptions
 from sj_ottt.zoo.cards import Figure, write_card
 
 __all__ = ["data_name", "export_run"]
@@ -87,8 +88,9 @@ def export_run(
     )
     data = save(tensors, metadata={"format": "pt", "name": name})
     cfg = {**_cfg(info, model), "license": license}
+    options = {} if info.readout == LearningOptions.readout else {"readout": info.readout}
     target = zoo.own_folder(to)
-    return zoo.add_to_zoo(target, name, data, card, cfg, replace=replace)
+    return zoo.add_to_zoo(target, name, data, card, cfg, options=options, replace=replace)
 
 
 def data_name(spec: str) -> str:

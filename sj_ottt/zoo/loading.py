@@ -23,6 +23,7 @@ __all__ = [
     "cfg_beside",
     "check_numbers",
     "load_weights",
+    "options_beside",
     "pretrained_cfgs",
 ]
 
@@ -136,6 +137,12 @@ def cfg_beside(path: str | Path) -> dict[str, Any]:
     """Return the fields of timm's configuration that the zoo of a file has for it; else none."""
     entry = _entry_of(Path(path))
     return {} if entry is None else dict(entry.cfg)
+
+
+def options_beside(path: str | Path) -> dict[str, Any]:
+    """Return the arguments of a model that the zoo of a file has for it; else none."""
+    entry = _entry_of(Path(path))
+    return {} if entry is None else dict(entry.options)
 
 
 def _entry_of(path: Path) -> ZooEntry | None:

@@ -229,6 +229,34 @@ def own(tmp_path, monkeypatch):
     return zoo.add_to_zoo(zoo.own_folder(), "test_ottt_vgg.mine", data, "{sha256}", cfg), model
 
 
+def test_an_entry_says_how_its_network_is_built(own):
+    """The plain line builds the readout that was trained, unless another one is asked for."""
+    entry, model = own
+    data, cfg = save(model.state_dict()), entry.cfg
+    other = zoo.add_to_zoo(
+        entry.folder, "test_ottt_vgg.other", data, "", cfg, options={"readout": "membrane"}
+    )
+    zoo.add_to_zoo(entry.folder, "test_ottt_vgg.third", data, "", cfg)  # writes the rows anew
+    overlay = {"file": str(other.file)}
+    build = {"num_classes": 4, "in_chans": 2}
+    given = {**overlay, "first_conv": "layer1.0", "classifier": "fc", "custom_load": True}
+    for made in (
+        timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay),
+        timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg=given),
+        zoo.create("test_ottt_vgg.other", **build, pretrained=True),
+    ):
+        assert made.readout == "membrane" and made.prediction == "last"
+    exact = zoo.create("test_ottt_vgg.other", **build, pretrained=True, readout="exact")
+    fresh = timm.create_model("test_ottt_vgg", pretrained_cfg_overlay=overlay)
+    assert exact.readout == "exact" and create_mine(4).readout == fresh.readout == "traced"
+    manifest = entry.folder / "manifest.json"
+    good = manifest.read_text()
+    for wrong in ('"neuron": "membrane"', '"readout": 3'):
+        manifest.write_text(good.replace('"readout": "membrane"', wrong))
+        with pytest.raises(InputError, match=r"test_ottt_vgg\.other has an option"):
+            zoo.entry_named("test_ottt_vgg.other")
+
+
 def test_a_flipped_bit_and_a_missing_file_are_refused_by_name(own):
     entry, _ = own
     data = bytearray(entry.file.read_bytes())
@@ -268,6 +296,7 @@ def test_a_zoos_file_says_its_classes_and_channels(own):
     assert other.num_classes == 7 and other.in_chans == 3
 
 
+@pytest.mark.slow
 def test_an_ltc_network_of_the_zoo_has_a_name(tmp_path, monkeypatch):
     """Also with another number of classes, whose integrator has another size too."""
     monkeypatch.setenv("SJ_OTTT_ZOO", str(tmp_path / "own"))
