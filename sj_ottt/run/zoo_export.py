@@ -1,5 +1,6 @@
 """A run's weights into a zoo, with a card that says where they come from."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sj_ottt import zoo
-from sj_ottt.data import Framing, Preprocessing
+from sj_ottt.data import Framing, Preprocessing, ReadOptions
 from sj_ottt.data.sets.images import IMAGE_SETS
 from sj_ottt.data.sets.published import EVENT_SETS
 from sj_ottt.errors import InputError
@@ -126,7 +127,9 @@ def _of_training(result: Mapping[str, Any], info: ModelInfo) -> tuple[str, dict[
         "versions": result["versions"],
     }
     accuracy, samples = result["test_accuracy"], result["n_test"]
-    figure = _figure(trained_on, accuracy, samples, info.preprocessing(), info.readout)
+    figure = _figure(
+        trained_on, accuracy, samples, info.preprocessing(), info.readout, reading=info.reading
+    )
     return trained_on, provenance, figure
 
 
@@ -156,10 +159,11 @@ def _figure(
     seen: Preprocessing,
     readout: str = "traced",
     tolerance: float = _TOLERANCE,
+    reading: ReadOptions | None = None,
 ) -> Figure:
-    options = json.loads(json.dumps(seen.options()))
-    usual = json.loads(json.dumps(Preprocessing(Framing(1)).options()))
-    given = {k: v for k, v in options.items() if k == "steps" or v != usual.get(k)}
+    usual = Preprocessing(Framing(1)).options()
+    given = {k: v for k, v in seen.options().items() if k == "steps" or v != usual.get(k)}
+    read = {k: v for k, v in dataclasses.asdict(reading or ReadOptions()).items() if v}
     return Figure(
         data=data,
         split="test",
@@ -167,8 +171,9 @@ def _figure(
         metric="accuracy",
         value=round(float(accuracy), 6),
         tolerance=max(tolerance, _FLIPPED / samples),
-        input=given,
+        input=json.loads(json.dumps(given)),  # YAML has no tuples
         readout=readout,
+        reading=json.loads(json.dumps(read)),
     )
 
 

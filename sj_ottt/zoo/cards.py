@@ -40,6 +40,8 @@ class Figure:
         input: How samples became input: options of `Preprocessing`; those left out at their
             defaults.
         readout: Of the model, as in `models`.
+        reading: How recordings were read: options of `ReadOptions`; those left out at their
+            defaults.
     """
 
     data: str
@@ -50,6 +52,7 @@ class Figure:
     tolerance: float
     input: Mapping[str, Any]
     readout: str = "traced"
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         number = isinstance(self.value, float) and isinstance(self.tolerance, float)
@@ -60,8 +63,11 @@ class Figure:
         if type(self.samples) is not int or self.samples < 1:
             raise ValueError("samples must be a whole number from 1 on")
         texts = (self.data, self.split, self.readout)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.input, dict):
-            raise ValueError("data, split and readout must be texts, input a mapping")
+        mappings = (self.input, self.reading)
+        if not all(isinstance(text, str) for text in texts) or not all(
+            isinstance(mapping, dict) for mapping in mappings
+        ):
+            raise ValueError("data, split and readout must be texts, input and reading mappings")
 
 
 @dataclasses.dataclass(frozen=True)
