@@ -74,6 +74,11 @@ def export_run(
         trained_on, provenance, figure = _of_training(result, info)
     else:
         trained_on, provenance, figure = _of_provenance(folder / _PROVENANCE)
+    if taken := sorted((notes or {}).keys() & provenance.keys()):
+        raise InputError(
+            f"note {taken[0]}={(notes or {})[taken[0]]}: the card says {taken[0]} of the run "
+            "itself; choose another key"
+        )
     model = _model(info, tensors)
     tensors = model.state_dict()  # under today's names
     if float16:
@@ -95,9 +100,14 @@ def export_run(
 
 
 def data_name(spec: str) -> str:
-    """Return a data set's name without its folder: that of its kind, else that of its file."""
-    kind, colon, _ = spec.partition(":")
-    return kind if colon and kind in (*EVENT_SETS, *IMAGE_SETS) else Path(spec).name
+    """Return a data set's name without its place: that of its kind, else that of its file.
+
+    A folder of images has both, as it is no set that its kind alone would name.
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or kind not in (*EVENT_SETS, *IMAGE_SETS):
+        return Path(spec).name
+    return f"{kind}:{Path(place).name}" if kind == "folder" else kind
 
 
 def _file_of(folder: Path) -> str:
@@ -170,7 +180,7 @@ def _figure(
         samples=samples,
         metric="accuracy",
         value=round(float(accuracy), 6),
-        tolerance=max(tolerance, _FLIPPED / samples),
+        tolerance=min(1.0, max(tolerance, _FLIPPED / samples)),
         input=json.loads(json.dumps(given)),  # YAML has no tuples
         readout=readout,
         reading=json.loads(json.dumps(read)),

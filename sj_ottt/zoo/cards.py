@@ -5,6 +5,7 @@ hubs look for them too.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,7 +133,7 @@ def read_card(entry: ZooEntry) -> Card:
         if entry.card.stat().st_size > _CARD_LIMIT:
             raise ValueError(f"larger than {_CARD_LIMIT // 1_000_000} MB")
         text = entry.card.read_text(encoding="utf-8")
-        _, front, _ = text.split(_FENCE, 2)
+        _, front, _ = re.split(f"^{_FENCE}", text, maxsplit=2, flags=re.MULTILINE)
         facts = yaml.safe_load(front)
         return Card(
             text,
