@@ -61,7 +61,7 @@ def import_checkpoint(
     zoo.check_tag(tag)
     data = _bytes(path)
     theirs = _net(path, data)
-    network = zoo.create(model, 1, in_chans=1)
+    network = zoo.create(model.partition(".")[0], 1, in_chans=1)
     if "." in model or not isinstance(network, VGG | NFResNet):
         raise InputError(
             f"model={model!r}: give a VGG, VGG-F or NF-ResNet without a tag, see `sj-ottt models`"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sj_ottt import InputError
 from sj_ottt.learning import CrossEntropyMSE
 from sj_ottt.run import finetune, training, training_run
+from sj_ottt.run.build import build_model
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import write_recordings
@@ -95,6 +96,13 @@ def test_a_checkpoint_without_an_average_is_a_start(options):
     state = training.TrainingRun(config).model.state_dict()
     trained = load_checkpoint(options["out"])["model"]
     assert all(torch.equal(trained[k], v) for k, v in state.items())
+
+
+def test_a_run_of_a_model_with_a_tag_goes_on(options):
+    """From before it was refused without its weights."""
+    options |= {"model": "ottt_vgg5_ws.fashion_events", "epochs": 1}
+    data = training.TrainingRun(TrainConfig(**{**options, "model": "ottt_vgg5_ws"})).data
+    assert build_model(TrainConfig(**options), data, resumed=True).num_classes == 3
 
 
 def test_stem_is_the_first_convolution():
@@ -207,6 +215,8 @@ def test_early_stop(options, monkeypatch):
             {"model": "test_ottt_nf_resnet", "spike_drop_rate": 0.1},
             "model test_ottt_nf_resnet has no option spike_drop_rate",
         ),
+        ({"model": "ottt_vgg5_ws.fashion_event"}, "no weights 'fashion_event' .* did you mean"),
+        ({"model": "ottt_vgg5_ws.fashion_events"}, r"names weights: .* \(--pretrained\)"),
         ({"layer_decay": 0}, "layer_decay must be a number above 0, up to 1"),
     ],
 )

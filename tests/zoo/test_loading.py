@@ -349,3 +349,17 @@ def test_any_size_of_input(name, last, size):
 def test_no_weights_is_said():
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model("ottt_nf_resnet50", pretrained=True)
+
+
+def test_a_tag_that_is_not_the_start_is_refused(own):
+    for name, pretrained, message in (
+        ("test_ottt_vgg.min", None, "no weights 'min' .* did you mean mine"),
+        ("test_ottt_vgg.mine", None, r"add pretrained .*, else leave \.mine out"),
+        ("test_ottt_vgg.mine", False, "names weights"),
+        ("test_ottt_vgg.other", "mine", "name different weights: leave one out"),
+        ("test_ottt_vgg.untrained", True, "no weights 'untrained'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            zoo.create(name, 4, in_chans=2, pretrained=pretrained)
+    assert zoo.create("test_ottt_vgg.untrained", 4, in_chans=2).num_classes == 4
+    zoo.create("test_ottt_vgg.mine", 4, in_chans=2, pretrained="mine")
