@@ -114,8 +114,9 @@ def check_numbers(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
     Raises:
         InputError: It is of another kind, or holds values that are no finite numbers there.
     """
-    same_kind = tensor.is_floating_point() == dtype.is_floating_point and not tensor.is_complex()
-    if not same_kind or not tensor.to(dtype).isfinite().all():
+    if tensor.is_complex() or tensor.is_floating_point() != dtype.is_floating_point:
+        raise InputError(f"{name} holds values of {tensor.dtype}: give weights of {dtype}")
+    if not tensor.to(dtype).isfinite().all():
         raise InputError(
             f"{name} holds values that are no finite numbers: give weights of before the training "
             "failed"
