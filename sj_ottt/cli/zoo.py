@@ -164,6 +164,7 @@ def _say(entry: zoo.ZooEntry) -> None:
         f"share     upload both to a model hub as model.safetensors and README.md, and load with\n"
         f'          pretrained_cfg_overlay=dict(hf_hub_id="USER/NAME", '
         f"num_classes={entry.cfg['num_classes']}, input_size={tuple(entry.cfg['input_size'])})"
+        + "".join(f', {name}="{value}"' for name, value in entry.options.items())
     )
 
 

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from sj_ottt.errors import InputError
 from sj_ottt.models.ottt_nf_resnet import NFResNet
+from sj_ottt.zoo import adapt_input_channels
 
 __all__ = ["AnnWeights", "load_ann_weights"]
 
@@ -44,13 +44,14 @@ class AnnWeights:
 _NAMES = (
     (r"conv1\.(.+)", "stem.{0}"),
     (r"stem\.conv\.(.+)", "stem.{0}"),
-    (r"layer(\d+)\.(\d+)\.downsample\.0\.(.+)", "layer{0}.{1}.downsample.{2}"),
+    (r"layer(\d+)\.(\d+)\.downsample\.[01]\.(.+)", "layer{0}.{1}.downsample.{2}"),
     (r"layer(\d+)\.(\d+)\.conv(\d)\.(.+)", "layer{0}.{1}.branch.{2}.{3}"),
     (r"stages\.(\d+)\.(\d+)\.downsample\.conv\.(.+)", "layer{0}.{1}.downsample.{2}"),
     (r"stages\.(\d+)\.(\d+)\.conv(\d)\.(.+)", "layer{0}.{1}.branch.{2}.{3}"),
     (r"(?:head\.)?fc\.(.+)", "fc.{0}"),
 )
-_NORMS = r"(.*\.)?(bn\d|downsample\.1)\..+"
+# Of a shortcut, timm's resnet*d average in 0, so that the norm is 2.
+_NORMS = r"(.*\.)?(bn\d|downsample\.[12])\..+"
 
 
 def load_ann_weights(
@@ -63,7 +64,7 @@ def load_ann_weights(
     whose batch norms have no counterpart. They are a start and no trained network: ours
     standardizes weights by another formula than timm's, its neurons spike, and a residual branch
     adds nothing before its ``skipinit`` has learnt. The first convolution is made to fit other
-    input channels as timm does it.
+    input channels, see `zoo.load_weights`.
 
     Args:
         model: Takes the weights, in place.
@@ -83,15 +84,16 @@ def load_ann_weights(
     left_out: dict[str, str] = {}
     values: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
-        place = _place(name)
+        norm = tensor.dim() < 2 and re.fullmatch(_NORMS, name)
+        place = None if norm else _place(name)
         if place is not None and place not in ours:  # where a shortcut averages before it
             place = place.replace(".downsample.", ".downsample.1.")
         if place is None or place not in ours:
-            norm = re.fullmatch(_NORMS, name)
             left_out[name] = "batch norm, which ours has none of" if norm else "no such place"
             continue
-        if place == "stem.weight" and tensor.shape[1:2] != ours[place].shape[1:2]:
-            tensor = adapt_input_conv(ours[place].shape[1], tensor)
+        channels = ours[place].shape[1:2]
+        if place == "stem.weight" and tensor.dim() == 4 and tensor.shape[1:2] != channels:
+            tensor = adapt_input_channels(tensor, *channels)
             adapted.append(place)
         if tensor.shape != ours[place].shape:
             left_out[name] = f"shape {[*tensor.shape]}, ours is {[*ours[place].shape]}"

@@ -14,7 +14,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sj_ottt import zoo
 from sj_ottt._files import refuse_compressed
@@ -61,7 +61,7 @@ def import_checkpoint(
     zoo.check_tag(tag)
     data = _bytes(path)
     theirs = _net(path, data)
-    network = zoo.create(model, 1, in_chans=1)
+    network = zoo.create(model.partition(".")[0], 1, in_chans=1)
     if "." in model or not isinstance(network, VGG | NFResNet):
         raise InputError(
             f"model={model!r}: give a VGG, VGG-F or NF-ResNet without a tag, see `sj-ottt models`"
@@ -132,8 +132,7 @@ def authors_state(
                 f"{source}: {names[key]} has the shape {list(tensor.shape)}, and the model needs "
                 f"{wanted}; give the model that it was saved from"
             )
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise InputError(f"{source}: {names[key]} holds values that are no numbers")
+        zoo.check_numbers(f"{source}: {names[key]}", tensor, torch.float32)
     return {key: tensor.detach().float().contiguous() for key, tensor in state.items()}
 
 
@@ -157,7 +156,7 @@ def _in_vgg(network: VGG, key: str) -> str:
         return f"fb_conv.{parameter}"
     # Theirs are numbered through all stages; that of a VGG-F begins behind the first convolution.
     stages = [network.get_submodule(info["module"]) for info in network.feature_info]
-    layers = [m for stage in stages for m in stage.children() if not isinstance(m, nn.Dropout)]
+    layers = [module for stage in stages for module in stage.children()]
     number = layers.index(network.get_submodule(place))
     if network.feedback is None:
         return f"features.{number}.{parameter}"

@@ -16,7 +16,10 @@ _OPEN = 0.5  # of a residual branch
 
 @torch.no_grad()
 def calibrate(model: nn.Module, x: Tensor) -> None:
-    """Set the gains of a new network so that each standardized layer's output has variance 1 on x.
+    """Scale each standardized layer of a new network so that its output has variance 1 on x.
+
+    Its gain and its bias are divided by the standard deviation of its output, that of the first
+    call where there are several.
 
     Weight standardization keeps the variance of dense inputs. Frames of events are sparse: as
     built, 7% of an NF-ResNet-34's first neurons fire on them, and 0.4% of its deepest. Afterwards
@@ -42,7 +45,12 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
             "none: leave it out"
         )
 
-    def scale(module: nn.Module, args: object, output: Tensor) -> Tensor:
+    done: set[nn.Module] = set()
+
+    def scale(module: Any, args: object, output: Tensor) -> Tensor:
+        if module in done:  # called again, with the gain that it has now
+            return output
+        done.add(module)
         std = output.std()
         if not std > 0:
             name = next(name for name, known in layers.items() if known is module)
@@ -50,8 +58,9 @@ def calibrate(model: nn.Module, x: Tensor) -> None:
                 f"layer {name} gives {output.mean():g} everywhere on x, so that no gain helps: "
                 "give larger frames, or x with something in it"
             )
-        gain: Any = module.gain
-        gain /= std
+        for part in (module.gain, module.bias):
+            if part is not None:
+                part /= std
         return output / std
 
     for name, parameter in model.named_parameters():

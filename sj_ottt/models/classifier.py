@@ -1,13 +1,13 @@
 """What the networks share: a chain of named stages, a classifier, and timm's model interface."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from timm.models import build_model_with_cfg
+from timm.models import build_model_with_cfg, resolve_pretrained_cfg
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ Network = TypeVar("Network", bound=nn.Module)
 default_neuron: NeuronFactory = partial(OTTTLIFNode, trace_dtype="packed")
 """The paper's neuron (tau=2), its trace in one byte: exact up to T = 8, to 2⁻⁷ beyond."""
 
+_SOURCES = ("url", "hf_hub_id", "state_dict", "source")  # of weights in timm, besides a file
 
 READOUTS = ("traced", "exact", "membrane")
 
@@ -61,6 +62,7 @@ class SpikingClassifier(nn.Module):
         InputError: If `readout` or `global_pool` is unknown.
     """
 
+    head_parts: tuple[str, ...] = ("fc",)  # those with weights
     global_pool: nn.Module
     flatten: nn.Module
     fc: nn.Module
@@ -123,16 +125,18 @@ class SpikingClassifier(nn.Module):
             raise InputError(f'global_pool="{global_pool}" is unknown: use "avg" or ""')
         if num_classes > 0 and not global_pool:
             raise InputError('global_pool="" gives a feature map, no logits: add num_classes=0')
-        self.num_classes = num_classes
-        self.global_pool = layer.AdaptiveAvgPool2d(1) if global_pool else nn.Identity()
-        self.flatten = layer.Flatten(1) if global_pool else nn.Identity()
+        self.num_classes, mode = num_classes, self._mode()
+        self.global_pool = self.flatten = nn.Identity()
+        if global_pool:
+            self.global_pool = layer.AdaptiveAvgPool2d(1, step_mode=mode)
+            self.flatten = layer.Flatten(1, step_mode=mode)
         self.fc, self.integrator = nn.Identity(), None
         if num_classes > 0:
             if self.readout == "membrane":
                 rule = rule_of(self)
-                self.integrator = LeakyIntegrator(step_mode=self._mode())
+                self.integrator = LeakyIntegrator(step_mode=mode)
                 self.integrator.rule, self.integrator.variant = rule, rule.variant
-            fc = layer.Linear(self.num_features, num_classes)
+            fc = layer.Linear(self.num_features, num_classes, step_mode=mode)
             self._init_fc(fc)
             # A head that replaces another one later joins the body where and as it is.
             body = self.get_parameter(f"{self.first_conv}.weight")
@@ -312,17 +316,22 @@ def create(
         model_cls: The network's class.
         cfg: Its configuration.
         variant: Its registered name.
-        pretrained: As in timm.
+        pretrained: As in timm. Of weights of a zoo that say how their network is built, what is not
+            given is as they say.
         **kwargs: As in timm, among them `device` and `dtype`; `rule` and, of NDOT, `rule_variant`,
             as in `sj_ottt.set_rule`.
     """
-    overlay = kwargs.get("pretrained_cfg_overlay")
-    if overlay and overlay.get("hf_hub_id"):
-        # In timm a file comes first, here that of the default weights.
-        kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": False, **overlay}
-    elif overlay and overlay.get("file"):
+    overlay = kwargs.get("pretrained_cfg_overlay") or {}
+    if overlay.get("file"):
         known = zoo.cfg_beside(overlay["file"])  # of its classes and its input
         kwargs["pretrained_cfg_overlay"] = {"custom_load": True, **known, **overlay}
+    elif any(overlay.get(source) for source in _SOURCES):
+        # In timm a file comes first, here that of the default weights.
+        kwargs["pretrained_cfg_overlay"] = {"file": None, "custom_load": True, **overlay}
+    if pretrained:
+        given = (kwargs.get(name) for name in ("pretrained_cfg", "pretrained_cfg_overlay"))
+        if file := resolve_pretrained_cfg(variant, *given).file:
+            kwargs = {**zoo.options_beside(file), **kwargs}
     device, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
     rule, rule_variant = kwargs.pop("rule", None), kwargs.pop("rule_variant", None)
 
@@ -351,3 +360,9 @@ def timm_cfg(first_conv: str, **kwargs: Any) -> dict[str, Any]:
         "classifier": "fc",
         **kwargs,
     }
+
+
+def zoo_cfgs(first_conv: str, variants: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return timm's configurations of the weights that the zoos have of some variants."""
+    known = zoo.pretrained_cfgs(list(variants))
+    return {name: timm_cfg(first_conv, **cfg) for name, cfg in known.items()}

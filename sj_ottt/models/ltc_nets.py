@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from spikingjelly.activation_based import functional
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from sj_ottt import layer
 from sj_ottt.errors import InputError
 from sj_ottt.layer import Pair
-from sj_ottt.models.classifier import SpikingClassifier, create, init_linear, timm_cfg
+from sj_ottt.models.classifier import SpikingClassifier, create, init_linear, timm_cfg, zoo_cfgs
 from sj_ottt.neuron import LeakyReadout, LTCConvNode, LTCNode, LTCRecurrent
 
 
@@ -47,6 +48,7 @@ class LTCRNN(nn.Module):
         InputError: If `readout` is "membrane" or unknown.
     """
 
+    head_parts = ("fc", "integrator")
     prediction = "last"
     fc: nn.Module
     integrator: nn.Module
@@ -77,10 +79,13 @@ class LTCRNN(nn.Module):
         self.num_classes = num_classes
         self.fc, self.integrator = nn.Identity(), nn.Identity()
         if num_classes > 0:
-            body = self.get_parameter("layers.0.synapse.weight")
-            self.fc = layer.Linear(self.num_features, num_classes).to(body)
-            self.integrator = LeakyReadout(num_classes).to(body)
+            body, mode = self.get_parameter("layers.0.synapse.weight"), self._mode()
+            self.fc = layer.Linear(self.num_features, num_classes, step_mode=mode).to(body)
+            self.integrator = LeakyReadout(num_classes, step_mode=mode).to(body)
         self.train(self.training)
+
+    def _mode(self) -> str:
+        return str(self.layers[0].step_mode)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Run the recurrent layers, [N, F] → the spikes of the last one, [N, num_features].
@@ -88,7 +93,7 @@ class LTCRNN(nn.Module):
         Raises:
             InputError: If the input's shape does not fit.
         """
-        dims = 2 if self.layers[0].step_mode == "s" else 3
+        dims = 2 if self._mode() == "s" else 3
         if x.dim() != dims or x.shape[-1] != self.in_chans:
             raise InputError(
                 f"input of shape {list(x.shape)}: the model takes [N, {self.in_chans}], one time "
@@ -155,6 +160,7 @@ class LTCCNN(SpikingClassifier):
         InputError: If `readout` is "membrane" or unknown.
     """
 
+    head_parts = ("dense", "fc", "integrator")
     prediction = "last"
     dense: nn.Module
     integrator: nn.Module
@@ -203,18 +209,21 @@ class LTCCNN(SpikingClassifier):
             InputError: As `SpikingClassifier.reset_classifier`.
         """
         super().reset_classifier(num_classes, global_pool)
-        body = self.get_parameter(f"{self.first_conv}.weight")
+        body, mode = self.get_parameter(f"{self.first_conv}.weight"), self._mode()
         if isinstance(self.global_pool, nn.Identity):
             self.dense = nn.Identity()
         else:
             grid, width = self._cfg.grid, self.num_features
-            self.global_pool = layer.AdaptiveAvgPool2d(grid)
+            self.global_pool = layer.AdaptiveAvgPool2d(grid, step_mode=mode)
             # Not there yet while the base class is made; the identity after an unpooled head.
             if not isinstance(getattr(self, "dense", None), nn.Sequential):
                 sizes = (width * grid**2, *[width] * (self._cfg.dense - 1))
                 dense = [m for n in sizes for m in (layer.Linear(n, width), LTCNode(width))]
                 self.dense = nn.Sequential(*dense).to(body)
-        self.integrator = LeakyReadout(num_classes).to(body) if num_classes else nn.Identity()
+                functional.set_step_mode(self.dense, mode)
+        self.integrator = nn.Identity()
+        if num_classes:
+            self.integrator = LeakyReadout(num_classes, step_mode=mode).to(body)
         self.train(self.training)
 
     def forward_head(self, x: Tensor | Pair, pre_logits: bool = False) -> Tensor | Pair:
@@ -277,6 +286,7 @@ default_cfgs = generate_default_cfgs(
         "ltc_cnn_small.untrained": _frames(28, 1, 10, 3),
         "ltc_cnn_dvs.untrained": _frames(128, 2, 11, 2),
         "test_ltc_cnn.untrained": _frames(32, 1, 10, 8),
+        **zoo_cfgs("layer1.0", _CNN),
     }
 )
 

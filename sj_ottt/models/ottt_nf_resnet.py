@@ -10,7 +10,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sj_ottt import layer, zoo
+from sj_ottt import layer
 from sj_ottt.models.classifier import (
     NeuronFactory,
     SpikingClassifier,
@@ -19,6 +19,7 @@ from sj_ottt.models.classifier import (
     init_convs,
     init_linear,
     timm_cfg,
+    zoo_cfgs,
 )
 
 
@@ -214,10 +215,7 @@ default_cfgs = generate_default_cfgs(
         "ottt_nf_resnet34d.untrained": _cfg(),
         "test_ottt_nf_resnet.untrained": _small_cfg(),
         "test_ottt_nf_resnetd.untrained": _small_cfg(),
-        **{
-            name: timm_cfg("stem", **cfg)
-            for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()
-        },
+        **zoo_cfgs("stem", _VARIANTS),
     }
 )
 

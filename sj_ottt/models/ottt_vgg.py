@@ -1,6 +1,6 @@
 """The paper's VGG with scaled weight standardization, and smaller ones of the same build."""
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from sj_ottt import layer, zoo
+from sj_ottt import layer
 from sj_ottt.errors import InputError
 from sj_ottt.models.classifier import (
     NeuronFactory,
@@ -19,6 +19,7 @@ from sj_ottt.models.classifier import (
     init_convs,
     init_linear,
     timm_cfg,
+    zoo_cfgs,
 )
 
 
@@ -82,10 +83,11 @@ class VGG(SpikingClassifier):
         for i, widths in enumerate(cfg.stages):
             modules: list[nn.Module] = [layer.AvgPool2d(2)] if i > 0 else []
             for width in widths:
-                modules += [layer.WSConv2d(channels, width, 3, padding=1), neuron()]
-                modules.append(layer.Scale(cfg.gamma))
+                scale: nn.Module = layer.Scale(cfg.gamma)
                 if spike_drop_rate > 0:
-                    modules.append(layer.Dropout(spike_drop_rate))
+                    # As one module: names of parameters do not depend on dropout.
+                    scale = layer.OTTTSequential(scale, layer.Dropout(spike_drop_rate))
+                modules += [layer.WSConv2d(channels, width, 3, padding=1), neuron(), scale]
                 channels = width
             stages[f"layer{i + 1}"] = layer.OTTTSequential(*modules)
         super().__init__(
@@ -121,20 +123,39 @@ class VGG(SpikingClassifier):
                 f"nothing of a side below {least}; give larger frames"
             )
 
-    def adapt_to(self, state: Mapping[str, Tensor]) -> None:
-        """Give the feedback a bias where a state has one, as the authors' VGG-F has."""
-        bias = state.get("feedback.synapse.bias")
+    def adapt_to(self, state: MutableMapping[str, Tensor], prefix: str = "") -> None:
+        """Make the model and a state fit where they may differ.
+
+        The feedback gets a bias where the state has one, as the authors' VGG-F has. What was saved
+        when each dropout behind a neuron had a number of its own gets today's names.
+
+        Args:
+            state: Changed in place.
+            prefix: What the names in it begin with.
+        """
+        bias = state.get(f"{prefix}feedback.synapse.bias")
         if bias is not None and self.feedback is not None:
             synapse: Any = self.feedback.synapse
             if synapse.bias is None:
                 synapse.bias = nn.Parameter(torch.zeros_like(synapse.weight[:, 0, 0, 0]))
+        for stage in self._stage_names:
+            chain: Any = self.get_submodule(stage)
+            convs = [i for i, m in enumerate(chain) if isinstance(m, layer.WSConv2d)]
+            # One dropout stood before the second convolution, two before the third.
+            now = {i + n: i for n, i in enumerate(convs)}
+            old = now.keys() - set(convs)
+            if not any(f"{prefix}{stage}.{number}.weight" in state for number in old):
+                continue
+            for number, i in now.items():
+                for name in ("weight", "gain", "bias"):
+                    key = f"{prefix}{stage}.{number}.{name}"
+                    if key in state:
+                        state[f"{prefix}{stage}.{i}.{name}"] = state.pop(key)
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self, state_dict: MutableMapping[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        # PyTorch asks a module before its parts.
-        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-        self.adapt_to(own)
+        self.adapt_to(state_dict, prefix)  # PyTorch asks a module before its parts
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def prune_intermediate_layers(self, *args: Any, **kwargs: Any) -> list[int]:
@@ -177,10 +198,7 @@ default_cfgs = generate_default_cfgs(
         "ottt_vgg5f_ws.untrained": _cfg(8),
         "test_ottt_vgg.untrained": _cfg(8),
         "test_ottt_vggf.untrained": _cfg(8),
-        **{
-            name: timm_cfg("layer1.0", **cfg)
-            for name, cfg in zoo.pretrained_cfgs(list(_VARIANTS)).items()
-        },
+        **zoo_cfgs("layer1.0", _VARIANTS),
     }
 )
 

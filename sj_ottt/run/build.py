@@ -44,7 +44,7 @@ def build_model(cfg: TrainConfig, data: TrainingData, *, resumed: bool = False) 
     # Only some models have this option, so the others are not asked for it.
     extra = {"spike_drop_rate": network.spike_drop_rate} if network.spike_drop_rate else {}
     model = zoo.create(
-        network.model,
+        network.model.partition(".")[0] if resumed else network.model,
         len(data.classes),
         in_chans=data.in_chans,
         pretrained=None if resumed or weight_file else network.pretrained,

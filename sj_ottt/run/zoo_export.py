@@ -1,5 +1,6 @@
 """A run's weights into a zoo, with a card that says where they come from."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
@@ -11,13 +12,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sj_ottt import zoo
-from sj_ottt.data import Framing, Preprocessing
+from sj_ottt.data import Framing, Preprocessing, ReadOptions
 from sj_ottt.data.sets.images import IMAGE_SETS
 from sj_ottt.data.sets.published import EVENT_SETS
 from sj_ottt.errors import InputError
 from sj_ottt.run.checkpoint import ModelInfo, read_model
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.result import read_result
+from sj_ottt.run.sections import LearningOptions
 from sj_ottt.zoo.cards import Figure, write_card
 
 __all__ = ["data_name", "export_run"]
@@ -72,6 +74,13 @@ def export_run(
         trained_on, provenance, figure = _of_training(result, info)
     else:
         trained_on, provenance, figure = _of_provenance(folder / _PROVENANCE)
+    if taken := sorted((notes or {}).keys() & provenance.keys()):
+        raise InputError(
+            f"note {taken[0]}={(notes or {})[taken[0]]}: the card says {taken[0]} of the run "
+            "itself; choose another key"
+        )
+    model = _model(info, tensors)
+    tensors = model.state_dict()  # under today's names
     if float16:
         tensors = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     name = f"{info.model}.{tag}"
@@ -84,15 +93,21 @@ def export_run(
         results=[figure],
     )
     data = save(tensors, metadata={"format": "pt", "name": name})
-    cfg = {**_cfg(info, tensors), "license": license}
+    cfg = {**_cfg(info, model), "license": license}
+    options = {} if info.readout == LearningOptions.readout else {"readout": info.readout}
     target = zoo.own_folder(to)
-    return zoo.add_to_zoo(target, name, data, card, cfg, replace=replace)
+    return zoo.add_to_zoo(target, name, data, card, cfg, options=options, replace=replace)
 
 
 def data_name(spec: str) -> str:
-    """Return a data set's name without its folder: that of its kind, else that of its file."""
-    kind, colon, _ = spec.partition(":")
-    return kind if colon and kind in (*EVENT_SETS, *IMAGE_SETS) else Path(spec).name
+    """Return a data set's name without its place: that of its kind, else that of its file.
+
+    A folder of images has both, as it is no set that its kind alone would name.
+    """
+    kind, colon, place = spec.partition(":")
+    if not colon or kind not in (*EVENT_SETS, *IMAGE_SETS):
+        return Path(spec).name
+    return f"{kind}:{Path(place).name}" if kind == "folder" else kind
 
 
 def _file_of(folder: Path) -> str:
@@ -122,7 +137,9 @@ def _of_training(result: Mapping[str, Any], info: ModelInfo) -> tuple[str, dict[
         "versions": result["versions"],
     }
     accuracy, samples = result["test_accuracy"], result["n_test"]
-    figure = _figure(trained_on, accuracy, samples, info.preprocessing(), info.readout)
+    figure = _figure(
+        trained_on, accuracy, samples, info.preprocessing(), info.readout, reading=info.reading
+    )
     return trained_on, provenance, figure
 
 
@@ -152,19 +169,21 @@ def _figure(
     seen: Preprocessing,
     readout: str = "traced",
     tolerance: float = _TOLERANCE,
+    reading: ReadOptions | None = None,
 ) -> Figure:
-    options = json.loads(json.dumps(seen.options()))
-    usual = json.loads(json.dumps(Preprocessing(Framing(1)).options()))
-    given = {k: v for k, v in options.items() if k == "steps" or v != usual.get(k)}
+    usual = Preprocessing(Framing(1)).options()
+    given = {k: v for k, v in seen.options().items() if k == "steps" or v != usual.get(k)}
+    read = {k: v for k, v in dataclasses.asdict(reading or ReadOptions()).items() if v}
     return Figure(
         data=data,
         split="test",
         samples=samples,
         metric="accuracy",
         value=round(float(accuracy), 6),
-        tolerance=max(tolerance, _FLIPPED / samples),
-        input=given,
+        tolerance=min(1.0, max(tolerance, _FLIPPED / samples)),
+        input=json.loads(json.dumps(given)),  # YAML has no tuples
         readout=readout,
+        reading=json.loads(json.dumps(read)),
     )
 
 
@@ -172,11 +191,10 @@ def _without_folder(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and "/" in value.replace("\\", "/") else value
 
 
-def _cfg(info: ModelInfo, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the fields of timm's configuration, those of pooling measured."""
-    size = info.frames.size
+def _model(info: ModelInfo, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the run's network."""
     model: Any = zoo.create(info.model, len(info.classes), in_chans=info.in_chans).eval()
-    if not isinstance(size, tuple) or model.pretrained_cfg.get("pool_size") is None:
+    if not isinstance(info.frames.size, tuple) or model.pretrained_cfg.get("pool_size") is None:
         raise InputError(f"{info.model} takes no frames with height and width: a zoo holds others")
     try:
         model.load_state_dict(tensors)
@@ -185,6 +203,12 @@ def _cfg(info: ModelInfo, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the run's weights do not fit this version's {info.model}: export them with the "
             "version that trained them, or train again"
         ) from error
+    return model
+
+
+def _cfg(info: ModelInfo, model: Any) -> dict[str, Any]:
+    """Return the fields of timm's configuration, those of pooling measured."""
+    size: Any = info.frames.size
     with torch.no_grad():
         features = model.forward_features(torch.zeros(1, info.in_chans, *size))
     mean, std = (0.0,) * info.in_chans, (1.0,) * info.in_chans

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch.utils.data import Subset
 
 from sj_ottt import zoo
-from sj_ottt.data import Preprocessing
+from sj_ottt.data import Preprocessing, ReadOptions
 from sj_ottt.data.sets.open import EMBEDDED
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
@@ -118,9 +118,10 @@ def _measure(
     device = resolve_device(device_name)
     try:
         preprocessing = Preprocessing.from_options(figure.input)
+        reading = ReadOptions(**figure.reading)
     except (TypeError, KeyError, InputError) as error:
         raise InputError(f"{entry.card}: its input cannot be made ({error}); mend it") from error
-    dataset = preprocessing.open(spec, figure.split)
+    dataset = preprocessing.open(spec, figure.split, reading)
     if len(dataset) < figure.samples:
         raise InputError(
             f"{spec} has {len(dataset):,} samples in its {figure.split} part, and the figure of "

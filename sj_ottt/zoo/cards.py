@@ -5,6 +5,7 @@ hubs look for them too.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,8 @@ class Figure:
         input: How samples became input: options of `Preprocessing`; those left out at their
             defaults.
         readout: Of the model, as in `models`.
+        reading: How recordings were read: options of `ReadOptions`; those left out at their
+            defaults.
     """
 
     data: str
@@ -51,6 +54,7 @@ class Figure:
     tolerance: float
     input: Mapping[str, Any]
     readout: str = "traced"
+    reading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         number = isinstance(self.value, float) and isinstance(self.tolerance, float)
@@ -61,8 +65,11 @@ class Figure:
         if type(self.samples) is not int or self.samples < 1:
             raise ValueError("samples must be a whole number from 1 on")
         texts = (self.data, self.split, self.readout)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.input, dict):
-            raise ValueError("data, split and readout must be texts, input a mapping")
+        mappings = (self.input, self.reading)
+        if not all(isinstance(text, str) for text in texts) or not all(
+            isinstance(mapping, dict) for mapping in mappings
+        ):
+            raise ValueError("data, split and readout must be texts, input and reading mappings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +134,7 @@ def read_card(entry: ZooEntry) -> Card:
         if entry.card.stat().st_size > _CARD_LIMIT:
             raise ValueError(f"larger than {_CARD_LIMIT // 1_000_000} MB")
         text = entry.card.read_text(encoding="utf-8")
-        _, front, _ = text.split(_FENCE, 2)
+        _, front, _ = re.split(f"^{_FENCE}", text, maxsplit=2, flags=re.MULTILINE)
         facts = load_yaml("\n" + front, "its facts")  # lines count from the fence
         return Card(
             text,

@@ -6,7 +6,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ _FIELDS = {
     *("interpolation", "license"),
 }
 
+_OPTIONS = {"readout"}  # that a row may have, texts
+
 
 @dataclass(frozen=True)
 class ZooEntry:
@@ -51,12 +53,14 @@ class ZooEntry:
         folder: Its zoo.
         sha256: Of its file.
         cfg: Fields of timm's pretrained configuration.
+        options: Arguments that its network is built with, where they are not the default ones.
     """
 
     name: str
     folder: Path
     sha256: str
     cfg: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def file(self) -> Path:
@@ -152,7 +156,16 @@ def _entry(name: str, folder: Path, row: Mapping[str, Any]) -> ZooEntry:
     sizes = (channels, height, width, cfg["num_classes"])
     if not all(isinstance(n, int) and n > 0 for n in sizes) or not isinstance(sha256, str):
         raise ValueError(f"{name} has no valid sha256, input_size and num_classes")
-    return ZooEntry(name, folder, sha256, cfg)
+    options = dict(row.get("options", {}))
+    for option, value in options.items():
+        if option not in _OPTIONS or not isinstance(value, str):
+            raise ValueError(f"{name} has an option {option}={value!r}")
+    return ZooEntry(name, folder, sha256, cfg, options)
+
+
+def _row(entry: ZooEntry) -> dict[str, Any]:
+    options = {"options": dict(entry.options)} if entry.options else {}
+    return {"sha256": entry.sha256, "cfg": entry.cfg, **options}
 
 
 def all_entries(own: str | os.PathLike | None = None) -> dict[str, ZooEntry]:
@@ -213,6 +226,7 @@ def add_to_zoo(
     card: str,
     cfg: Mapping[str, Any],
     *,
+    options: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> ZooEntry:
     """Put weights into a zoo: the file, its card, and last the row of the manifest.
@@ -223,6 +237,7 @@ def add_to_zoo(
         data: The content of the safetensors file.
         card: The text of the card, with ``{sha256}`` where the digest belongs.
         cfg: Fields of timm's pretrained configuration.
+        options: Arguments that their network is built with, where they are not the default ones.
         replace: Put them in the place of weights of the same name.
 
     Raises:
@@ -235,7 +250,7 @@ def add_to_zoo(
     if folder != shipped_folder() and name in zoo_entries(shipped_folder()):
         raise InputError(f"tag={tag!r}: {name} ships with the package; choose another tag")
     sha256 = hashlib.sha256(data).hexdigest()
-    made = _entry(name, folder, {"cfg": cfg, "sha256": sha256})
+    made = _entry(name, folder, {"cfg": cfg, "sha256": sha256, "options": options or {}})
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -250,7 +265,7 @@ def add_to_zoo(
                 f"tag={tag!r}: {folder} has a {name} already; choose another tag, or replace it "
                 "(--replace)"
             )
-        rows = {k: {"sha256": e.sha256, "cfg": e.cfg} for k, e in (entries | {name: made}).items()}
+        rows = {k: _row(entry) for k, entry in (entries | {name: made}).items()}
         manifest = json.dumps(rows, indent=2) + "\n"
         for path, content in (
             (made.file, data),

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from timm.models import load_state_dict
 from torch import Tensor, nn
 
@@ -17,7 +18,14 @@ from sj_ottt.zoo.folders import (
     zoo_entries,
 )
 
-__all__ = ["adapt_input_channels", "cfg_beside", "load_weights", "pretrained_cfgs"]
+__all__ = [
+    "adapt_input_channels",
+    "cfg_beside",
+    "check_numbers",
+    "load_weights",
+    "options_beside",
+    "pretrained_cfgs",
+]
 
 
 def pretrained_cfgs(names: list[str]) -> dict[str, dict[str, Any]]:
@@ -44,9 +52,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Input channels follow timm. To one channel the filters of all are summed; to more, the filters
     are repeated in their order until there are enough; to fewer, the first ones stay: from 2 to 3
-    channels (ON, OFF, ON), from 3 to 2 (red, green). What is left is scaled by the old number over
-    the new one, which standardized weights, whose size does not count, undo. A classifier of
-    another size keeps the model's fresh one.
+    channels (OFF, ON, OFF), from 3 to 2 (red, green). What is left is scaled by the old number over
+    the new one, which standardized weights, whose size does not count, undo. Where the classifier
+    of the file has another size, or the file has none, the model's fresh one stays.
 
     Args:
         model: A model of this package, already built.
@@ -54,7 +62,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             `weights_only=True`. A file of the zoo must match its SHA-256.
 
     Raises:
-        InputError: If the file is missing, changed, truncated or fits another architecture.
+        InputError: If the file is missing, changed, truncated or fits another architecture, holds
+            values that are no finite numbers, or is the checkpoint of a run that tests the average
+            of its weights.
     """
     path = Path(path)
     state = _read(path)
@@ -65,11 +75,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     first_conv = f"{cfg['first_conv']}.weight"
     if first_conv in state and first_conv in own:
         state[first_conv] = adapt_input_channels(state[first_conv], own[first_conv].shape[1])
-    classifier = cfg["classifier"]
-    for key in (f"{classifier}.weight", f"{classifier}.bias"):
-        if key in state and (key not in own or own[key].shape != state[key].shape):
-            del state[key]
-            own.pop(key, None)
+    for part in getattr(model, "head_parts", (cfg["classifier"],)):
+        _keep_own(part, own, state)
     if state.keys() != own.keys() or any(state[k].shape != own[k].shape for k in own):
         misfit = sorted(
             k
@@ -80,7 +87,40 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path} does not fit {type(model).__name__}: {len(misfit)} tensors differ in name or "
             f"shape, the first is {misfit[0]}. Create the architecture that the file was saved from"
         )
+    for name, tensor in own.items():
+        check_numbers(f"{path}: {name}", state[name], tensor.dtype)
     model.load_state_dict(state, strict=False)
+
+
+def _keep_own(part: str, own: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Leave out a part of the head that one side lacks, or of which all sizes differ."""
+    ours, theirs = ([k for k in side if k.startswith(f"{part}.")] for side in (own, state))
+    if ours and theirs and any(k not in state or own[k].shape == state[k].shape for k in ours):
+        return
+    for key in ours:
+        del own[key]
+    for key in theirs:
+        del state[key]
+
+
+def check_numbers(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Check what a tensor holds.
+
+    Args:
+        name: What messages call it.
+        tensor: What was read.
+        dtype: Of what it is to fill.
+
+    Raises:
+        InputError: It is of another kind, or holds values that are no finite numbers there.
+    """
+    if tensor.is_complex() or tensor.is_floating_point() != dtype.is_floating_point:
+        raise InputError(f"{name} holds values of {tensor.dtype}: give weights of {dtype}")
+    if not tensor.to(dtype).isfinite().all():
+        raise InputError(
+            f"{name} holds values that are no finite numbers: give weights of before the training "
+            "failed"
+        )
 
 
 def adapt_input_channels(weight: Tensor, in_chans: int) -> Tensor:
@@ -98,6 +138,12 @@ def cfg_beside(path: str | Path) -> dict[str, Any]:
     """Return the fields of timm's configuration that the zoo of a file has for it; else none."""
     entry = _entry_of(Path(path))
     return {} if entry is None else dict(entry.cfg)
+
+
+def options_beside(path: str | Path) -> dict[str, Any]:
+    """Return the arguments of a model that the zoo of a file has for it; else none."""
+    entry = _entry_of(Path(path))
+    return {} if entry is None else dict(entry.options)
 
 
 def _entry_of(path: Path) -> ZooEntry | None:
@@ -133,9 +179,24 @@ def _read(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: no such weight file; give the path of an existing one")
     refuse_compressed(path)
     try:
-        return dict(load_state_dict(str(path)))
+        averaged = path.suffix != ".safetensors" and _is_of_an_averaging_run(path)
+        state = dict(load_state_dict(str(path)))
     except Exception as error:  # each format's reader has its own error types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{path} is not a readable weight file ({reason}); it may be truncated, copy it again"
         ) from error
+    if averaged:
+        raise InputError(
+            f"{path} is the checkpoint of a run that tests and keeps the average of its weights, "
+            "and holds those before: give best.safetensors or last.safetensors of its folder"
+        )
+    return state
+
+
+def _is_of_an_averaging_run(path: Path) -> bool:
+    """Whether a file is the checkpoint of a run of ours with an average of weights."""
+    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(content, dict) or "data_digest" not in content:
+        return False
+    return content.get("ema") is not None or content["config"].get("rule") == "fptt"

@@ -12,6 +12,8 @@ from sj_ottt.zoo.folders import registered_entries
 
 __all__ = ["create", "layer_depths", "model_rows"]
 
+_UNTRAINED = "untrained"  # the tag in timm of the models without weights
+
 
 def create(
     name: str,
@@ -31,28 +33,39 @@ def create(
         **kwargs: Further arguments of the model, such as `drop_rate` or `rule`.
 
     Raises:
-        InputError: If there is no such model, no such weights for it, or it has no such argument.
+        InputError: If there is no such model, no such weights for it, or it has no such argument;
+            or the name has a tag and the weights are not asked for, or others are.
     """
-    arch, _, tag = name.partition(".")
+    arch, _, named = name.partition(".")
     names = _architectures()
     if arch not in names:
         raise InputError(f"unknown model {name!r}{suggest(arch, names)}; see `sj-ottt models`")
-    tag = pretrained if isinstance(pretrained, str) else tag
+    tag = pretrained if isinstance(pretrained, str) else named
     weights = {e.tag: e for e in registered_entries().values() if e.arch == arch}
     tags = list(weights)
-    if pretrained and (tag not in tags if tag else not tags):
+    wants = bool(pretrained) or tag not in ("", _UNTRAINED)
+    if wants and (tag not in tags if tag else not tags):
         wanted = f"weights {tag!r}" if tag else "pretrained weights"
         raise InputError(
             f"there are no {wanted} for model {arch}{suggest(tag, tags)}; it has "
             f"{', '.join(tags) or 'none'}"
         )
-    if pretrained:  # also weights that have come since timm was told of them
+    if wants and not pretrained:
+        raise InputError(
+            f"model {name!r} names weights: to start from them, add pretrained (--pretrained), "
+            f"else leave .{tag} out"
+        )
+    if named not in ("", tag):
+        raise InputError(
+            f"model {name!r} and pretrained={tag!r} name different weights: leave one out"
+        )
+    if wants:  # also weights that have come since timm was told of them
         entry = weights[tag or tags[0]]
         kwargs["pretrained_cfg_overlay"] = {**entry.cfg, "file": str(entry.file), "tag": entry.tag}
     try:
         return timm.create_model(
-            f"{arch}.{tag}" if tag and not pretrained else arch,
-            pretrained=bool(pretrained),
+            f"{arch}.{tag}" if tag and not wants else arch,
+            pretrained=wants,
             num_classes=num_classes,
             in_chans=in_chans,
             **kwargs,

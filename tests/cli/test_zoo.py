@@ -68,9 +68,8 @@ def test_a_run_goes_into_a_folder_and_comes_back(trained, tmp_path, capsys):
     ]  # fmt: skip
     # The overlay's file alone says its classes and its channels.
     overlay = {"file": str(shelf / "test_ottt_vgg.bands.safetensors")}
-    model = timm.create_model(
-        "test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay, readout="membrane"
-    )
+    model = timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay)
+    assert model.readout == "membrane" and 'input_size=(2, 20, 16)), readout="membrane"' in out
     best = load_trained(run, "cpu").model
     assert all(map(torch.equal, model.parameters(), best.parameters()))
     x_seq = 3 * torch.randn(3, 2, 2, 20, 16)

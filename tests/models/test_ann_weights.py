@@ -9,6 +9,7 @@ from torchvision.models import resnet
 
 from sj_ottt import InputError
 from sj_ottt.models import NFResNet, NFResNetCfg, load_ann_weights
+from sj_ottt.zoo import adapt_input_channels
 
 WIDTHS = (8, 8, 16, 16)
 
@@ -85,6 +86,33 @@ def test_a_resnet_gives_its_convolutions(block):
     assert {"fc.weight", "stem.gain", "layer1.0.skipinit"} <= {*found.own}
     names = {k for k, _ in model.named_parameters()}
     assert {*found.taken} | {*found.own} == names and not {*found.taken} & {*found.own}
+
+
+@pytest.mark.parametrize("avg_down", [False, True])
+def test_shortcuts_of_a_resnet_d_are_convolutions(avg_down):
+    """Averaging stands before them, and so their numbers are those of other networks' norms."""
+    theirs = {}
+    for name, value in Narrow(resnet.BasicBlock).state_dict().items():
+        name = name.replace("downsample.1.", "downsample.2.")
+        theirs[name.replace("downsample.0.", "downsample.1.")] = value
+    torch.manual_seed(0)
+    model = NFResNet(NFResNetCfg((1, 2, 1, 1), False, WIDTHS, avg_down=avg_down), num_classes=5)
+    found = load_ann_weights(model, theirs)
+    shortcut = model.layer3[0].downsample
+    weight = shortcut[1].weight if avg_down else shortcut.weight
+    assert torch.equal(weight, theirs["layer3.0.downsample.1.weight"])
+    assert {v for k, v in found.left_out.items() if "downsample" in k} == {
+        "batch norm, which ours has none of"
+    }
+
+
+@pytest.mark.parametrize(("base", "channels"), [(1, 2), (2, 3), (3, 2), (2, 1)])
+def test_any_input_channels_fit(base, channels):
+    theirs = {**Narrow(resnet.BasicBlock).state_dict(), "conv1.weight": torch.rand(8, base, 7, 7)}
+    model = ours(False, in_chans=channels)
+    assert load_ann_weights(model, theirs).adapted == ("stem.weight",)
+    adapted = adapt_input_channels(theirs["conv1.weight"], channels)
+    assert torch.equal(model.stem.weight, adapted)
 
 
 def test_what_does_not_fit_at_all_is_refused_and_changes_nothing():

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from sj_ottt import InputError, layer
+from sj_ottt import InputError, layer, neuron
 from sj_ottt.learning import predict
 from sj_ottt.models import calibrate
 
@@ -33,6 +33,26 @@ def test_every_layer_has_a_variance_of_one_on_sparse_frames(name):
     assert (before - 1).abs().max() > 0.3  # without it they differ
     assert not any(module._forward_hooks for module in model.modules())
     assert all(p != 0 for n, p in model.named_parameters() if n.endswith("skipinit"))
+
+
+def test_biases_are_scaled_too():
+    """PyTorch's are random; and a layer that is called twice gives its variance the first time."""
+    torch.manual_seed(0)
+    twice = layer.WSConv2d(8, 8, 3, padding=1)
+    model = layer.OTTTSequential(
+        layer.WSConv2d(2, 8, 3, padding=1), neuron.OTTTLIFNode(),
+        layer.WSConv2d(8, 8, 1, bias=False), neuron.OTTTLIFNode(),
+        twice, neuron.OTTTLIFNode(), twice, layer.Flatten(), layer.WSLinear(8 * 256, 10),
+    )  # fmt: skip
+    found = []
+    for module in (model[0], model[2], twice, model[-1]):
+        module.register_forward_hook(lambda m, a, y: found.append(y.std()))
+    x = (torch.rand(4, 2, 16, 16) < 0.02).float()
+    calibrate(model, x)
+    found.clear()
+    predict(model, x[None])
+    first = torch.stack([*found[:3], found[4]])
+    torch.testing.assert_close(first, torch.ones(4), atol=1e-3, rtol=0)
 
 
 def test_what_cannot_be_calibrated_is_named():

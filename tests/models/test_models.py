@@ -197,6 +197,30 @@ def test_device_dtype_and_mode_reach_a_new_head(name):
     assert not any(m.training for m in model.modules())
 
 
+@pytest.mark.parametrize("readout", ["traced", "membrane"])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("test_")])
+def test_a_new_head_runs_all_steps_where_the_model_does(name, readout):
+    if "ltc" in name and readout == "membrane":
+        pytest.skip("it has a readout of its own")
+    model = set_mode(timm.create_model(name, readout=readout), "m")
+    x_seq = torch.stack([small_input(name) for _ in range(3)])
+    model.reset_classifier(0)
+    model.eval()(x_seq)
+    assert model(x_seq).shape == (3, 2, model.num_features)
+    model.reset_classifier(0, "")
+    model.reset_classifier(5)
+    learning.reset_state(model)
+    nn.init.normal_(model.fc.weight)
+    with torch.no_grad():
+        out = model(x_seq)
+        learning.reset_state(model)
+        set_mode(model, "s")
+        expected = torch.stack([model(x) for x in x_seq])
+    assert out.shape == (3, 2, 5) and expected.std() > 0
+    if "ltc" not in name:  # which start at random
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("shape", "mode"),
     [((2, 3, 32), "s"), ((2, 5, 32, 32), "s"), ((4, 2, 3, 32, 32), "s"), ((2, 3, 32, 32), "m")],
@@ -324,6 +348,24 @@ def test_neuron_factory_and_dropout():
     learning.train_step(model, torch.optim.SGD(model.parameters(), 0.1), x, y, steps=3)
 
 
+def test_names_of_parameters_do_not_depend_on_dropout():
+    """Also states load that were saved when each dropout behind a neuron had a number."""
+    torch.manual_seed(0)
+    plain = timm.create_model("ottt_vgg11f_ws", in_chans=2)
+    dropped = timm.create_model("ottt_vgg11f_ws", in_chans=2, drop_rate=0.5, spike_drop_rate=0.1)
+    assert plain.state_dict().keys() == dropped.state_dict().keys()
+    old = {}
+    for name, value in plain.state_dict().items():
+        stage, number, *rest = name.split(".")
+        if stage.startswith("layer") and number in ("3", "4"):  # a stage's second convolution
+            name = ".".join([stage, str(int(number) + 1), *rest])
+        old[name] = value
+    assert "layer1.4.weight" in old and "layer4.5.gain" in old
+    model = nn.ModuleDict({"net": dropped})
+    model.load_state_dict({f"net.{name}": value for name, value in old.items()})
+    assert all(map(torch.equal, dropped.parameters(), plain.parameters()))
+
+
 def test_entry_points_are_documented():
     for name in ALL:
         assert inspect.getdoc(timm.models.model_entrypoint(name)).startswith("Build ")
@@ -352,6 +394,14 @@ def test_ltc_rnn():
     assert model(x_seq[0]).shape == (2, 8)
     model.reset_classifier(6)
     assert model.num_classes == 6 and model(x_seq[0]).shape == (2, 6)
+    set_mode(model, "m").reset_classifier(3)
+    learning.reset_state(model)
+    torch.manual_seed(0)
+    out = model(x_seq)
+    learning.reset_state(set_mode(model, "s"))
+    torch.manual_seed(0)
+    torch.testing.assert_close(out, torch.stack([model(x) for x in x_seq]))
+    assert out.shape == (5, 2, 3)
     with pytest.raises(InputError, match=r"takes \[N, 3\]"):
         model(torch.rand(2, 3, 8, 8))
     meta = timm.create_model("test_ltc_rnn", device="meta", dtype=torch.bfloat16)

@@ -8,6 +8,7 @@ from sj_ottt.errors import InputError
 from sj_ottt.learning.rules import rule_of
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.run import evaluation, training
+from sj_ottt.run.checkpoint import read_model, write_model
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import write_recordings
 
@@ -58,6 +59,24 @@ def test_what_belongs_to_the_model_is_loaded_with_it(options, readout):
     assert (model.prediction == "last") == (readout == "membrane")
     assert model.readout == readout and rule_of(model).name == "ottt"
     assert {node.variant for node in model.modules() if isinstance(node, OTTTLIFNode)} == {"code"}
+
+
+def test_a_run_with_dropout_behind_neurons_is_opened_again(options, tmp_path):
+    """Also one of when each of these dropouts had a number in the names of what follows it."""
+    changes = {"model": "ottt_vgg5_ws", "epochs": 1, "spike_drop_rate": 0.1, "drop_rate": 0.1}
+    training.train(TrainConfig(**{**options, **changes}))
+    trained = evaluation.load_trained(options["out"], "cpu")
+    tensors, info = read_model(trained.path)
+    old = {name.replace("layer3.4.", "layer3.5."): value for name, value in tensors.items()}
+    assert old.keys() != tensors.keys()
+    (tmp_path / "old").mkdir()
+    write_model(tmp_path / "old" / "best.safetensors", old, info)
+    config = TrainConfig(**{**options, **changes, "pretrained": str(tmp_path / "old")})
+    for model in (
+        evaluation.load_trained(tmp_path / "old", "cpu").model,
+        training.TrainingRun(config).model,
+    ):
+        assert all(map(torch.equal, model.parameters(), trained.model.parameters()))
 
 
 @pytest.mark.parametrize(

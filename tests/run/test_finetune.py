@@ -12,6 +12,7 @@ from torch import nn
 from sj_ottt import InputError
 from sj_ottt.learning import CrossEntropyMSE
 from sj_ottt.run import finetune, training, training_run
+from sj_ottt.run.build import build_model
 from sj_ottt.run.checkpoint import load_checkpoint
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import write_recordings
@@ -88,6 +89,35 @@ def test_start_from_a_run(options, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             training.train(TrainConfig(**{**other, "out": str(tmp_path / "c"), **changes}))
+
+
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"rule": "fptt", "model": "test_ltc_cnn"}])
+def test_the_checkpoint_of_an_averaging_run_is_no_start(options, changes):
+    """Its weights are not those that were tested."""
+    options |= {"epochs": 1, **changes}
+    training.train(TrainConfig(**options))
+    for name in ("last.pt", "best.safetensors", "last.safetensors"):
+        config = TrainConfig(**{**options, "pretrained": f"{options['out']}/{name}"})
+        if name == "last.pt":
+            with pytest.raises(InputError, match=r"last\.pt is the .* give best\.safetensors or"):
+                training.TrainingRun(config)
+        else:
+            training.TrainingRun(config)
+
+
+def test_a_checkpoint_without_an_average_is_a_start(options):
+    training.train(TrainConfig(**{**options, "epochs": 1}))
+    config = TrainConfig(**{**options, "pretrained": f"{options['out']}/last.pt"})
+    state = training.TrainingRun(config).model.state_dict()
+    trained = load_checkpoint(options["out"])["model"]
+    assert all(torch.equal(trained[k], v) for k, v in state.items())
+
+
+def test_a_run_of_a_model_with_a_tag_goes_on(options):
+    """From before it was refused without its weights."""
+    options |= {"model": "ottt_vgg5_ws.fashion_events", "epochs": 1}
+    data = training.TrainingRun(TrainConfig(**{**options, "model": "ottt_vgg5_ws"})).data
+    assert build_model(TrainConfig(**options), data, resumed=True).num_classes == 3
 
 
 def test_stem_is_the_first_convolution():
@@ -200,6 +230,8 @@ def test_early_stop(options, monkeypatch):
             {"model": "test_ottt_nf_resnet", "spike_drop_rate": 0.1},
             "model test_ottt_nf_resnet has no option spike_drop_rate",
         ),
+        ({"model": "ottt_vgg5_ws.fashion_event"}, "no weights 'fashion_event' .* did you mean"),
+        ({"model": "ottt_vgg5_ws.fashion_events"}, r"names weights: .* \(--pretrained\)"),
         ({"layer_decay": 0}, "layer_decay must be a number above 0, up to 1"),
     ],
 )

@@ -1,5 +1,6 @@
 """Figures measured again: among the classes of their data, on as many samples as they say."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -8,8 +9,11 @@ from safetensors.torch import save
 from sj_ottt import InputError, zoo
 from sj_ottt.data import Framing, Preprocessing
 from sj_ottt.learning import predict
+from sj_ottt.run import training
+from sj_ottt.run.config import TrainConfig
+from sj_ottt.run.zoo_export import export_run
 from sj_ottt.run.zoo_verify import verify
-from sj_ottt.zoo.cards import Figure, write_card
+from sj_ottt.zoo.cards import Figure, read_card, write_card
 from tests.helpers import CLASSES, write_recordings
 
 INPUT = {"steps": 2, "size": [16, 16]}
@@ -44,6 +48,31 @@ def test_a_part_of_the_classes_and_of_the_samples(tmp_path):
     rows = verify(entry.name, [str(data)], tmp_path / "zoo", batch_size=7, device="cpu")
     assert [row.value for row in rows] == [pytest.approx(expected)] * 3
     assert [row.agrees for row in rows] == [True, True, False]
+
+
+def test_a_figure_says_how_recordings_were_read(tmp_path):
+    """Text states neither its sensor nor its unit of time."""
+    data, rng = tmp_path / "rows", np.random.default_rng(0)
+    for folder in (data / part / name for part in ("train", "test") for name in "ab"):
+        folder.mkdir(parents=True)
+        for i in range(3):
+            rows = np.stack([np.arange(200), *rng.integers(0, 16, (2, 200)), np.arange(200) % 2], 1)
+            np.savetxt(folder / f"{i}.txt", rows, fmt="%d")
+    config = TrainConfig(
+        model="test_ottt_vgg", data=str(data), out=str(tmp_path / "run"), epochs=1, steps=2,
+        val_fraction=0, sensor_size=(40, 44), time_unit="us", device="cpu",
+    )  # fmt: skip
+    training.train(config)
+    entry = export_run(tmp_path / "run", "rows", tmp_path / "zoo")
+    (figure,) = read_card(entry).results
+    assert figure.reading == {"sensor_size": [40, 44], "time_unit": "us"}
+    (row,) = verify(entry.name, [str(data)], tmp_path / "zoo", device="cpu")
+    assert row.agrees
+    text = entry.card.read_text()
+    for wrong, message in (("- 8\n", "the sensor of height 8 and"), ("- -8\n", "cannot be made")):
+        entry.card.write_text(text.replace("- 40\n", wrong))
+        with pytest.raises(InputError, match=message):
+            verify(entry.name, [str(data)], tmp_path / "zoo", device="cpu")
 
 
 def test_data_that_are_not_the_cards_are_refused(tmp_path, monkeypatch):

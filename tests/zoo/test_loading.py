@@ -134,6 +134,28 @@ def test_weights_of_a_hub_are_asked_for_by_its_name(weights, monkeypatch):
     assert asked == ["user/name"] * 2
 
 
+def test_weights_of_an_address_are_asked_for_by_it(weights, tmp_path, monkeypatch):
+    """Also where the default weights are a file; and of other channels and classes."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    model = timm.create_model("ottt_vgg5_ws", in_chans=2, num_classes=4)
+    save_file(model.state_dict(), tmp_path / "given.safetensors")
+    given = {"num_classes": 4, "input_size": (2, 32, 32)}
+    for source in (
+        {"url": (tmp_path / "given.safetensors").as_uri()},
+        {"state_dict": model.state_dict()},
+    ):
+        overlay = {**source, **given}
+        loaded = timm.create_model("ottt_vgg5_ws", pretrained=True, pretrained_cfg_overlay=overlay)
+        assert all(map(torch.equal, loaded.parameters(), model.parameters()))
+    overlay = {"url": (tmp_path / "given.safetensors").as_uri(), **given}
+    other = timm.create_model(
+        "ottt_vgg5_ws", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=3, num_classes=2
+    )
+    assert torch.equal(other.layer2[1].weight, model.layer2[1].weight)
+    adapted = adapt_input_channels(model.layer1[0].weight, 3)
+    torch.testing.assert_close(other.layer1[0].weight, adapted)
+
+
 def test_other_files_are_refused(weights, tmp_path):
     file, _ = weights
     with pytest.raises(InputError, match="no such weight file"):
@@ -150,6 +172,38 @@ def test_other_files_are_refused(weights, tmp_path):
         timm.create_model(
             "test_ottt_nf_resnet", pretrained=True, pretrained_cfg_overlay={"file": str(file)}
         )
+
+
+def test_values_that_are_no_finite_numbers_are_refused(weights, tmp_path):
+    _, model = weights
+    for value in (float("nan"), float("inf"), 1e300, None):
+        state = {name: tensor.double() for name, tensor in model.state_dict().items()}
+        state["layer2.1.weight"][0, 0, 0, 0] = value or 1
+        if value is None:
+            state["layer2.1.weight"] = state["layer2.1.weight"].long()
+        torch.save(state, tmp_path / "spoilt.pth")
+        with pytest.raises(InputError, match=r"spoilt\.pth: layer2\.1\.weight holds values"):
+            load(tmp_path / "spoilt.pth")
+
+
+@pytest.mark.parametrize("name", ["test_ottt_vgg", "test_ltc_cnn", "test_ltc_rnn"])
+def test_a_classifier_stays_fresh_where_the_file_has_none_or_another(tmp_path, name):
+    file = tmp_path / "weights.safetensors"
+    given = timm.create_model(name, num_classes=4, in_chans=2)
+    for classes in (4, 0):
+        saved = timm.create_model(name, num_classes=classes, in_chans=2)
+        save_file(saved.state_dict(), file)
+        for num_classes in (0, 6):
+            model = timm.create_model(name, num_classes=num_classes, in_chans=2)
+            fresh = {k: v.clone() for k, v in model.state_dict().items()}
+            zoo.load_weights(model, file)
+            for key, value in model.state_dict().items():
+                own = key.startswith(("fc.", "integrator."))
+                assert torch.equal(value, (fresh if own else saved.state_dict())[key]), key
+    head = {k: v for k, v in given.state_dict().items() if k != "fc.bias"}
+    save_file(head, file)
+    with pytest.raises(InputError, match=r"the first is fc\.bias"):  # half a classifier is none
+        zoo.load_weights(given, file)
 
 
 def test_a_pickle_is_never_executed(tmp_path):
@@ -173,6 +227,34 @@ def own(tmp_path, monkeypatch):
     cfg = {"input_size": [2, 32, 32], "pool_size": [8, 8], "num_classes": 4}
     data = save(model.state_dict())
     return zoo.add_to_zoo(zoo.own_folder(), "test_ottt_vgg.mine", data, "{sha256}", cfg), model
+
+
+def test_an_entry_says_how_its_network_is_built(own):
+    """The plain line builds the readout that was trained, unless another one is asked for."""
+    entry, model = own
+    data, cfg = save(model.state_dict()), entry.cfg
+    other = zoo.add_to_zoo(
+        entry.folder, "test_ottt_vgg.other", data, "", cfg, options={"readout": "membrane"}
+    )
+    zoo.add_to_zoo(entry.folder, "test_ottt_vgg.third", data, "", cfg)  # writes the rows anew
+    overlay = {"file": str(other.file)}
+    build = {"num_classes": 4, "in_chans": 2}
+    given = {**overlay, "first_conv": "layer1.0", "classifier": "fc", "custom_load": True}
+    for made in (
+        timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg_overlay=overlay),
+        timm.create_model("test_ottt_vgg", pretrained=True, pretrained_cfg=given),
+        zoo.create("test_ottt_vgg.other", **build, pretrained=True),
+    ):
+        assert made.readout == "membrane" and made.prediction == "last"
+    exact = zoo.create("test_ottt_vgg.other", **build, pretrained=True, readout="exact")
+    fresh = timm.create_model("test_ottt_vgg", pretrained_cfg_overlay=overlay)
+    assert exact.readout == "exact" and create_mine(4).readout == fresh.readout == "traced"
+    manifest = entry.folder / "manifest.json"
+    good = manifest.read_text()
+    for wrong in ('"neuron": "membrane"', '"readout": 3'):
+        manifest.write_text(good.replace('"readout": "membrane"', wrong))
+        with pytest.raises(InputError, match=r"test_ottt_vgg\.other has an option"):
+            zoo.entry_named("test_ottt_vgg.other")
 
 
 def test_a_flipped_bit_and_a_missing_file_are_refused_by_name(own):
@@ -215,6 +297,24 @@ def test_a_zoos_file_says_its_classes_and_channels(own):
 
 
 @pytest.mark.slow
+def test_an_ltc_network_of_the_zoo_has_a_name(tmp_path, monkeypatch):
+    """Also with another number of classes, whose integrator has another size too."""
+    monkeypatch.setenv("SJ_OTTT_ZOO", str(tmp_path / "own"))
+    model = timm.create_model("test_ltc_cnn", in_chans=2, num_classes=4)
+    cfg = {"input_size": [2, 32, 32], "pool_size": [8, 8], "num_classes": 4}
+    zoo.add_to_zoo(zoo.own_folder(), "test_ltc_cnn.mine", save(model.state_dict()), "", cfg)
+    code = (
+        "import timm, sj_ottt\n"
+        "for classes in ({}, {'num_classes': 7}, {'features_only': True}):\n"
+        "    model = timm.create_model('test_ltc_cnn.mine', pretrained=True, **classes)\n"
+        "    print(dict(getattr(model, 'model', model).named_parameters())['layer3.0.weight']"
+        ".double().sum().item())"
+    )
+    expected = model.layer3[0].weight.double().sum().item()
+    assert [float(line) for line in python("-c", code).stdout.splitlines()] == [expected] * 3
+
+
+@pytest.mark.slow
 def test_a_new_process_knows_the_users_weights_and_passes_over_a_damaged_zoo(own):
     entry, model = own
     code = (
@@ -249,3 +349,17 @@ def test_any_size_of_input(name, last, size):
 def test_no_weights_is_said():
     with pytest.raises(RuntimeError, match="No pretrained weights exist"):
         timm.create_model("ottt_nf_resnet50", pretrained=True)
+
+
+def test_a_tag_that_is_not_the_start_is_refused(own):
+    for name, pretrained, message in (
+        ("test_ottt_vgg.min", None, "no weights 'min' .* did you mean mine"),
+        ("test_ottt_vgg.mine", None, r"add pretrained .*, else leave \.mine out"),
+        ("test_ottt_vgg.mine", False, "names weights"),
+        ("test_ottt_vgg.other", "mine", "name different weights: leave one out"),
+        ("test_ottt_vgg.untrained", True, "no weights 'untrained'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            zoo.create(name, 4, in_chans=2, pretrained=pretrained)
+    assert zoo.create("test_ottt_vgg.untrained", 4, in_chans=2).num_classes == 4
+    zoo.create("test_ottt_vgg.mine", 4, in_chans=2, pretrained="mine")
