@@ -106,8 +106,10 @@ def test_what_goes_wrong_in_one_process_stops_all(size, found):
 
 
 def test_copies_of_a_network_are_refused():
-    net = nn.Sequential(nn.DataParallel(parallel_cases.network()))
+    copied = nn.DataParallel(parallel_cases.network())
+    net = nn.Sequential(copied)
     x_seq, target = parallel_cases.batch()
+    copied.device_ids = [0, 1]  # as where there are two GPUs
     with pytest.raises(InputError, match="0 is wrapped in DataParallel, which copies it"):
         parallel_cases.train_step(net, torch.optim.SGD(net.parameters(), 0.1), x_seq, target)
 

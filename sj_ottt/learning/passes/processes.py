@@ -30,16 +30,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     Raises:
         InputError: If a part of the model is wrapped, its parameters are sharded, or it is copied
-            at each call (`nn.DataParallel`).
+            to several GPUs at each call (`nn.DataParallel`).
     """
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     assert isinstance(inner, nn.Module)
     for name, part in inner.named_modules():
-        if isinstance(part, nn.DataParallel):
+        if isinstance(part, nn.DataParallel) and len(part.device_ids) > 1:
             raise InputError(
-                f"{name or 'the model'} is wrapped in DataParallel, which copies it to the GPUs at "
-                "each call, so that no neuron's state goes on to the next step: train the model as "
-                "it is, or in several processes with DistributedDataParallel"
+                f"{name or 'the model'} is wrapped in DataParallel, which copies it to several "
+                "GPUs at each call, so that no neuron's state goes on to the next step: train the "
+                "model as it is, or in several processes with DistributedDataParallel"
             )
         if isinstance(part, DistributedDataParallel):
             raise InputError(
