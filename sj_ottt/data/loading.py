@@ -162,6 +162,9 @@ class _Seeded(Dataset):
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self._dataset, self._seed = dataset, seed
 
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]  # torch's class says nothing of length
+
     def __getitem__(self, index: int) -> Any:
         before = torch.get_rng_state()
         torch.manual_seed(seed_of(self._seed, index))

@@ -139,6 +139,11 @@ def test_links_in_the_folder_of_a_run(place):
         (run / name).symlink_to(place / "elsewhere" / "mine.txt")
     write_recordings(place / "set", {"train": 4, "test": 2})
     before = seen(place, "work/run")
+    for name in ("result.json", "best.safetensors", "last.safetensors"):  # a model, or a result
+        assert train(place, "--out", run) == 2
+        assert seen(place, "work/run") == before and (run / name).is_symlink()
+        (run / name).unlink()
+        (run / name).symlink_to(place / "elsewhere" / "nowhere")
     assert train(place, "--out", run) == 0
     assert seen(place, "work/run") == before
     assert not any(path.is_symlink() for path in run.rglob("*"))
