@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sj_ottt._ops.im2col import Patches
 from sj_ottt._ops.trace import LinearMap, Trace
 
 __all__ = ["GradientSink", "Product", "traced_conv", "traced_linear", "traced_product"]
@@ -55,6 +56,12 @@ class Product:
         """Return W s + b."""
         if not self.stride:
             return F.linear(spike, weight, bias)
+        dtype = _product_dtype(spike)
+        patches = self.few_patches(spike, weight)
+        # For a gradient of its own, PyTorch would keep the patches, which are larger than the map.
+        if patches is not None and not torch.is_grad_enabled():
+            bias = bias if bias is None else bias.to(dtype)
+            return patches.product(spike.to(dtype), weight.to(dtype), bias)
         if self.output_padding is not None:
             transposed = _TRANSPOSED[len(self.stride)]
             rest = self.output_padding, self.groups, self.dilation
@@ -87,6 +94,13 @@ class Product:
         Returns:
             ∇s, ∇W and ∇b, shaped like `trace`, `weight` and the bias; None where not wanted.
         """
+        patches = self.few_patches(trace, weight, grad.dtype)
+        if patches is not None:
+            return (
+                patches.gradient(grad, weight) if need_spike else None,
+                patches.weight_gradient(grad, trace) if need_weight else None,
+                grad.sum((0, 2, 3)) if need_bias else None,
+            )
         if self.stride:
             transposed = self.output_padding is not None
             channels = weight.shape[1] * self.groups if transposed else weight.shape[0]
@@ -111,6 +125,30 @@ class Product:
             rows.t() @ trace.flatten(0, -2) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
+
+    def few_patches(
+        self, x: Tensor, weight: Tensor, dtype: torch.dtype | None = None
+    ) -> Patches | None:
+        """Return the patches of an input where their matrix product is faster than a convolution.
+
+        Args:
+            x: The input, or what has its shape.
+            weight: W, or what has its shape.
+            dtype: What is multiplied; None for the input's own, or autocast's.
+        """
+        fits = len(self.stride) == 2 == x.dim() - 2 and self.groups == 1 and x.device.type == "cpu"
+        if not fits or self.output_padding is not None or x.shape[1] != weight.shape[1]:
+            return None
+        kernel = tuple(weight.shape[2:])
+        patches = Patches(x.shape, kernel, self.stride, self.padding, self.dilation)
+        return patches if patches.pay(dtype or _product_dtype(x)) else None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that a product is computed in: the tensor's own, or autocast's."""
+    device = x.device.type
+    known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if known and x.dtype != torch.double else x.dtype
 
 
 class _TracedProduct(torch.autograd.Function):

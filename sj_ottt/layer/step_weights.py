@@ -48,7 +48,7 @@ class OnlineWeight:
         """Apply the synapse to one time step."""
         self._refresh()
         if self._format is None:
-            self._format = fast_format(self._synapse.weight, x)
+            self._format = fast_format(self._synapse.weight, x, product)
         if factor not in self._made:
             again = not self._made
             self._made[factor] = MadeWeight(self._synapse, factor, self._format, again)

@@ -128,22 +128,27 @@ def _convolution(module: _ConvNd, x: Tensor | Pair) -> tuple[Tensor | Pair, Prod
     return x, Product(module.stride, padding, module.dilation, module.groups)
 
 
-def fast_format(weight: Tensor, x: Tensor | None = None) -> torch.memory_format:
+def fast_format(
+    weight: Tensor, x: Tensor | None = None, product: Product | None = None
+) -> torch.memory_format:
     """Return the memory format in which the product of a weight and an input runs fastest.
 
     On a CPU, a convolution in channels-last format reads and writes large activations as they are,
-    and reorders the weight and its gradient, which oneDNN does for itself in the other format. On a
-    GPU it is the user's choice (`model.to(memory_format=torch.channels_last)`), as it depends on
-    the dtype.
+    and reorders the weight and its gradient, which oneDNN does for itself in the other format; a
+    matrix product in its place takes the weight as it lies. On a GPU it is the user's choice
+    (`model.to(memory_format=torch.channels_last)`), as it depends on the dtype.
 
     Args:
         weight: W.
         x: The input; None for one that is larger than the weight.
+        product: How they are multiplied, where an input is given.
     """
     if weight.dim() != 4 or weight.device.type != "cpu":
         return torch.preserve_format
-    few = x is not None and x.numel() < weight.numel()
-    return torch.contiguous_format if few else torch.channels_last
+    if x is None or x.numel() >= weight.numel():
+        return torch.channels_last
+    as_matrix = product is not None and product.few_patches(x, weight) is not None
+    return torch.channels_last if as_matrix else torch.contiguous_format
 
 
 class Linear(Synapse, sj_layer.Linear):
