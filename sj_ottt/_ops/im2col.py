@@ -21,7 +21,7 @@ FEW_PLACES = {torch.float32: 4, torch.float64: 4}  # of a map, however many maps
 FEW_PLACES_IN_HALF = 16
 ROWS_PER_CHANNEL = {torch.float32: 0.5, torch.float64: 0.5}  # rows of X for each input channel
 ROWS_PER_CHANNEL_IN_HALF = 2.0
-LEAST_CHANNELS = 128  # with fewer, the calls take longer than the products
+LEAST_CHANNELS = 256  # with fewer, the calls take longer than the products
 
 
 class Patches:

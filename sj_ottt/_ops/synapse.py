@@ -136,8 +136,10 @@ class Product:
             weight: W, or what has its shape.
             dtype: What is multiplied; None for the input's own, or autocast's.
         """
+        # Whoever takes the program away is to find the convolution in it, for any batch.
+        traced = torch.compiler.is_compiling()
         fits = len(self.stride) == 2 == x.dim() - 2 and self.groups == 1 and x.device.type == "cpu"
-        if not fits or self.output_padding is not None or x.shape[1] != weight.shape[1]:
+        if traced or not fits or self.output_padding is not None or x.shape[1] != weight.shape[1]:
             return None
         kernel = tuple(weight.shape[2:])
         patches = Patches(x.shape, kernel, self.stride, self.padding, self.dilation)

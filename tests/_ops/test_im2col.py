@@ -63,7 +63,7 @@ def test_where_it_pays():
     assert not pays(64, 512, 4)
     assert pays(64, 512, 4, torch.bfloat16)
     assert not pays(64, 512, 8, torch.bfloat16)
-    assert not pays(16, 64, 2)
+    assert not pays(16, 128, 2)
     assert not pays(0, 512, 2)
 
 
@@ -91,6 +91,26 @@ def test_a_graph_of_pytorchs_own_keeps_no_patches():
     assert sorted(kept) == [x.numel(), w.numel()]
 
 
+def test_a_program_that_is_taken_away_holds_the_convolution():
+    """Its batch may be of any size, and whoever reads it knows a convolution."""
+
+    class OnPairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.synapse = layer.Conv2d(256, 256, 3, padding=1)
+
+        def forward(self, x):
+            return self.synapse([x, x])
+
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        program = torch.export.export(
+            OnPairs(), (torch.randn(2, 256, 2, 2),), dynamic_shapes=({0: batch},), strict=False
+        )
+    text = str(program.graph)
+    assert "conv" in text and "as_strided" not in text
+
+
 def test_autocast_asks_for_half_precision():
     x, w = torch.randn(2, 256, 2, 2), torch.randn(256, 256, 3, 3)
     bias, product = torch.randn(256), Product((1, 1), (1, 1), (1, 1))
@@ -109,8 +129,8 @@ def test_a_network_learns_the_same_with_it(chunk, monkeypatch):
         torch.manual_seed(0)
         lif = partial(neuron.OTTTLIFNode, v_threshold=0.1)
         model = layer.OTTTSequential(
-            *(layer.Conv2d(2, 128, 3, stride=8, padding=1), lif()),
-            *(layer.WSConv2d(128, 256, 3, stride=2, padding=1), lif()),
+            *(layer.Conv2d(2, 256, 3, stride=8, padding=1), lif()),
+            *(layer.WSConv2d(256, 256, 3, stride=2, padding=1), lif()),
             *(layer.Conv2d(256, 128, 3, padding=1), lif()),
             *(nn.Flatten(), layer.Linear(512, 5)),
         ).double()
