@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sj_ottt.errors import InputError
-from sj_ottt.run import evaluation, training, training_run
+from sj_ottt.run import build, evaluation, training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint, read_model, write_model
 from sj_ottt.run.config import TrainConfig
 from tests.helpers import CLASSES, assert_same_run, same, weights, write_recordings
@@ -169,6 +169,17 @@ def test_an_ltc_model_needs_a_rule_without_traces(options):
     with pytest.raises(InputError, match="no presynaptic trace; train it with FPTT"):
         train(options, model="test_ltc_cnn")
     assert train(options, model="test_ltc_cnn", rule="bptt", epochs=1)["epochs"] == 1
+
+
+def test_float16_on_a_cpu_warns(recwarn):
+    """Nothing is wrong with it but the time that it takes."""
+    for amp, warned in (("off", 0), ("bfloat16", 0), ("float16", 1)):
+        cfg = TrainConfig(data="x", out="x", amp=amp)
+        build.build_mixed_precision(cfg, torch.device("cpu"))
+        assert sum("amp=bfloat16 is fast" in str(w.message) for w in recwarn) == warned
+    # PyTorch warns where there is no GPU.
+    build.build_mixed_precision(cfg, torch.device("cuda"))
+    assert sum("amp=bfloat16 is fast" in str(w.message) for w in recwarn) == 1
 
 
 # Bad input
