@@ -17,7 +17,7 @@ FULL, HALF, SMALL = torch.float32, torch.bfloat16, torch.float16
 CASES = (
     ("ottt_nf_resnet34.saccade", 12, 64, (FULL, HALF)),
     ("ottt_vgg11_ws", 12, 32, (FULL, HALF)),
-    ("ottt_vgg5_ws", 12, 34, (FULL, HALF, SMALL)),
+    ("ottt_vgg5_ws", 2, 34, (FULL, HALF, SMALL)),
 )
 
 
