@@ -2,7 +2,10 @@
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from unittest import mock
 
+import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch import Tensor
 from benchmarks.measure import interleaved_medians
 from sj_ottt._ops.im2col import Patches
 from sj_ottt.layer.synapse import fast_format
+from sj_ottt.learning import train_step
 
 KERNEL, ONE = (3, 3), (1, 1)
 # Channels in and out, side of the input, stride: of NF-ResNets at 64 pixels and of the paper's VGG.
@@ -18,14 +22,23 @@ LAYERS = (
     *((512, 512, 4, 1), (512, 512, 8, 1), (256, 512, 8, 1), (128, 128, 8, 1)),
 )
 BATCHES = (1, 6, 16, 64)
+NETWORK, BATCH, STEPS = "ottt_nf_resnet34", 8, 4
 
 
 def small_maps(args: argparse.Namespace) -> list[dict]:
     """Milliseconds of output and both gradients: PyTorch's convolution and the matrix product.
 
-    The convolution has the layout in which it is the faster one; its weight lies so already.
+    The convolution has the layout in which it is the faster one; its weight lies so already. The
+    first rows are a training batch of NF-ResNet-34, 64 x 64, T = 4, as one chunk.
     """
     rows = []
+    for dtype in (torch.float32, torch.bfloat16):
+        batch = _training_batch(dtype)
+        runs = {"convolution": partial(_without_matrices, batch), "matrix": batch}
+        seconds = interleaved_medians(runs, args.repeats)
+        rows.append(
+            {"channels": NETWORK, "places": ""} | _row(dtype, BATCH, seconds) | {"taken": ""}
+        )
     for channels, out_channels, side, stride in LAYERS:
         for dtype in (torch.float32, torch.bfloat16):
             for n in BATCHES:
@@ -41,14 +54,37 @@ def small_maps(args: argparse.Namespace) -> list[dict]:
                     {
                         "channels": f"{channels} to {out_channels}",
                         "places": " x ".join(map(str, patches.places)),
-                        "dtype": str(dtype).removeprefix("torch."),
-                        "batch": n,
-                        **{f"{name}, ms": f"{1e3 * s:.2f}" for name, s in seconds.items()},
-                        "ratio": f"{seconds['matrix'] / seconds['convolution']:.2f}",
+                        **_row(dtype, n, seconds),
                         "taken": "matrix" if patches.pay(dtype) else "convolution",
                     }
                 )
     return rows
+
+
+def _row(dtype: torch.dtype, batch: int, seconds: dict[str, float]) -> dict:
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch": batch,
+        **{f"{name}, ms": f"{1e3 * s:.2f}" for name, s in seconds.items()},
+        "ratio": f"{seconds['matrix'] / seconds['convolution']:.2f}",
+    }
+
+
+def _training_batch(dtype: torch.dtype) -> Callable[[], object]:
+    model = timm.create_model(NETWORK, pretrained=False, num_classes=10, in_chans=2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x_seq, target = torch.randn(STEPS, BATCH, 2, 64, 64), torch.arange(BATCH)
+
+    def run() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            train_step(model, optimizer, x_seq, target, chunk=STEPS)
+
+    return run
+
+
+def _without_matrices(run: Callable[[], object]) -> None:
+    with mock.patch.object(Patches, "pay", return_value=False):
+        run()
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: int) -> Callable[[], object]:
