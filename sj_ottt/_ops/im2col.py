@@ -22,6 +22,7 @@ FEW_PLACES_IN_HALF = 16
 ROWS_PER_CHANNEL = {torch.float32: 0.5, torch.float64: 0.5}  # rows of X for each input channel
 ROWS_PER_CHANNEL_IN_HALF = 2.0
 LEAST_CHANNELS = 256  # with fewer, the calls take longer than the products
+MOST_NUMBERS = 2**25  # in X, which is there beside the activations
 
 
 class Patches:
@@ -59,7 +60,8 @@ class Patches:
         few = places <= FEW_PLACES.get(dtype, FEW_PLACES_IN_HALF)
         ratio = ROWS_PER_CHANNEL.get(dtype, ROWS_PER_CHANNEL_IN_HALF)
         few_rows = n * places <= ratio * channels
-        return n * places > 0 and channels >= LEAST_CHANNELS and (few or few_rows)
+        numbers = n * places * channels * math.prod(self._kernel)
+        return 0 < numbers <= MOST_NUMBERS and channels >= LEAST_CHANNELS and (few or few_rows)
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return W s + b, [N, C_out, H', W'], of an input and a weight [C_out, C, k, k]."""

@@ -60,7 +60,7 @@ class Product:
         patches = self.few_patches(spike, weight)
         # For a gradient of its own, PyTorch would keep the patches, which are larger than the map.
         if patches is not None and not torch.is_grad_enabled():
-            bias = bias if bias is None else bias.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
             return patches.product(spike.to(dtype), weight.to(dtype), bias)
         if self.output_padding is not None:
             transposed = _TRANSPOSED[len(self.stride)]
@@ -140,6 +140,8 @@ class Product:
         traced = torch.compiler.is_compiling()
         fits = len(self.stride) == 2 == x.dim() - 2 and self.groups == 1 and x.device.type == "cpu"
         if traced or not fits or self.output_padding is not None or x.shape[1] != weight.shape[1]:
+            return None
+        if _product_dtype(x) != _product_dtype(weight):  # PyTorch says what is wrong with it
             return None
         kernel = tuple(weight.shape[2:])
         patches = Patches(x.shape, kernel, self.stride, self.padding, self.dilation)

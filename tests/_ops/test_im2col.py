@@ -65,6 +65,7 @@ def test_where_it_pays():
     assert not pays(64, 512, 8, torch.bfloat16)
     assert not pays(16, 128, 2)
     assert not pays(0, 512, 2)
+    assert not pays(2000, 512, 2), "the patches take too much memory"
 
 
 def test_what_is_no_such_convolution_goes_the_ordinary_way():
@@ -78,6 +79,8 @@ def test_what_is_no_such_convolution_goes_the_ordinary_way():
     assert Product(one, (0, 0), one).few_patches(x, w) is None
     with pytest.raises(RuntimeError, match="channels"):
         Product(one, one, one)(x[:, :200], w, None)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="type"):
+        Product(one, one, one)(x, w.double(), None)
     with pytest.raises(RuntimeError, match=r"[Kk]ernel size"):
         Product(one, (0, 0), one)(x, w, None)
 
@@ -116,6 +119,7 @@ def test_autocast_asks_for_half_precision():
     bias, product = torch.randn(256), Product((1, 1), (1, 1), (1, 1))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert product.few_patches(x, w)
+        assert product.few_patches(x.bfloat16(), w)  # as the layer before gave it
         out, expected = product(x, w, bias), F.conv2d(x, w, bias, padding=1)
     assert out.dtype == expected.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), expected.float(), rtol=0.02, atol=0.5)
