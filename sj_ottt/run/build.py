@@ -6,12 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sj_ottt import zoo
+from sj_ottt.data.loading import batches, seed_of
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull
+from sj_ottt.models import calibrate
 from sj_ottt.neuron import set_backend
 from sj_ottt.run import finetune
 from sj_ottt.run.checkpoint import read_model
@@ -56,6 +58,8 @@ def build_model(cfg: TrainConfig, data: TrainingData, *, resumed: bool = False) 
         readout=learning.readout,
         **extra,
     )
+    if network.calibrate and not resumed:
+        calibrate(model, _one_step(cfg, data))
     set_backend(model, cfg.run.backend)
     if weight_file and not resumed:
         zoo.load_weights(model, weight_file)
@@ -64,6 +68,14 @@ def build_model(cfg: TrainConfig, data: TrainingData, *, resumed: bool = False) 
     if network.freeze:
         finetune.freeze(model, network.freeze)
     return model
+
+
+def _one_step(cfg: TrainConfig, data: TrainingData) -> Tensor:
+    """Return a batch to train on, its first time step: [N, C, H, W], the same in all processes."""
+    seed = seed_of(cfg.run.seed, 0)
+    draws = torch.Generator().manual_seed(seed)
+    x, _ = next(iter(batches(data.train, cfg.optimisation.batch_size, 0, draws, seed=seed)))
+    return x if data.shown_steps else x[0]
 
 
 def _weight_file(pretrained: bool | str | None) -> Path | None:

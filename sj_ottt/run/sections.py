@@ -100,6 +100,11 @@ class NetworkOptions(Section):
         "start from trained weights: those of the model zoo (its default ones, or those of TAG), "
         "or those of a run's folder or a weight file, given by its path in the place of TAG",
     )
+    calibrate: bool = option(
+        False,
+        flag,
+        "before a new model trains, set its gains by a batch of the data, so that each layer fires",
+    )
     freeze: tuple[str, ...] | None = option(
         None, optional(name_list), "parts of the model that do not learn, such as stem,layer1"
     )
@@ -120,6 +125,12 @@ class NetworkOptions(Section):
     def _check_together(self) -> None:
         if self.pull_to is not None and self.pretrained is not None:
             raise InputError("pull_to and pretrained both say where to start: leave one out")
+        for name in ("pretrained", "pull_to"):
+            if self.calibrate and getattr(self, name) is not None:
+                raise InputError(
+                    f"calibrate sets the gains of a new model, and {name} gives it trained ones: "
+                    "leave one out"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -329,10 +329,13 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "save_every": "5", "time_limit": "60", "on_nan": "skip", "backend": "torch",
         "chunk": "auto",
     }  # fmt: skip
-    flags = {"normalize": False, "class_weights": True, "strict": True, "cuda_graph": True}
+    flags = {"normalize": False} | dict.fromkeys(
+        ("class_weights", "strict", "cuda_graph", "calibrate"), True
+    )
     names = set(flags)
     for given in (values, others):  # which do not go together
         argv = ["train", "--no-normalize", "--class-weights", "--strict", "--cuda-graph"]
+        argv.append("--calibrate")
         for name, value in given.items():
             argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
         seen.clear()
