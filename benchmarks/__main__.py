@@ -169,6 +169,9 @@ def main() -> None:
     parser.add_argument(
         "--fine-tuning", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: from WEIGHTS"
     )
+    parser.add_argument(
+        "--from-scratch", nargs="+", default=[], metavar="NAME=VALUE", help="transfer: without them"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="transfer: trainings at a time")
     parser.add_argument("--minutes", type=float, default=120, help="soak (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=1_000_000, help="soak: events a second")

@@ -99,7 +99,7 @@ def wanted(args: argparse.Namespace) -> Iterator[Cell]:
                         asked = few in (args.few or FEW[data]) and start in (args.starts or [start])
                         if start and asked:
                             if start == "scratch":
-                                yield Cell(data, few, model, start, seed)
+                                yield Cell(data, few, model, start, seed, tuple(args.from_scratch))
                                 continue
                             options = tuple(args.fine_tuning), digest(model, start)
                             yield Cell(data, few, model, start, seed, *options)
@@ -194,8 +194,8 @@ def summary(found: dict[Cell, float]) -> list[dict]:
     grouped: dict[tuple, list[float]] = {}
     weights = Counter(model for model, _ in {(c.model, c.digest) for c in found if c.digest})
     for cell, accuracy in found.items():
-        which = [cell.start] if weights[cell.model] > 1 else []
-        start = "scratch" if not cell.digest else " ".join(("zoo", *which, *cell.options))
+        which = [cell.start] if cell.digest and weights[cell.model] > 1 else []
+        start = " ".join(("zoo" if cell.digest else "scratch", *which, *cell.options))
         key = (cell.data.split()[0], cell.few, cell.model, start)
         grouped.setdefault(key, []).append(100 * accuracy)
     return [
@@ -226,15 +226,15 @@ def plot(rows: list[dict], path: Path) -> None:
         for model in models:
             of = [row for row in rows if (row["data"], row["model"]) == (data, model)]
             for start in sorted({row["start"] for row in of}):
-                style = "--" if start == "scratch" else "-"
+                scratch = start.startswith("scratch")
                 line = [row for row in of if row["start"] == start]
                 axes.errorbar(
                     [row["recordings a class"] for row in line],
                     [float(row["accuracy"]) for row in line],
                     [float(row["sd"]) for row in line],
                     color=f"C{models.index(model)}",
-                    linestyle=style,
-                    marker="x" if start == "scratch" else "o",
+                    linestyle="--" if scratch else "-",
+                    marker="x" if scratch else "o",
                     capsize=3,
                     label=f"{model}, {start}",
                 )

@@ -1,19 +1,16 @@
-"""What the instruments share: neurons and layers found, copied and watched."""
+"""What the instruments share: neurons found, and models copied."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from spikingjelly.activation_based import layer as sj_layer
-from spikingjelly.activation_based import neuron as sj_neuron
-from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from sj_ottt.errors import InputError
 from sj_ottt.learning import reset_state
-from sj_ottt.learning.rules import LearningModule, set_rule
+from sj_ottt.learning.rules import set_rule
 from sj_ottt.neuron import OTTTLIFNode
 from sj_ottt.neuron.readout import LeakyIntegrator
 
@@ -59,32 +56,3 @@ def copy_for_rule(model: nn.Module, rule: str) -> nn.Module:
             module.p = 0.0
     clone.zero_grad()
     return set_rule(clone, rule)
-
-
-def is_neuron(module: nn.Module) -> bool:
-    """Whether a module is a neuron: ours, SpikingJelly's, or one that holds a surrogate of its."""
-    kinds = sj_neuron.BaseNode, LearningModule
-    surrogates = (isinstance(part, SurrogateFunctionBase) for part in module.children())
-    return isinstance(module, kinds) or any(surrogates)
-
-
-def sends_spikes(out: object) -> bool:
-    """Whether what a neuron hands on is spikes, all of it 0 or 1."""
-    return isinstance(out, Tensor) and bool(((out == 0) | (out == 1)).all())
-
-
-@contextmanager
-def watching(
-    modules: Mapping[str, nn.Module], look: Callable[[str, tuple[Any, ...], Any], None]
-) -> Iterator[None]:
-    """Call look(name, arguments, output) whenever one of the modules runs."""
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        return lambda module, args, out: look(name, args, out)
-
-    hooks = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()

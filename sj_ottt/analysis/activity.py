@@ -4,16 +4,15 @@ Plain functions that return numbers. A model is left as it was. Batches are sequ
 """
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sj_ottt.analysis._common import is_neuron, sends_spikes, watching
 from sj_ottt.analysis.operations import ProductCounter
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.learning.predict import predicts_last
+from sj_ottt.learning.spikes import count_spikes
 
 __all__ = [
     "SynapticOperations",
@@ -41,32 +40,14 @@ def firing_rates(model: nn.Module, x_seq: Tensor) -> dict[str, float]:
     Raises:
         InputError: If the model has no neuron that spikes.
     """
-    nodes = {
-        name or type(module).__name__: module
-        for name, module in model.named_modules()
-        if is_neuron(module)
-    }
-    spikes, outputs = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
-    others = set()
-
-    def count(name: str, args: tuple[Any, ...], out: Any) -> None:
-        if not sends_spikes(out):
-            others.add(name)
-            return
-        spikes[name] += int((out != 0).sum().item())
-        outputs[name] += out.numel()
-
-    if nodes:
-        with watching(nodes, count):
-            predict(model, x_seq)
-    rates = {name: spikes[name] / outputs[name] for name in outputs if outputs[name]}
-    rates = {name: rate for name, rate in rates.items() if name not in others}
-    if not rates:
+    counts = {name: (k, n) for name, (k, n) in count_spikes(model, x_seq).items() if n}
+    if not counts:
         raise InputError(
             f"{type(model).__name__} has no neuron that spikes: give a model with neurons of "
             "sj_ottt.neuron or SpikingJelly"
         )
-    return {**rates, "mean": sum(spikes[k] for k in rates) / sum(outputs[k] for k in rates)}
+    spikes, outputs = map(sum, zip(*counts.values(), strict=True))
+    return {name: k / n for name, (k, n) in counts.items()} | {"mean": spikes / outputs}
 
 
 class SynapticOperations(dict[str, float]):

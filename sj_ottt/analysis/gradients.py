@@ -13,18 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sj_ottt.analysis._common import (
-    Loss,
-    copy_for_rule,
-    integrators_of,
-    neurons_of,
-    watching,
-)
+from sj_ottt.analysis._common import Loss, copy_for_rule, integrators_of, neurons_of
 from sj_ottt.analysis.activity import refuse_silence
 from sj_ottt.analysis.synapse_records import record_synapses
 from sj_ottt.errors import InputError, suggest
 from sj_ottt.learning import CrossEntropyMSE, predict, train_step
 from sj_ottt.learning.rules import RULES, find_rule
+from sj_ottt.learning.spikes import watching
 from sj_ottt.neuron import OTTTLIFNode
 
 __all__ = ["gradient_alignment", "theorem1", "three_factor"]

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sj_ottt.analysis._common import is_neuron, sends_spikes
+from sj_ottt.learning.spikes import is_neuron, sends_spikes
 
 __all__ = ["ProductCounter"]
 

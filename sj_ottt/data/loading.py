@@ -167,7 +167,8 @@ class _Seeded(Dataset):
 
     def __getitem__(self, index: int) -> Any:
         before = torch.get_rng_state()
-        torch.manual_seed(seed_of(self._seed, index))
+        # torch.manual_seed would seed GPUs as well, and writes down the stack while none is in use.
+        torch.default_generator.manual_seed(seed_of(self._seed, index))
         try:
             return self._dataset[index]
         finally:

@@ -34,6 +34,7 @@ from sj_ottt.run.group import ALONE, Group
 from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
 from sj_ottt.run.resuming import check_same_run
+from sj_ottt.run.silence import warn_of_silence
 from sj_ottt.run.training_data import TrainingData
 
 
@@ -293,6 +294,8 @@ class TrainingRun:
                 # The last batch may be smaller than there are processes.
                 right = count_right(logits, target) if len(target) else 0
                 done = float(loss), right, len(target)
+            if self.group.first and self.epoch == index == 0 and done[2]:
+                warn_of_silence(self.model, x_seq, self.data.shown_steps)
             yield done
 
     @contextlib.contextmanager

@@ -59,6 +59,7 @@ def test_every_training_is_of_its_own_and_the_command_line_chooses(tmp_path):
         few=None,
         starts=None,
         fine_tuning=["lr=0.001"],
+        from_scratch=[],
     )
     cells = list(transfer.wanted(args))
     assert len(cells) == len({cell.name for cell in cells}) == 2 * 6 * 3
@@ -71,6 +72,12 @@ def test_every_training_is_of_its_own_and_the_command_line_chooses(tmp_path):
     args.models = args.models[:1]
     changed = [cell.name for cell in transfer.wanted(args) if cell.start != "scratch"]
     assert not {cell.name for cell in both} & set(changed)
+    assert {cell.options for cell in cells if cell.start == "scratch"} == {()}
+    args.from_scratch = ["calibrate=true"]
+    calibrated = [cell for cell in transfer.wanted(args) if cell.start == "scratch"]
+    assert not {cell.name for cell in cells} & {cell.name for cell in calibrated}
+    rows = transfer.summary(dict.fromkeys(calibrated, 0.5))
+    assert {row["start"] for row in rows} == {"scratch calibrate=true"}
     args.models = ["a", "b"]
     args.sets, args.few, args.starts, args.seeds = ["nmnist"], [5], ["scratch"], [1]
     assert [(cell.model, cell.start) for cell in transfer.wanted(args)] == [
@@ -95,6 +102,7 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
     args = argparse.Namespace(
         models=["ottt_vgg5_ws=fashion_events"], seeds=[0, 1], sets=["nmnist"], few=[5],
         starts=None, data=str(shared), runs=str(shared / "runs"), fine_tuning=["lr=0.5"], jobs=1,
+        from_scratch=[],
     )  # fmt: skip
     rows = transfer.transfer(args)
     assert transfer.transfer(args) == rows and len(ran) == 4

@@ -150,7 +150,7 @@ def test_saves_within_an_epoch(options, monkeypatch):
     assert saved == [0, 1, 2, 3, 4, 0]
 
 
-def test_random_numbers_are_of_the_sample(recordings):
+def test_random_numbers_are_of_the_sample(recordings, monkeypatch):
     """Whoever loads it, and whatever was skipped before it."""
     from sj_ottt.data import EventFolder
     from sj_ottt.data.transforms import RandomShift
@@ -161,7 +161,9 @@ def test_random_numbers_are_of_the_sample(recordings):
         return torch.Generator().manual_seed(1)
 
     state = torch.get_rng_state()
-    whole = list(batches(dataset, 4, 0, order(), seed=7))
+    with monkeypatch.context() as patch:  # a GPU's random numbers are none of a sample's business
+        patch.setattr(torch.cuda, "manual_seed_all", None)
+        whole = list(batches(dataset, 4, 0, order(), seed=7))
     assert torch.equal(torch.get_rng_state(), state)
     for kwargs in ({"workers": 2}, {"workers": 0, "skip": 3}):
         skip = kwargs.get("skip", 0)
