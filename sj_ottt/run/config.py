@@ -93,16 +93,27 @@ class TrainConfig:
             InputError: A file that cannot be read, an unknown key, a bad value; the message names
                 the file and the key.
         """
-        given = {} if base is None else base.flat()
-        if yaml_file is not None:
-            values = _read_yaml(Path(yaml_file))
-            try:
-                cls._check_names(values)
-                given |= values
-                cls(**given)
-            except InputError as error:
-                raise InputError(f"{yaml_file}: {error}") from None
-        return cls(**{**given, **(overrides or {})})
+        start = {} if base is None else base.flat()
+        overrides = overrides or {}
+        if yaml_file is None:
+            return cls(**{**start, **overrides})
+        values = _read_yaml(Path(yaml_file))
+        try:
+            cls._check_names(values)
+            return cls(**{**start, **values, **overrides})
+        except InputError as error:
+            if str(error) == cls._fault({**start, **overrides}):  # with or without the file
+                raise
+            raise InputError(f"{yaml_file}: {error}") from None
+
+    @classmethod
+    def _fault(cls, options: Mapping[str, Any]) -> str | None:
+        """Return what is wrong with options, None where nothing is."""
+        try:
+            cls(**options)
+        except InputError as error:
+            return str(error)
+        return None
 
     @classmethod
     def out_of(cls, yaml_file: str | Path | None, overrides: Mapping[str, Any]) -> str:

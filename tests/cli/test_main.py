@@ -283,6 +283,19 @@ def test_flags_go_before_the_recipe_and_that_before_defaults(tmp_path):
         TrainConfig(seed=-1)
 
 
+def test_a_recipe_is_judged_together_with_the_flags(tmp_path):
+    """And each error is laid at the door of where it comes from."""
+    path = write_yaml(tmp_path / "a.yaml", {"fptt_alpha": 0.2, "epochs": 0})
+    config = TrainConfig.from_sources(path, {"rule": "fptt", "epochs": "3"})
+    assert (config.fptt.fptt_alpha, config.optimisation.epochs) == (0.2, 3)
+    with pytest.raises(InputError, match=r"^\S*a.yaml: epochs must be"):
+        TrainConfig.from_sources(path, {"rule": "fptt"})
+    with pytest.raises(InputError, match=r"^\S*a.yaml: fptt_alpha=0.2 does not go"):
+        TrainConfig.from_sources(path, {"epochs": 3})
+    with pytest.raises(InputError, match=r"^lr must be"):
+        TrainConfig.from_sources(path, {"rule": "fptt", "epochs": 3, "lr": "x"})
+
+
 def test_flags_of_a_resume_are_checked_against_the_runs_own_configuration(tmp_path, monkeypatch):
     own = TrainConfig(rule="fptt", fptt_alpha=0.5, parts=7, steps=8, out=str(tmp_path))
     save_checkpoint(tmp_path, {"config": own.flat(), "epoch": 1, "middle": {}})
