@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from docs.generated import RESULTS, TRANSFER, gpu_results, read_results
@@ -174,6 +175,10 @@ def pretraining() -> str:
     return chart_svg(figure)
 
 
+# Line and marker of each start; the zoo's has that of its model.
+_STARTS = {"scratch": ("--", "x"), "scratch calibrate=true": (":", "v"), "zoo": ("-", None)}
+
+
 def transfer() -> str:
     """Accuracy against the recordings of each class, from the zoo's weights and from scratch."""
     rows = read_results(TRANSFER)
@@ -185,7 +190,7 @@ def transfer() -> str:
             beside = 1.04 ** (
                 i - (len(models) - 1) / 2
             )  # or equal accuracies would hide each other
-            for start, line, shape in (("scratch", "--", "x"), ("zoo", "-", marker)):
+            for start, (line, shape) in _STARTS.items():
                 mine = [
                     row
                     for row in rows
@@ -195,8 +200,8 @@ def transfer() -> str:
                     [beside * int(row["recordings a class"]) for row in mine],
                     [float(row["accuracy"]) for row in mine],
                     [float(row["sd"]) for row in mine],
-                    color=COLOURS[name][0], linestyle=line, marker=shape, markersize=4.5,
-                    capsize=2, label=f"{model}, {start}" if mine else None,
+                    color=COLOURS[name][0], linestyle=line, marker=shape or marker, markersize=4.5,
+                    capsize=2,
                 )  # fmt: skip
         few = sorted({int(row["recordings a class"]) for row in rows if row["data"] == data})
         axes.set_xscale("log")
@@ -205,9 +210,18 @@ def transfer() -> str:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set(title=data, xlabel="recordings a class")
     panels[0].set_ylabel("test accuracy, %")
+    colours = [COLOURS[name][0] for name in SERIES]
+    lines = [
+        *(Line2D([], [], color=c, label=model) for c, model in zip(colours, models, strict=False)),
+        *(
+            Line2D([], [], color=COLOURS["ink"][0], linestyle=line, marker=shape or MARKERS[0],
+                   markersize=4.5, label=start.replace(" calibrate=true", ", calibrated"))
+            for start, (line, shape) in _STARTS.items()
+        ),
+    ]  # fmt: skip
     if rows:
         figure.legend(
-            *panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=1,
+            handles=lines, loc="outside lower center", ncols=2,
             frameon=False, fontsize=9, labelcolor=COLOURS["ink"][0],
         )  # fmt: skip
     return chart_svg(figure)
