@@ -70,7 +70,8 @@ def test_shipped_weights_adapt_to_channels_and_classes(name):
         x = 2 * torch.randn(1, in_chans, 32, 32)
         assert learning.predict(model, x, steps=2).shape == (1, num_classes or model.num_features)
     features = timm.create_model(name, pretrained=True, features_only=True)
-    assert len(features(2 * torch.randn(1, 2, 32, 32))) == len(features.feature_info)
+    in_chans = timm.get_pretrained_cfg(name).input_size[0]
+    assert len(features(2 * torch.randn(1, in_chans, 32, 32))) == len(features.feature_info)
 
 
 def test_overlay_file_and_checkpoint_path(weights):
