@@ -347,8 +347,14 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
     )
     names = set(flags)
     for given in (values, others):  # which do not go together
-        argv = ["train", "--no-normalize", "--class-weights", "--strict", "--cuda-graph"]
-        argv.append("--calibrate")
+        argv = [
+            "train",
+            "--no-normalize",
+            "--class-weights",
+            "--strict",
+            "--cuda-graph",
+            "--calibrate",
+        ]
         for name, value in given.items():
             argv += ["--" + name.replace("_", "-"), *([value] if isinstance(value, str) else value)]
         seen.clear()
