@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import BEGUN, gpu_sides, kernel, networks
 from benchmarks.gpu_sides import Case, Side
-from sj_ottt._ops import lif_cuda, trace
+from sj_ottt._ops import lif_fused, trace
 from sj_ottt._ops.lif import lif_step
 
 BPTT, OTTT, FLOOR = "spikingjelly BPTT", "spikingjelly OTTT-A", "bare convolutions"
@@ -144,7 +144,7 @@ def _bandwidth(report: Report, args: argparse.Namespace) -> None:
 def _host_time(report: Report, calls: int = 300) -> None:
     """Write what a call of the neuron takes the host: the device has next to nothing to do."""
     x = torch.randn(64, device=kernel.DEVICE, requires_grad=True)
-    for name, step in (("kernel", lif_cuda.fused_lif_step), ("operations", lif_step)):
+    for name, step in (("kernel", lif_fused.fused_lif_step), ("operations", lif_step)):
         for what in ("forward", "forward and backward"):
             with torch.set_grad_enabled(what != "forward"):
                 for _ in (False, True):

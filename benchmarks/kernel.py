@@ -10,7 +10,7 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from sj_ottt import InputError
-from sj_ottt._ops import lif_cuda, trace
+from sj_ottt._ops import lif_backends, lif_fused, trace
 from sj_ottt._ops.lif import LIF, lif_step
 
 DEVICE = "cuda"
@@ -21,7 +21,7 @@ SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
 def kernel(args: argparse.Namespace) -> list[dict]:
     """GB/s of the fused kernels, forward and backward, and the ratio to a device copy."""
     try:
-        lif_cuda.check_available()
+        lif_backends.check_available("cupy")
     except InputError as error:
         raise SystemExit(f"benchmarks: {error}") from None
     source = torch.empty(NEURONS, device=DEVICE)
@@ -36,13 +36,13 @@ def kernel(args: argparse.Namespace) -> list[dict]:
         # Forward: x, v, spike, v' and the trace twice; backward: two gradients, v' and the trace.
         sizes = 4 * x.nbytes + 2 * state["trace"].nbytes, 3 * x.nbytes + state["trace"].nbytes
         leaf = x.clone().requires_grad_()
-        spike = lif_cuda.fused_lif_step(leaf, dict(state), SOFT, SOFT.lam)
+        spike = lif_fused.fused_lif_step(leaf, dict(state), SOFT, SOFT.lam)
         # Four steps: x, spike and trace of each, the membrane and the trace before and after.
         scan = 2.5 * x.nbytes + 1.5 * state["trace"].nbytes
         runs = (
-            lambda x=x, state=state: lif_cuda.fused_lif_step(x, dict(state), SOFT, SOFT.lam),
+            lambda x=x, state=state: lif_fused.fused_lif_step(x, dict(state), SOFT, SOFT.lam),
             partial(torch.autograd.grad, spike, leaf, torch.randn_like(x), retain_graph=True),
-            lambda x=k_steps, state=at_start: lif_cuda.fused_lif_scan(x, dict(state), SOFT, 0.5),
+            lambda x=k_steps, state=at_start: lif_fused.fused_lif_scan(x, dict(state), SOFT, 0.5),
         )
         names = ("forward", "backward", "forward, 4 steps")
         for name, size, run in zip(names, (*sizes, scan), runs, strict=True):
@@ -77,7 +77,7 @@ def _check(x: Tensor, state: dict[str, Tensor]) -> None:
     """Refuse spikes that are not the plain step's in float64, at both ends of the tensors."""
     for part in (slice(1000), slice(-1001, None)):
         some = {k: v[part] for k, v in state.items()}
-        ours = lif_cuda.fused_lif_step(x[part], dict(some), SOFT, SOFT.lam)
+        ours = lif_fused.fused_lif_step(x[part], dict(some), SOFT, SOFT.lam)
         theirs = lif_step(x[part].double(), some | {"v": some["v"].double()}, SOFT, SOFT.lam)
         if not torch.equal(ours.double(), theirs) or not 0 < theirs.mean() < 1:
             raise SystemExit("benchmarks: the kernel's spikes differ; no figure given")

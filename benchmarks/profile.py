@@ -20,6 +20,7 @@ PARTS = {
     "_TracedProduct": "synapses besides",
     "neurons": "neurons",
     "_FromState": "neurons",
+    "_FusedLIF": "neurons",
     "_Scan": "neurons",
     "pooling": "pooling",
     "_AvgPool2d": "pooling",

@@ -18,8 +18,8 @@ PACKAGE = Path(sj_ottt.__file__).parent
 # From the bottom to the top: a room may import those of the lines above its own.
 ROOMS = (
     {"errors"},
-    {"_passthrough"},
-    {"_files", "_parallel", "_yaml", "_ops", "surrogate"},
+    {"_passthrough", "_files"},
+    {"_parallel", "_yaml", "_ops", "surrogate"},
     {"functional", "layer", "data"},
     {"learning", "zoo", "plots"},
     {"neuron"},

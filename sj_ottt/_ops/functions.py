@@ -160,7 +160,10 @@ _OF_ONE_TENSOR = {
 """Names of autograd's functions of one tensor (and of a number)."""
 
 
-_OF_SPIKES = {"_FromStateBackward", "_FusedLIFBackward", "_ScanBackward", "_TracedProductBackward"}
+_OF_SPIKES = {
+    *("_FromStateBackward", "_ScanBackward", "_TracedProductBackward", "_FusedLIFBackward"),
+    "GeneratedBackwardFor_sj_ottt_lif_scan_defaultBackward",  # the kernel as an operator
+}
 """Names of autograd's functions of neurons and synapses."""
 
 

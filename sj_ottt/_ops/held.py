@@ -1,4 +1,6 @@
-"""Who holds a gradient: a backward pass writes into the one that it was given if nobody else does.
+"""Who holds a tensor: what nobody else will read is written into.
+
+A backward pass writes into the gradient that it was given, and a neuron into its last membrane.
 
 A user's hook may have kept it, another function may be given it too, `torch.autograd.grad` may
 return it. All of these are counted, in Python and in PyTorch, and compared with the counts of a
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["holders", "of_one"]
+__all__ = ["holders", "is_only_in", "of_one"]
 
 _CAN_COUNT = hasattr(Tensor, "_use_count") and hasattr(torch._C, "_storage_Use_Count")
 
@@ -36,6 +38,26 @@ def holders(grad: Tensor) -> tuple[int, ...]:
     counts = sys.getrefcount(grad), _use_count(grad), memory
     base = grad._base
     return counts if base is None else (*counts, sys.getrefcount(base), _use_count(base))
+
+
+def is_only_in(state: Any, key: str) -> bool:
+    """Whether a dictionary alone holds one of its tensors, with its memory and without a graph.
+
+    Within a compiled network, or where it cannot be known, it is not.
+    """
+    if torch.compiler.is_compiling() or not _CAN_COUNT or type(state[key]) is not Tensor:
+        return False
+    return state[key].grad_fn is None and _counts(state, key) == _of_one_in_a_dictionary()
+
+
+def _counts(state: dict[str, Tensor], key: str) -> tuple[int, ...]:
+    memory = torch._C._storage_Use_Count(state[key].untyped_storage()._cdata)
+    return sys.getrefcount(state[key]), _use_count(state[key]), memory
+
+
+@functools.cache
+def _of_one_in_a_dictionary() -> tuple[int, ...]:
+    return _counts({"only": torch.ones(1)}, "only")
 
 
 def _use_count(x: Any) -> int:

@@ -11,8 +11,8 @@
 // HARD, DECAY_INPUT, SURROGATE, NDOT and TAU may be given as constants; what is not is read from
 // the arguments. A constant spares registers, and a division by a power of two.
 //
-// The file needs no header of CUDA. Without NVRTC it is plain C++, one loop instead of a grid of
-// threads, so that the tests can run it where there is no GPU.
+// The file needs no header of CUDA. Without NVRTC it is plain C++: a loop in the place of a grid of
+// threads, in which the compiler takes several neurons at once, as a processor's vectors hold them.
 
 #ifndef HARD
 #define HARD lif.hard
@@ -43,7 +43,9 @@ typedef long long Index;
 #include <cstring>
 #define DEVICE inline
 #define KERNEL(name, Arguments) extern "C" void name(const Arguments& call)
-#define EACH(i, count) for (Index i = 0; i < (count); ++i)
+#define EACH(i, count)                                                              \
+    _Pragma("omp parallel for num_threads(call.layout.threads)")                    \
+    for (Index i = 0; i < (count); ++i)
 #endif
 
 // Numbers
@@ -66,6 +68,7 @@ DEVICE float read(BFloat16 x) {
     return y;
 }
 
+#if defined(__CUDACC_RTC__) || defined(__FLT16_MANT_DIG__)  // older C++ compilers know no Half
 DEVICE float read(Half x) {
     float y;
 #ifdef __CUDACC_RTC__
@@ -77,6 +80,7 @@ DEVICE float read(Half x) {
 #endif
     return y;
 }
+#endif
 
 DEVICE void write(double& to, double x) { to = x; }
 DEVICE void write(float& to, float x) { to = x; }
@@ -91,6 +95,7 @@ DEVICE void write(BFloat16& to, float x) {  // to nearest, ties to even
 #endif
 }
 
+#if defined(__CUDACC_RTC__) || defined(__FLT16_MANT_DIG__)
 DEVICE void write(Half& to, float x) {
 #ifdef __CUDACC_RTC__
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(x));
@@ -99,19 +104,22 @@ DEVICE void write(Half& to, float x) {
     memcpy(&to.bits, &h, 2);
 #endif
 }
+#endif
 
-// The trace: a[t] = decay a[t-1] + s[t]
+// The trace: a[t] = decay a[t-1] + s[t]. That a neuron fired is the top bit of a byte.
 
-template <class T> DEVICE void advance(T& to, T trace, bool fired, double decay) {
+enum { FIRED = 128 };
+
+template <class T> DEVICE void advance(T& trace, unsigned char fired, double decay) {
     typename RealOf<T>::type a = read(trace);
-    write(to, a * typename RealOf<T>::type(decay) + typename RealOf<T>::type(fired));
+    write(trace, a * typename RealOf<T>::type(decay) + typename RealOf<T>::type(fired / FIRED));
 }
 
-DEVICE void advance(Packed& to, Packed trace, bool fired, double decay) {
-    to.bits = (decay > 0 ? trace.bits >> 1 : 0) | (fired ? 128 : 0);
+DEVICE void advance(Packed& trace, unsigned char fired, double decay) {
+    trace.bits = (decay > 0 ? trace.bits >> 1 : 0) | fired;
 }
 
-// Arguments; lif_cuda.py fills them in
+// Arguments; lif_launch.py fills them in
 
 struct LIF {
     double tau, trace_decay, v_threshold, v_reset, alpha;
@@ -121,8 +129,9 @@ struct LIF {
 };
 
 struct Layout {
-    Index count;  // numbers in a time step; in the backward pass, in all of them
-    Index dims;   // 0: all tensors are dense and lie in memory in the same order
+    Index threads;  // of a processor
+    Index count;    // numbers in a time step; in the backward pass, in all of them
+    Index dims;     // 0: all tensors are dense and lie in memory in the same order
     Index size[8];
     Index stride[4][8];  // of the three inputs, and of the outputs, which share theirs
 };
@@ -153,11 +162,18 @@ struct Backward {
     SCALAR* grad_x;
 };
 
-// Memory: 16 bytes of neighbours in one access where all tensors are dense
+// Memory: neighbours in one access where all tensors are dense, 16 bytes on a GPU. Each is read
+// before it is written, so that what is written may take the memory of what is read.
 
-enum { LANES = 16 / sizeof(SCALAR) };
+#ifndef LANES
+#define LANES int(16 / sizeof(SCALAR))
+#endif
 
+#ifdef __CUDACC_RTC__
 template <class T, int WIDTH> struct alignas(WIDTH * sizeof(T)) Lanes { T item[WIDTH]; };
+#else
+template <class T, int WIDTH> struct Lanes { T item[WIDTH]; };
+#endif
 
 template <int WIDTH, class T> DEVICE Lanes<T, WIDTH> load(const T* from, Index at) {
     return *reinterpret_cast<const Lanes<T, WIDTH>*>(from + at);
@@ -204,29 +220,30 @@ DEVICE Real charge(const LIF& lif, Real x, Real v) {
 DEVICE Real clamped(Real e, Real lam) { return e > lam ? lam : e < -lam ? -lam : e; }
 
 template <class T>
-DEVICE void advance(const LIF& lif, T& trace, SCALAR& memory, Real before, Real after, bool fired) {
+DEVICE void advance_ndot(const LIF& lif, T& trace, SCALAR& memory, Real before, Real after, Real s) {
     const Real lam = Real(1.0 - 1.0 / TAU);
     Real a, left;
     if (NDOT == 1) {
-        a = read(memory) + Real(fired);
+        a = read(memory) + s;
         left = clamped(after / (before == 0 ? Real(lif.tiny) : before), lam) * a;
     } else {
-        left = after - Real(lif.v_threshold) * Real(fired);
+        left = after - Real(lif.v_threshold) * s;
         Real e = left / read(memory);
         const bool number = e - e == 0;
-        a = (number ? clamped(e, lam) : lam) * read(trace) + Real(fired);
+        a = (number ? clamped(e, lam) : lam) * read(trace) + s;
     }
     write(trace, a);
     write(memory, left);
 }
 
-DEVICE void advance(const LIF&, Packed&, SCALAR&, Real, Real, bool) {}  // a ratio fits no byte
+DEVICE void advance_ndot(const LIF&, Packed&, SCALAR&, Real, Real, Real) {}  // fits no byte
 
 template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
     const LIF& lif = call.lif;
     Index from = p.at[0], to = p.at[3];
     Lanes<SCALAR, WIDTH> x = load<WIDTH>(call.x, from), v = load<WIDTH>(call.v, p.at[1]);
     Lanes<SCALAR, WIDTH> next, spike, u, memory;
+    Lanes<Real, WIDTH> before;
     Lanes<TRACE, WIDTH> trace;
     Lanes<unsigned char, WIDTH> fired;
     if (call.trace) trace = load<WIDTH>(call.trace, p.at[2]);
@@ -235,18 +252,21 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
         from += call.x_step;
         if (t < call.steps) next = load<WIDTH>(call.x, from);  // while this step is computed
         for (int k = 0; k < WIDTH; ++k) {
-            const Real before = read(v.item[k]);
-            Real potential = charge(lif, read(x.item[k]), before);
-            bool fires = potential >= Real(lif.v_threshold);
-            Real reset = HARD ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
+            before.item[k] = read(v.item[k]);
+            const Real potential = charge(lif, read(x.item[k]), before.item[k]);
+            const bool fires = potential >= Real(lif.v_threshold);
+            const Real reset = HARD ? Real(lif.v_reset) : potential - Real(lif.v_threshold);
             write(u.item[k], potential);
             write(v.item[k], fires ? reset : potential);
-            write(spike.item[k], Real(fires));
-            fired.item[k] = fires ? 128 : 0;
-            if (NDOT && call.memory)
-                advance(lif, trace.item[k], memory.item[k], before, read(v.item[k]), fires);
-            else if (call.trace)
-                advance(trace.item[k], trace.item[k], fires, lif.trace_decay);
+            write(spike.item[k], fires ? Real(1) : Real(0));
+            fired.item[k] = fires ? FIRED : 0;
+        }
+        if (NDOT && call.memory) {
+            for (int k = 0; k < WIDTH; ++k)
+                advance_ndot(lif, trace.item[k], memory.item[k], before.item[k],
+                             read(v.item[k]), read(spike.item[k]));
+        } else if (call.trace) {
+            for (int k = 0; k < WIDTH; ++k) advance(trace.item[k], fired.item[k], lif.trace_decay);
         }
         store<WIDTH>(call.spike, to, spike);
         if (call.u) store<WIDTH>(call.u, to, u);
@@ -267,12 +287,33 @@ KERNEL(lif_forward, Forward) { OVER(call.layout, forward) }
 enum { SIGMOID, ATAN, PIECEWISE_QUADRATIC, RECT };
 
 DEVICE double exponential(double x) { return exp(x); }
+#ifdef __CUDACC_RTC__
 DEVICE float exponential(float x) { return expf(x); }
+#else
+// A call of expf would take one neuron after the other. exp(x) = 2^n exp(r) with |r| <= ln(2) / 2 and
+// exp(r) by its series; n in two halves, so that neither is beyond what a number's exponent holds.
+DEVICE float power_of_two(int n) {
+    const unsigned bits = unsigned(n + 127) << 23;
+    float y;
+    memcpy(&y, &bits, 4);
+    return y;
+}
 
-DEVICE Real derivative(const LIF& lif, Real z, Real grad) {
-    const Real alpha = lif.alpha;
+DEVICE float exponential(float x) {
+    x = x < -104.0f ? -104.0f : x > 89.0f ? 89.0f : x;
+    const float n = nearbyintf(x * 1.44269504f);
+    const float r = x - n * 0.693145752f - n * 1.42860677e-6f;  // ln(2), the first part exactly
+    float y = 1 / 5040.0f;
+    const float inverse[] = {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f};
+    for (float factor : inverse) y = y * r + factor;
+    const int half = int(n) / 2, rest = int(n) - half;
+    return y * power_of_two(half) * power_of_two(rest);
+}
+#endif
+
+template <int surrogate> DEVICE Real derivative(Real alpha, Real z, Real grad) {
     const Real size = z < 0 ? -z : z;
-    switch (SURROGATE) {
+    switch (surrogate) {
         case SIGMOID: {
             Real s = 1 / (1 + exponential(-alpha * z));
             return grad * (1 - s) * s * alpha;
@@ -283,25 +324,36 @@ DEVICE Real derivative(const LIF& lif, Real z, Real grad) {
         }
         case PIECEWISE_QUADRATIC: {
             Real slope = alpha - size * (alpha * alpha);
-            return slope > 0 ? slope * grad : 0;
+            return slope > 0 ? slope * grad : Real(0);
         }
         default:
-            return size < Real(0.5) / alpha ? grad * alpha : 0;
+            return size < Real(0.5) / alpha ? grad * alpha : Real(0);
     }
 }
 
 template <int WIDTH> DEVICE void backward(const Backward& call, Offsets p) {
     const LIF& lif = call.lif;
+    const Real v_threshold = lif.v_threshold, alpha = lif.alpha;
     Lanes<SCALAR, WIDTH> grad = load<WIDTH>(call.grad, p.at[0]);
     Lanes<SCALAR, WIDTH> membrane = load<WIDTH>(call.membrane, p.at[1]);
     Lanes<unsigned char, WIDTH> fired;
-    if (call.fired) fired = load<WIDTH>(call.fired, p.at[2]);
-    for (int k = 0; k < WIDTH; ++k) {
-        bool below = !call.fired || !(fired.item[k] & 128);  // a soft reset took v_threshold off
-        Real z = read(membrane.item[k]) - (below ? Real(lif.v_threshold) : Real(0));
-        Real grad_x = derivative(lif, z, read(grad.item[k]));
-        write(grad.item[k], DECAY_INPUT ? grad_x / Real(TAU) : grad_x);
+    Lanes<Real, WIDTH> z, g;
+    if (call.fired) {  // a soft reset took v_threshold off where it fired
+        fired = load<WIDTH>(call.fired, p.at[2]);
+        for (int k = 0; k < WIDTH; ++k)
+            z.item[k] = read(membrane.item[k]) - (fired.item[k] & FIRED ? Real(0) : v_threshold);
+    } else {
+        for (int k = 0; k < WIDTH; ++k) z.item[k] = read(membrane.item[k]) - v_threshold;
     }
+    for (int k = 0; k < WIDTH; ++k) g.item[k] = read(grad.item[k]);
+#define FOR(which)                                                                       \
+    case which:                                                                          \
+        for (int k = 0; k < WIDTH; ++k)                                                  \
+            g.item[k] = derivative<which>(alpha, z.item[k], g.item[k]);                  \
+        break;
+    switch (SURROGATE) { FOR(SIGMOID) FOR(ATAN) FOR(PIECEWISE_QUADRATIC) FOR(RECT) }
+    for (int k = 0; k < WIDTH; ++k)
+        write(grad.item[k], DECAY_INPUT ? g.item[k] / Real(TAU) : g.item[k]);
     store<WIDTH>(call.grad_x, p.at[3], grad);
 }
 

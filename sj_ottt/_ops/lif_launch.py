@@ -1,23 +1,20 @@
-"""How the kernels of `lif.cu` are called: compiled by CuPy, given their arguments, launched."""
+"""How the kernels of `lif.cu` are called: given their arguments, on a GPU or on a processor."""
 
 import functools
 import math
 import struct
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sj_ottt._ops import lif_cupy, lif_host
 from sj_ottt.errors import InputError
 
-__all__ = ["SCALARS", "Neuron", "kernel", "launch"]
+__all__ = ["SCALARS", "TRACES", "Neuron", "launch"]
 
-SOURCE = Path(__file__).with_name("lif.cu")
-OPTIONS = ("--std=c++17", "--fmad=false")  # a fused multiply-add would round otherwise than torch
-THREADS = 256
 MAX_DIMS = 8
 SCALARS = {
     torch.float64: "double",
@@ -31,7 +28,8 @@ _LIF = np.dtype(
     + [(name, "i8") for name in ("hard", "decay_input", "surrogate", "ndot")]
 )
 _LAYOUT = np.dtype(
-    [("count", "i8"), ("dims", "i8"), ("size", "i8", MAX_DIMS), ("stride", "i8", (4, MAX_DIMS))]
+    [(name, "i8") for name in ("threads", "count", "dims")]
+    + [("size", "i8", MAX_DIMS), ("stride", "i8", (4, MAX_DIMS))]
 )
 _STEPS = [(name, "i8") for name in ("steps", "x_step", "step")]
 _FORWARD, _BACKWARD = (
@@ -116,17 +114,25 @@ def _walk(shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]) -> tuple
     return struct.pack(f"{len(numbers)}q", *numbers), in_one_line
 
 
+def _is_host(x: Tensor) -> bool:
+    return x.is_cpu
+
+
 _DENSE = bytes(8 * (1 + MAX_DIMS + 4 * MAX_DIMS))
 
 
 def _layout(inputs: tuple[Tensor, ...], out: Tensor, steps: tuple[int, ...]) -> tuple[bytes, bool]:
-    """Return a kernel's layout, and whether it is dense: walked in accesses of 16 bytes."""
+    """Return a kernel's layout, and whether it is dense: walked in accesses of several numbers."""
     walk, in_one_line = _walk(tuple(out.shape), tuple(t.stride() for t in (*inputs, out)))
-    # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
-    lanes = 16 // out.itemsize
-    aligned = all(t.data_ptr() % (lanes * t.itemsize) == 0 for t in inputs)
-    dense = in_one_line and aligned and all(step % lanes == 0 for step in steps)
-    return struct.pack("q", out.numel()) + (_DENSE if dense else walk), dense
+    dense, threads = in_one_line, 1
+    if _is_host(out):
+        threads = lif_host.threads(out.numel())
+    else:
+        # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
+        lanes = 16 // out.itemsize
+        aligned = all(t.data_ptr() % (lanes * t.itemsize) == 0 for t in inputs)
+        dense = in_one_line and aligned and all(step % lanes == 0 for step in steps)
+    return struct.pack("2q", threads, out.numel()) + (_DENSE if dense else walk), dense
 
 
 def launch(
@@ -138,7 +144,7 @@ def launch(
     trace: torch.dtype,
     steps: tuple[int, int, int] | None = None,
 ) -> None:
-    """Run a kernel on the device of `out`, in the stream that PyTorch uses there.
+    """Run a kernel on the device of `out`.
 
     Args:
         name: "lif_forward" or "lif_backward".
@@ -159,12 +165,6 @@ def launch(
     _run(name, call, out, trace, _flags(neuron), 16 // out.itemsize if dense else 1)
 
 
-class _Stream(NamedTuple):
-    """A stream as CuPy takes it."""
-
-    ptr: int
-
-
 def _run(
     name: str,
     call: np.ndarray,
@@ -173,24 +173,9 @@ def _run(
     flags: tuple[str, ...],
     lanes: int,
 ) -> None:
-    """Run a kernel, with one thread for so many numbers as `lanes` says."""
-    run = kernel(name, SCALARS[like.dtype], TRACES[trace], flags)
-    blocks = -(-like.numel() // (THREADS * lanes))
-    stream = _Stream(torch.cuda.current_stream(like.device).cuda_stream)
-    with torch.cuda.device(like.device):
-        # An array of one struct goes to the kernel by value.
-        run((blocks,), (THREADS,), (call,), stream=stream)
-
-
-@functools.cache
-def kernel(name: str, scalar: str, trace: str, flags: tuple[str, ...]) -> Any:
-    """Return a kernel, compiled for what is given; see `lif.cu`."""
-    return _module(scalar, trace, flags).get_function(name)
-
-
-@functools.cache
-def _module(scalar: str, trace: str, flags: tuple[str, ...]) -> Any:
-    import cupy
-
-    options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}", *flags)
-    return cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=options)
+    """Run a kernel, with one thread of a GPU for so many numbers as `lanes` says."""
+    types = SCALARS[like.dtype], TRACES[trace]
+    if _is_host(like):
+        lif_host.run(name, call, *types)
+    else:
+        lif_cupy.run(name, call, *types, flags, like, lanes)

@@ -11,7 +11,7 @@ from spikingjelly.activation_based import base, surrogate
 from spikingjelly.activation_based import neuron as sj_neuron
 from torch import Tensor, nn
 
-from sj_ottt._ops import lif_cuda
+from sj_ottt._ops import lif_backends, lif_fused
 from sj_ottt._ops.calls import modules_being_called
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
 from sj_ottt._ops.pair import Pair
@@ -45,7 +45,7 @@ class _HandedOut:
 _CHECKED: WeakKeyDictionary[nn.Module, set[Rule]] = WeakKeyDictionary()
 """Networks that trained in a loop of one's own, and the rules they were found fit for."""
 
-BACKENDS = ("torch", "cupy", "auto")
+BACKENDS = ("torch", "cupy", "cpp", "auto")
 
 
 def _check_backend(backend: str) -> None:
@@ -54,8 +54,7 @@ def _check_backend(backend: str) -> None:
             f'backend="{backend}" is unknown: use one of {", ".join(BACKENDS)}'
             f"{suggest(backend, BACKENDS)}"
         )
-    if backend == "cupy":
-        lif_cuda.check_available()
+    lif_backends.check_available(backend)
 
 
 class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
@@ -86,8 +85,9 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", plain PyTorch operations on any device; "cupy", fused CUDA kernels (needs
             CuPy, a GPU, and one of SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and
-            Rect); "auto", the kernels wherever they can run and PyTorch's operations elsewhere,
-            also where the kernels do not compile, which a warning says once.
+            Rect); "cpp", the same kernels on a CPU (needs Linux and a C++ compiler, and one of
+            these surrogates); "auto", the kernels wherever they can run and PyTorch's operations
+            elsewhere, also where the kernels do not compile, which a warning says once.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for
             any tau), "packed" (the spikes of the last eight steps as one byte; tau=2 only),
             "float16" or "bfloat16"; `sj_ottt._ops.trace` states the error of each.
@@ -281,7 +281,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
             if rule.through_time and grad:
                 return rule.step(x, state, lif, False)
             state["trace"] = None
-            step = lif_cuda.fused_lif_step if self._fuses(x) else lif_step
+            step = lif_fused.fused_lif_step if self._fuses(x) else lif_step
             return step(x, state, lif)
         spike = rule.step(x, state, lif, rule.has_fused_step and self._fuses(x))
         trace = rule.trace(state["trace"])
@@ -298,10 +298,11 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         """Whether the backend takes the fused kernels for an input."""
         if is_traced():
             return False  # what is exported runs without this package
-        if self.backend == "cupy":
-            lif_cuda.check_usable(x, self.surrogate_function)
-            return True
-        return self.backend == "auto" and lif_cuda.usable(x, self.surrogate_function)
+        if self.backend == "auto":
+            return lif_backends.usable(x, self.surrogate_function, self.trace_dtype)
+        if self.backend != "torch":
+            lif_backends.check_usable(x, self.surrogate_function, self.backend)
+        return self.backend != "torch"
 
     def multi_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: object
@@ -320,7 +321,7 @@ def _scan_alone(
 ) -> tuple[Tensor, Tensor | None]:
     """Take neurons that do not learn through several steps."""
     state["trace"] = None
-    return (lif_cuda.fused_lif_scan if fused else lif_scan)(x_seq, state, lif)
+    return (lif_fused.fused_lif_scan if fused else lif_scan)(x_seq, state, lif)
 
 
 def _joined(outputs: list[Tensor | Pair]) -> Tensor | Pair:
@@ -427,14 +428,14 @@ def set_backend(model: nn.Module, backend: str) -> nn.Module:
         The model.
 
     Raises:
-        InputError: If the backend is unknown or cannot run here, or it is "cupy" and the model has
-            no neuron with a kernel, or one without; nothing is changed then.
+        InputError: If the backend is unknown or cannot run here, or it has kernels and the model no
+            neuron for them, or one without; nothing is changed then.
     """
     _check_backend(backend)
     nodes = [module for module in model.modules() if isinstance(module, OTTTLIFNode)]
-    if backend == "cupy" and not nodes:
+    if backend in lif_backends.BACKENDS and not nodes:
         raise InputError(
-            f'backend="cupy": {type(model).__name__} has no neuron with a kernel: use '
+            f'backend="{backend}": {type(model).__name__} has no neuron with a kernel: use '
             'backend="torch", or neurons of sj_ottt.neuron such as OTTTLIFNode'
         )
     before = [node.backend for node in nodes]

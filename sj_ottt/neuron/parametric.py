@@ -8,6 +8,7 @@ from spikingjelly.activation_based import surrogate
 from torch import Tensor, nn
 
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
+from sj_ottt._ops.lif_backends import BACKENDS
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.parametric import ParametricLIF, advance_eligibility, with_eligibility
 from sj_ottt._ops.rule import Rule
@@ -93,17 +94,17 @@ class OTTTParametricLIFNode(OTTTLIFNode):
 
         Raises:
             InputError: If a trace is to be stored in another form than "float32", or `backend` is
-                not "torch".
+                one with kernels.
         """
         if self.trace_dtype != "float32":
             raise InputError(
                 f'trace_dtype="{self.trace_dtype}" does not fit {type(self).__name__}, whose trace '
                 'decays by a factor that is learnt: use trace_dtype="float32"'
             )
-        if self.backend == "cupy":
+        if self.backend in BACKENDS:
             raise InputError(
-                f'backend="cupy" has no kernel for {type(self).__name__}, whose time constant is '
-                'learnt: use backend="torch"'
+                f'backend="{self.backend}" has no kernel for {type(self).__name__}, whose time '
+                'constant is learnt: use backend="torch"'
             )
 
     def materialize_states(

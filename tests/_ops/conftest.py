@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_ottt._ops import lif_cuda, lif_launch
+from sj_ottt._ops import lif_backends, lif_cupy, lif_fused, lif_launch
 
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 
@@ -30,9 +30,10 @@ def host_library(scalar: str, trace_type: str) -> ctypes.CDLL:
         "-Wall",
         "-Werror",
         "-Wno-psabi",
+        "-Wno-unknown-pragmas",
     )
     names = (f"-DSCALAR={scalar}", f"-DTRACE={trace_type}")
-    source = ("-x", "c++", str(lif_launch.SOURCE))
+    source = ("-x", "c++", str(lif_cupy.SOURCE))
     subprocess.run([COMPILER, *options, *names, *source, "-o", folder / "lif.so"], check=True)
     library = ctypes.CDLL(str(folder / "lif.so"))
     shutil.rmtree(folder)
@@ -46,13 +47,15 @@ def run_on_host(name, call, like, trace_dtype, flags, lanes):
 
 @pytest.fixture
 def on_host(monkeypatch):
-    """Let the kernels run on this machine's processor."""
+    """Let the kernels for GPUs run on this machine's processor."""
     if COMPILER is None:
         pytest.skip("needs a C++ compiler (Debian: apt install g++)")
     monkeypatch.setattr(lif_launch, "_run", run_on_host)
-    monkeypatch.setattr(lif_cuda, "_missing", lambda: None)
-    monkeypatch.setattr(lif_cuda, "_available", lambda: True)
-    monkeypatch.setattr(lif_cuda, "_on_gpu", lambda x: True)
+    monkeypatch.setattr(lif_launch, "_is_host", lambda x: False)
+    monkeypatch.setattr(lif_cupy, "missing", lambda: None)
+    monkeypatch.setattr(lif_fused, "_needs_one_order", lambda x: False)
+    monkeypatch.setattr(lif_backends, "_is_placed", lambda x, backend: True)
+    monkeypatch.setattr(lif_backends, "usable", lambda *_: True)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from sj_ottt import layer, learning, set_rule
-from sj_ottt._ops import lif_cuda
+from sj_ottt._ops import lif_cupy
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -18,7 +18,7 @@ DEVICE = "cuda"
 @pytest.fixture(autouse=True)
 def kernels():
     pytest.importorskip("cupy")
-    assert lif_cuda._available()
+    assert lif_cupy.available()
 
 
 def made(name, backend, rule="ottt", dtype=torch.float64, form="packed"):

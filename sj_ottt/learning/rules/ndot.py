@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sj_ottt._ops.lif import LIF, LIFState
-from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
+from sj_ottt._ops.lif_fused import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, ndot_step
 from sj_ottt._ops.rule import Rule
 from sj_ottt._ops.scan import lif_scan

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sj_ottt._ops import trace
 from sj_ottt._ops.lif import LIF, LIFState, lif_step
-from sj_ottt._ops.lif_cuda import fused_lif_scan, fused_lif_step
+from sj_ottt._ops.lif_fused import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.rule import Rule
 from sj_ottt._ops.scan import lif_scan
 from sj_ottt._ops.trace import Trace

@@ -1,115 +1,29 @@
-"""The neuron's time steps as one CUDA kernel, and its surrogate's derivative as another.
+"""The neuron's time steps as one kernel, and its surrogate's derivative as another.
 
-The source is `lif.cu`, compiled by CuPy for the GPU at hand when it is first used. The numbers are
-those of `lif.lif_step`, and the same is kept for the backward pass. What is saved is memory
-traffic: each tensor is read or written once.
+The source is `lif.cu`, compiled when it is first used: by CuPy for the GPU at hand (`lif_cupy`), or
+by a C++ compiler for the processor (`lif_host`). The numbers are those of `lif.lif_step`, and the
+same is kept for the backward pass. What is saved is memory traffic: each tensor is read or written
+once.
 
 Both kernels are operators of PyTorch (`torch.ops.sj_ottt`), so that `torch.compile` and CUDA graphs
 take them as they take PyTorch's own.
 """
 
-import functools
-import warnings
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sj_ottt._ops.blocks import is_dense, is_given_away, laid_out_like
+from sj_ottt._ops.held import holders, is_only_in, of_one
 from sj_ottt._ops.lif import LIF, LIFState
-from sj_ottt._ops.lif_launch import SCALARS, Neuron, kernel, launch
+from sj_ottt._ops.lif_backends import SURROGATES
+from sj_ottt._ops.lif_launch import Neuron, launch
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
-from sj_ottt.errors import InputError
 
-__all__ = ["check_available", "check_usable", "fused_lif_scan", "fused_lif_step", "usable"]
-
-SURROGATES = {
-    sj_surrogate.Sigmoid: 0,
-    sj_surrogate.ATan: 1,
-    sj_surrogate.PiecewiseQuadratic: 2,
-    sj_surrogate.Rect: 3,
-}
-
-
-def _missing() -> str | None:
-    """Return why the kernels cannot run in this process; None where they can."""
-    if not torch.cuda.is_available():
-        return "PyTorch sees no CUDA GPU"
-    try:
-        import cupy  # noqa: F401
-    except ImportError:
-        return "CuPy is not installed: pip install cupy-cuda13x (cupy-cuda12x for CUDA 12)"
-    return None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
-def _available() -> bool:
-    """Whether the kernels are there and can be compiled, which is tried once."""
-    if _missing() is not None:
-        return False
-    try:
-        kernel("lif_forward", "float", "Packed", ())
-    except Exception as error:  # whatever CuPy, the compiler or the driver raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(
-            f'the CUDA kernels of neurons cannot be compiled here ({reason}), so backend="auto" '
-            "takes PyTorch's operations, which read and write more memory: mend CuPy "
-            '(python -c "import cupy; cupy.show_config()"), or say backend="torch"',
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
-def check_available() -> None:
-    """Refuse `backend="cupy"` where it cannot run.
-
-    Raises:
-        InputError: Without CuPy or without a GPU.
-    """
-    missing = _missing()
-    if missing is not None:
-        raise InputError(
-            f'backend="cupy" cannot run here, because {missing}; backend="auto" takes the kernels '
-            'where they are, and backend="torch" never needs them'
-        )
-
-
-def usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
-    """Whether the kernels can run here, on a tensor's device and dtype, with a surrogate."""
-    return _on_gpu(x) and x.dtype in SCALARS and _supports(surrogate_function) and _available()
-
-
-def _on_gpu(x: Tensor) -> bool:
-    return x.is_cuda
-
-
-def _supports(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
-    """Whether the kernels have the derivative of a surrogate."""
-    return type(surrogate_function) in SURROGATES and bool(surrogate_function.spiking)
-
-
-def check_usable(x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase) -> None:
-    """Refuse an input or a surrogate that the kernels do not know.
-
-    Raises:
-        InputError: Naming what does not fit.
-    """
-    if not _supports(surrogate_function):
-        names = ", ".join(cls.__name__ for cls in SURROGATES)
-        raise InputError(
-            f'backend="cupy" does not know the surrogate {surrogate_function}: it has {names}; '
-            'use one of them or backend="torch"'
-        )
-    if x.dtype not in SCALARS:
-        raise InputError(f'backend="cupy" cannot compute in {x.dtype}: use a floating-point dtype')
-    if not _on_gpu(x):
-        raise InputError(
-            f'backend="cupy" needs inputs on a GPU, and this one is on "{x.device}": move model '
-            'and input there, or use backend="auto"'
-        )
+__all__ = ["fused_lif_scan", "fused_lif_step"]
 
 
 def fused_lif_step(
@@ -118,7 +32,7 @@ def fused_lif_step(
     """Do `lif.lif_step` in one kernel, and its backward pass in another.
 
     Args:
-        x: Input current I[t], [N, ...], on a GPU, with any strides.
+        x: Input current I[t], [N, ...], with any strides.
         state: That of t − 1, which becomes that of t. Its trace is in a form of
             `sj_ottt._ops.trace`, an `NDOTState`, or None.
         lif: Constants; of surrogates, those of `SURROGATES`.
@@ -160,6 +74,8 @@ def _run(
         trace, memory = trace
     function = lif.surrogate_function
     keep = torch.is_grad_enabled() and x.requires_grad
+    eager = _is_eager(x)
+    spare = _spare(x, state) if eager else _NO_SPARE
     arguments = (
         x,
         state["v"].detach(),
@@ -176,8 +92,8 @@ def _run(
         keep,
     )
     run: Any = torch.ops.sj_ottt.lif_scan
-    if _is_eager(x):
-        run = _Eager.apply if keep else _scan
+    if eager:
+        run = partial(_FusedLIF.apply if keep else _scan, spare)
     spike, v, _, trace_seq, trace_new, memory_new, _ = run(*arguments)
     state["v"] = v
     if trace is None:
@@ -214,28 +130,54 @@ torch.library.define(
 )
 
 
+class _Spare(NamedTuple):
+    """Memory of inputs that nobody reads again but the kernel, which may write into it."""
+
+    x: Tensor | None = None
+    v: Tensor | None = None
+
+
+_NO_SPARE = _Spare()
+
+
+def _spare(x: Tensor, state: LIFState) -> _Spare:
+    """Return what the kernel may write into: currents, and on a CPU the membrane before them."""
+    several = x.dim() > state["v"].dim()
+    if not is_dense(x if several else x[None]):
+        return _NO_SPARE
+    alike = state["v"].dtype == x.dtype and state["v"].stride() == x.stride()[several:]
+    only = x.is_cpu and alike and is_only_in(state, "v")
+    # Not detach(): PyTorch would see a view of what it is to differentiate by.
+    return _Spare(x.data if is_given_away(x) else None, state["v"].data if only else None)
+
+
 def _new(
-    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, hard: bool, keep: bool
+    x: Tensor,
+    v: Tensor,
+    trace: Tensor | None,
+    memory: Tensor | None,
+    hard: bool,
+    keep: bool,
+    spare: _Spare = _NO_SPARE,
 ) -> tuple[Tensor | None, ...]:
-    """Return new tensors for what `lif_scan` returns, see `_scan`.
+    """Return tensors for what `lif_scan` returns, see `_scan`: spare ones, then new ones.
 
     Those of a step are laid out like a step of x, and those of several steps one after the other.
     """
     several = x.dim() > v.dim()
-    last = torch.empty_like(x[0] if several else x)
-
-    def of_steps(dtype: torch.dtype) -> Tensor:
-        if not several:
-            return torch.empty_like(last, dtype=dtype)
-        strides = (last.numel(), *last.stride())
-        return last.new_empty_strided((x.shape[0], *last.shape), strides, dtype=dtype)
-
     stored = x.dtype if trace is None else trace.dtype
     from_v = keep and not several and not hard
+    wants_u = keep and not from_v
+    if wants_u:
+        u, spike, last = spare.x, None, spare.v
+    else:  # an x may be of several steps, and so may the spikes
+        u, spike, last = None, *((spare.x, spare.v) if several else (spare.v, spare.x))
+    last = torch.empty_like(x[0] if several else x) if last is None else last
+    of_steps = partial(_of_steps, len(x) if several else None, last)
     return (
-        of_steps(x.dtype),
+        of_steps(x.dtype) if spike is None else spike,
         last,
-        of_steps(x.dtype) if keep and not from_v else None,
+        of_steps(x.dtype) if wants_u and u is None else u,
         None if trace is None else of_steps(stored),
         None if trace is None or not several else torch.empty_like(last, dtype=stored),
         None if memory is None else torch.empty_like(last),
@@ -243,8 +185,21 @@ def _new(
     )
 
 
+def _of_steps(steps: int | None, one: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a new tensor [K, N, ...] of steps laid out like one; for None, [N, ...]."""
+    if steps is None:
+        return torch.empty_like(one, dtype=dtype)
+    strides = (one.numel(), *one.stride())
+    return one.new_empty_strided((steps, *one.shape), strides, dtype=dtype)
+
+
 def _scan(
-    x: Tensor, v: Tensor, trace: Tensor | None, memory: Tensor | None, *rest: Any
+    spare: _Spare,
+    x: Tensor,
+    v: Tensor,
+    trace: Tensor | None,
+    memory: Tensor | None,
+    *rest: Any,
 ) -> tuple[Tensor | None, ...]:
     """Run the forward kernel; see `fused_lif_scan`.
 
@@ -256,7 +211,12 @@ def _scan(
     """
     neuron, keep = Neuron(*rest[:-1]), rest[-1]
     several = x.dim() > v.dim()
-    out = _new(x, v, trace, memory, neuron.v_reset is not None, keep)
+    if _needs_one_order(x):
+        if not is_dense(x if several else x[None]):
+            one = torch.empty_like(x[0] if several else x)
+            x = _of_steps(len(x) if several else None, one, x.dtype).copy_(x)
+        v, trace, memory = (_in_order_of(x if several else x[None], t) for t in (v, trace, memory))
+    out = _new(x, v, trace, memory, neuron.v_reset is not None, keep, spare)
     spike, last, u, trace_seq, trace_new, memory_new, fired = out
     if last is None or last.numel() == 0:
         return out
@@ -275,9 +235,30 @@ def _scan(
     return out
 
 
-def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any) -> Tensor:
-    """Run the backward kernel: the gradient of the input from that of the spikes."""
-    grad_x = torch.empty_like(membrane)
+def _needs_one_order(x: Tensor) -> bool:
+    """Whether all tensors have to lie in memory alike: a processor takes neighbours at once."""
+    return x.is_cpu
+
+
+def _in_order_of(x: Tensor, other: Tensor | None) -> Any:
+    """Return a tensor of one step laid out as a step of x, [K, N, ...], which is dense."""
+    if other is None or other.stride() == x.stride()[1:]:
+        return other
+    return laid_out_like(x, other)[0]
+
+
+def _backward(
+    grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any, free: bool = False
+) -> Tensor:
+    """Run the backward kernel: the gradient of the input from that of the spikes.
+
+    The result may take the memory of `grad` where that is free.
+    """
+    given, many = grad, membrane[None]
+    if _needs_one_order(grad):
+        grad, fired = _in_order_of(many, grad), _in_order_of(many, fired)
+    in_place = free and grad.data_ptr() == given.data_ptr() and grad.stride() == membrane.stride()
+    grad_x = grad if in_place else torch.empty_like(membrane)
     if grad_x.numel():
         tensors = (grad, membrane, fired, grad_x)
         inputs = (grad, membrane, membrane if fired is None else fired)
@@ -286,6 +267,7 @@ def _backward(grad: Tensor, membrane: Tensor, fired: Tensor | None, *values: Any
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+    """Save what `_gradient` needs of a call of `lif_scan`."""
     x, v, trace, _, *values, _ = inputs
     _, last, u, trace_seq, _, _, fired = output
     ctx.set_materialize_grads(False)
@@ -298,12 +280,16 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) 
         ctx.save_for_backward(last, trace_seq if packed else fired)
 
 
-def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> tuple[Any, ...]:
+def _gradient(
+    ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any, free: bool = False
+) -> tuple[Any, ...]:
+    """Return the gradients of the arguments of `lif_scan`, of which the currents alone have one."""
     membrane, fired = ctx.saved_tensors
     neuron: Neuron = ctx.neuron
     grad_x = None
     if grad is not None:
-        backward = _backward if _is_eager(grad) else torch.ops.sj_ottt.lif_backward
+        eager = partial(_backward, free=free)
+        backward = eager if _is_eager(grad) else torch.ops.sj_ottt.lif_backward
         grad_x = backward(grad.to(membrane.dtype), membrane, fired, *neuron)
     if grad_v is not None:  # of the membrane after the last step; its reset carries none
         if neuron.v_reset is not None:
@@ -316,19 +302,23 @@ def _gradient(ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Any) -> 
     return (grad_x, *[None] * (4 + len(neuron)))
 
 
-class _Eager(torch.autograd.Function):
+class _FusedLIF(torch.autograd.Function):
     """`_scan` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor | None, ...]:
-        out = _scan(*arguments)
+    def forward(ctx: Any, spare: _Spare, *arguments: Any) -> tuple[Tensor | None, ...]:
+        of_one()
+        out = _scan(spare, *arguments)
         _keep(ctx, arguments, out)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        return _gradient(ctx, *grads)
+    def backward(
+        ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Tensor | None
+    ) -> tuple[Any, ...]:
+        free = grad is not None and holders(grad) in of_one()
+        return None, *_gradient(ctx, grad, grad_v, free=free)
 
 
 def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
@@ -339,7 +329,7 @@ def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 @torch.library.impl("sj_ottt::lif_scan", "default")
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
 def _scan_operator(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    return _filled(x, _scan(x, *rest))
+    return _filled(x, _scan(_NO_SPARE, x, *rest))
 
 
 @torch.library.register_fake("sj_ottt::lif_scan")  # type: ignore[untyped-decorator]

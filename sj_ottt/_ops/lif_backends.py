@@ -1,0 +1,100 @@
+"""Where the kernels of `lif_fused` can run: which backends there are, and what they take."""
+
+import torch
+from spikingjelly.activation_based import surrogate as sj_surrogate
+from torch import Tensor
+
+from sj_ottt._ops import lif_cupy, lif_host
+from sj_ottt._ops.lif_launch import SCALARS, TRACES
+from sj_ottt._ops.trace import TRACE_DTYPES
+from sj_ottt.errors import InputError
+
+__all__ = ["BACKENDS", "SURROGATES", "check_available", "check_usable", "usable"]
+
+SURROGATES = {
+    sj_surrogate.Sigmoid: 0,
+    sj_surrogate.ATan: 1,
+    sj_surrogate.PiecewiseQuadratic: 2,
+    sj_surrogate.Rect: 3,
+}
+
+
+BACKENDS = {"cupy": (lif_cupy, "on a GPU"), "cpp": (lif_host, "on the CPU")}
+"""Of each backend with kernels, what runs them, and where inputs have to be."""
+
+
+def check_available(backend: str) -> None:
+    """Refuse a backend that cannot run.
+
+    Raises:
+        InputError: For "cupy", without CuPy or without a GPU; for "cpp", without a C++ compiler or
+            on another system than Linux.
+    """
+    if backend not in BACKENDS:
+        return
+    missing = BACKENDS[backend][0].missing()
+    if missing is not None:
+        raise InputError(
+            f'backend="{backend}" cannot run here, because {missing}; backend="auto" takes the '
+            'kernels where they are, and backend="torch" never needs them'
+        )
+
+
+def usable(
+    x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase, trace_dtype: str
+) -> bool:
+    """Whether the kernels can run here: on a tensor's device and dtype, with surrogate and trace.
+
+    On a CPU they leave a compiled network to PyTorch's compiler, and float16 to PyTorch.
+    """
+    if not _supports(surrogate_function) or x.dtype not in SCALARS:
+        return False
+    if x.is_cuda:
+        return bool(lif_cupy.available())
+    stored = TRACE_DTYPES[trace_dtype]
+    if stored == torch.float32:
+        stored = torch.promote_types(x.dtype, stored)
+    halves = torch.float16 in (x.dtype, stored)
+    if torch.compiler.is_compiling() or not x.is_cpu or halves or not _has_numbers(x):
+        return False
+    return lif_host.available(SCALARS[x.dtype], TRACES[stored])
+
+
+def _has_numbers(x: Tensor) -> bool:
+    """Whether a tensor is no stand-in, of which only the shape is known, or a part of a batch."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return type(x) is Tensor and not wrapped
+
+
+def _supports(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:
+    """Whether the kernels have the derivative of a surrogate."""
+    return type(surrogate_function) in SURROGATES and bool(surrogate_function.spiking)
+
+
+def check_usable(
+    x: Tensor, surrogate_function: sj_surrogate.SurrogateFunctionBase, backend: str
+) -> None:
+    """Refuse an input or a surrogate that the kernels of a backend do not know.
+
+    Raises:
+        InputError: Naming what does not fit.
+    """
+    if not _supports(surrogate_function):
+        names = ", ".join(cls.__name__ for cls in SURROGATES)
+        raise InputError(
+            f'backend="{backend}" does not know the surrogate {surrogate_function}: it has '
+            f'{names}; use one of them or backend="torch"'
+        )
+    if x.dtype not in SCALARS:
+        raise InputError(
+            f'backend="{backend}" cannot compute in {x.dtype}: use a floating-point dtype'
+        )
+    if not _is_placed(x, backend):
+        raise InputError(
+            f'backend="{backend}" needs inputs {BACKENDS[backend][1]}, and this one is on '
+            f'"{x.device}": move model and input there, or use backend="auto"'
+        )
+
+
+def _is_placed(x: Tensor, backend: str) -> bool:
+    return x.is_cuda if backend == "cupy" else x.is_cpu
