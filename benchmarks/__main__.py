@@ -23,7 +23,7 @@ WHERE = (
         name: name
         for name in (
             *("kernel", "gpu", "rules", "fptt", "loading", "long", "folds", "sessions", "scaling"),
-            *("half", "reading", "small_maps", "soak", "transfer"),
+            *("backends", "half", "reading", "small_maps", "soak", "transfer"),
         )
     }
     | {"profiled": "profile"}

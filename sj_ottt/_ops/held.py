@@ -41,13 +41,14 @@ def holders(grad: Tensor) -> tuple[int, ...]:
 
 
 def is_only_in(state: Any, key: str) -> bool:
-    """Whether a dictionary alone holds one of its tensors, with its memory and without a graph.
+    """Whether a dictionary alone holds one of its tensors, which may take part in a graph.
 
     Within a compiled network, or where it cannot be known, it is not.
     """
     if torch.compiler.is_compiling() or not _CAN_COUNT or type(state[key]) is not Tensor:
         return False
-    return state[key].grad_fn is None and _counts(state, key) == _of_one_in_a_dictionary()
+    graph = state[key].grad_fn is not None or state[key].is_inference()
+    return not graph and _counts(state, key) == _of_one_in_a_dictionary()
 
 
 def _counts(state: dict[str, Tensor], key: str) -> tuple[int, ...]:

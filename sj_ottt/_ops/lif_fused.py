@@ -42,7 +42,7 @@ def fused_lif_step(
     Returns:
         The spike s[t], laid out in memory like x; it carries the gradient, as the new `v` does.
     """
-    return _run(x, state, lif, trace_decay, ndot)[0]
+    return _run(x, x, state, lif, trace_decay, ndot)[0]
 
 
 def fused_lif_scan(
@@ -62,16 +62,20 @@ def fused_lif_scan(
         step); and the trace after each step, [K, N, ...], in its stored form, or None where none
         is kept.
     """
-    return _run(x_seq, state, lif, trace_decay, ndot)
+    return _run(x_seq, x_seq[0], state, lif, trace_decay, ndot)
 
 
 def _run(
-    x: Tensor, state: LIFState, lif: LIF, trace_decay: float, ndot: str | None
+    x: Tensor, step: Tensor, state: LIFState, lif: LIF, trace_decay: float, ndot: str | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Advance a state by one time step, or by several where x has one dimension more than it."""
+    """Advance a state by one time step, or by several, of which `step` is the first."""
     trace, memory = state["trace"], None
     if isinstance(trace, NDOTState):
-        trace, memory = trace
+        trace, memory = (_fitted(part, step, step.dtype) for part in trace)
+    elif trace is not None:
+        trace = _fitted(trace, step, trace.dtype)
+    if not _fits(state["v"], step, step.dtype):
+        state["v"] = _fitted(state["v"], step, step.dtype)
     function = lif.surrogate_function
     keep = torch.is_grad_enabled() and x.requires_grad
     eager = _is_eager(x)
@@ -101,6 +105,18 @@ def _run(
     trace_new = trace_new if x.dim() > v.dim() else trace_seq
     state["trace"] = trace_new if memory is None else NDOTState(trace_new, memory_new)
     return spike, trace_seq
+
+
+def _fits(part: Tensor, step: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a kernel, which knows addresses alone, may read a part of the state for a step."""
+    return part.shape == step.shape and part.dtype == dtype and part.device == step.device
+
+
+def _fitted(part: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a part of the state that fits a step; PyTorch refuses a shape that cannot."""
+    if _fits(part, step, dtype):
+        return part
+    return part.detach().to(step.device, dtype).expand(step.shape)
 
 
 def _is_eager(x: Tensor) -> bool:

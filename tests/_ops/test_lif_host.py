@@ -220,6 +220,39 @@ def test_a_membrane_that_a_user_or_a_graph_holds_stays():
 
 
 @needs_compiler
+def test_a_state_that_fits_no_step_is_fitted_or_refused():
+    """A kernel knows addresses alone, and would read what is not there."""
+    torch.manual_seed(4)
+    x = torch.randn(3, 70)
+    expected = OTTTLIFNode(backend="torch").single_step_functional_forward
+    ours = OTTTLIFNode(backend="cpp").single_step_functional_forward
+    for v in (torch.full((), 0.6), torch.full((70,), 0.6), torch.full((3, 70), 0.6).double()):
+        trace_before = torch.rand(3, 70)
+        (spike, values), (after, _) = ours((x,), (v, trace_before))
+        whole = v.float().expand(3, 70)
+        (plain, plain_values), (plain_after, _) = expected((x,), (whole, trace_before))
+        for a, b in ((spike, plain), (values.decode(x.dtype), plain_values.decode(x.dtype))):
+            assert torch.equal(a, b) and a.any()
+        assert torch.equal(after, plain_after)
+    with pytest.raises(RuntimeError, match="expand"):
+        ours((x,), (torch.zeros(2, 70), torch.zeros(3, 70)))
+    with pytest.raises(RuntimeError, match="expand"):
+        ours((x,), (torch.zeros(3, 70), torch.zeros(7)))
+
+
+@needs_compiler
+def test_goes_on_from_a_state_of_inference():
+    torch.manual_seed(5)
+    node, linear = OTTTLIFNode(backend="cpp"), torch.nn.Linear(6, 4)
+    x = torch.randn(2, 6)
+    with torch.inference_mode():
+        node(x)
+    spike, _ = node(torch.randn(2, 6, requires_grad=True) + 1.0)
+    linear(spike).sum().backward()
+    assert linear.weight.grad.abs().sum() > 0
+
+
+@needs_compiler
 @pytest.mark.parametrize("chunk", [1, 3])
 @pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot", "bptt"])
 def test_a_network_learns_as_with_pytorchs_operations(rule, chunk):
