@@ -15,6 +15,7 @@ from sj_ottt import InputError, learning, models
 from sj_ottt._ops import lif_host, trace
 from sj_ottt._ops.blocks import give_away
 from sj_ottt._ops.lif import LIF, lif_step
+from sj_ottt._ops.lif_backends import usable
 from sj_ottt._ops.lif_fused import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.scan import lif_scan
 from sj_ottt.neuron import OTTTLIFNode, set_backend
@@ -284,6 +285,9 @@ def test_auto_takes_them_on_numbers_alone(monkeypatch):
     assert seen == ["lif_forward"]
     with FakeTensorMode() as mode:
         assert OTTTLIFNode()(mode.from_tensor(x))[0].shape == x.shape
+    taken = []
+    torch.func.vmap(lambda row: taken.append(usable(row, SURROGATES[0], "packed")) or row)(x)
+    assert taken == [False] and usable(x, SURROGATES[0], "packed")
     assert OTTTLIFNode()(x.half())[0].sum() == 12
     assert OTTTLIFNode(trace_dtype="float16")(x)[0].sum() == 12
     assert OTTTLIFNode(surrogate_function=surrogate.Erf())(x)[0].sum() == 12
