@@ -154,7 +154,10 @@ def run(cell: Cell, shared: Path, runs: Path, in_turn: bool = True) -> float:
         if TrainConfig(**found["config"]) != config:
             raise InputError(f"{out}: trained with other options; give another folder as --runs")
         return float(found["test_accuracy"])
-    return float(training.train(config, resume=(out / "last.pt").exists())["test_accuracy"])
+    found = training.train(config, resume=(out / "last.pt").exists())
+    for checkpoint in out.glob("*.pt"):  # of all trainings of the table, they would take 60 GB
+        checkpoint.unlink()
+    return float(found["test_accuracy"])
 
 
 def result_of(cell: Cell, runs: Path) -> Path:

@@ -96,6 +96,7 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
         assert len(list((folder / "data" / "train").glob("*/*"))) == 3 * 5
         found = {"test_accuracy": accuracy, "config": config.flat()}
         (folder / "result.json").write_text(json.dumps(found))
+        (folder / "last.pt").write_bytes(b"a large checkpoint")
         return {"test_accuracy": accuracy}
 
     monkeypatch.setattr(transfer.training, "train", train)
@@ -106,6 +107,7 @@ def test_a_finished_training_is_not_run_again_and_the_table_has_its_spread(share
     )  # fmt: skip
     rows = transfer.transfer(args)
     assert transfer.transfer(args) == rows and len(ran) == 4
+    assert not list((shared / "runs").rglob("*.pt"))
     assert {config.network.pretrained for config in ran} == {None, "fashion_events"}
     assert [config.optimisation.lr for config in ran] == [2e-3, 0.5] * 2
     assert [(row["start"], row["accuracy"], row["sd"]) for row in rows] == [
