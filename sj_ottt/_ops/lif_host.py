@@ -65,14 +65,9 @@ def available(scalar: str, trace: str) -> bool:
         return False
     try:
         _library(scalar, trace)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        reason = next((line for line in said.splitlines() if "error" in line), said.strip())
+    except InputError as error:
         warnings.warn(
-            f'the C++ kernels of neurons cannot be compiled here ({reason}), so backend="auto" '
-            "takes PyTorch's operations, which are slower: mend the compiler (the environment "
-            'variable CXX names another), or say backend="torch"',
-            stacklevel=2,
+            f'{error}; backend="auto" takes PyTorch\'s operations, which are slower', stacklevel=2
         )
         return False
     return True
@@ -93,9 +88,21 @@ def _library(scalar: str, trace: str) -> ctypes.CDLL:
     """Return the kernels, compiled for a pair of types.
 
     Raises:
-        OSError: If the compiler is missing, or what it made cannot be loaded.
-        subprocess.SubprocessError: If it fails.
+        InputError: If the compiler is missing or fails, or what it made cannot be loaded.
     """
+    try:
+        return _compiled(scalar, trace)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        reason = next((line for line in said.splitlines() if "error" in line), said.strip())
+        raise InputError(
+            f"the C++ kernels of neurons cannot be compiled here ({reason}): mend the compiler "
+            '(the environment variable CXX names another), or say backend="torch"'
+        ) from error
+
+
+def _compiled(scalar: str, trace: str) -> ctypes.CDLL:
+    """Load the kernels from the cache, or compile them."""
     compiler = _compiler()
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")

@@ -255,10 +255,8 @@ def test_goes_on_from_a_state_of_inference():
 
 @needs_compiler
 @pytest.mark.parametrize("chunk", [1, 3])
-@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot", "bptt"])
+@pytest.mark.parametrize("rule", ["ottt", "sltt", "ndot"])
 def test_a_network_learns_as_with_pytorchs_operations(rule, chunk):
-    if rule == "bptt" and chunk > 1:
-        pytest.skip("BPTT runs step by step")
     x_seq, target = 2 * torch.rand(5, 4, 3, 32, 32, dtype=torch.float64), torch.arange(4)
     found = {}
     for backend in ("torch", "cpp"):
@@ -331,6 +329,8 @@ def test_a_compiler_that_fails_is_told_once(forgotten, monkeypatch, tmp_path):
         assert node(torch.ones(2, 3))[0].sum() == 6
         assert node(torch.ones(2, 3))[0].sum() == 6
     assert len(told) == 1
+    with pytest.raises(InputError, match=r"cannot be compiled here \(lif.cu:1: error.*CXX"):
+        OTTTLIFNode(backend="cpp")(torch.ones(2, 3))
 
 
 def test_says_what_is_missing(forgotten, monkeypatch):
