@@ -145,7 +145,7 @@ struct Forward {
     const TRACE* trace;    // null: none is kept
     const SCALAR* memory;  // of NDOT's trace, laid out like it; else null
     // Of each step; all but the spike may be null, which says that they are not wanted.
-    SCALAR *spike, *u;
+    SCALAR *spike, *u, *v_seq;
     TRACE* trace_seq;
     unsigned char* fired;  // the top bit, as in a packed trace
     // Of the last step; may be null.
@@ -270,6 +270,7 @@ template <int WIDTH> DEVICE void forward(const Forward& call, Offsets p) {
         }
         store<WIDTH>(call.spike, to, spike);
         if (call.u) store<WIDTH>(call.u, to, u);
+        if (call.v_seq) store<WIDTH>(call.v_seq, to, v);
         if (call.trace_seq) store<WIDTH>(call.trace_seq, to, trace);
         if (call.fired) store<WIDTH>(call.fired, to, fired);
         to += call.step;

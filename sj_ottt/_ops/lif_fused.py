@@ -22,6 +22,7 @@ from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.lif_backends import SURROGATES
 from sj_ottt._ops.lif_launch import Neuron, launch
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState
+from sj_ottt._ops.scan import own
 
 __all__ = ["fused_lif_scan", "fused_lif_step"]
 
@@ -97,7 +98,7 @@ def _run(
     )
     run: Any = torch.ops.sj_ottt.lif_scan
     if eager:
-        run = partial(_FusedLIF.apply if keep else _scan, spare)
+        run = partial(_FusedLIF.apply, state, spare) if keep else partial(_scan, spare)
     spike, v, _, trace_seq, trace_new, memory_new, _ = run(*arguments)
     state["v"] = v
     if trace is None:
@@ -147,10 +148,11 @@ torch.library.define(
 
 
 class _Spare(NamedTuple):
-    """Memory of inputs that nobody reads again but the kernel, which may write into it."""
+    """What spares memory: inputs that nobody reads again but the kernel, which may write there."""
 
     x: Tensor | None = None
     v: Tensor | None = None
+    views: bool = False  # whether results of the last step may be parts of those of all steps
 
 
 _NO_SPARE = _Spare()
@@ -164,7 +166,7 @@ def _spare(x: Tensor, state: LIFState) -> _Spare:
     alike = state["v"].dtype == x.dtype and state["v"].stride() == x.stride()[several:]
     only = x.is_cpu and alike and is_only_in(state, "v")
     # Not detach(): PyTorch would see a view of what it is to differentiate by.
-    return _Spare(x.data if is_given_away(x) else None, state["v"].data if only else None)
+    return _Spare(x.data if is_given_away(x) else None, state["v"].data if only else None, True)
 
 
 def _new(
@@ -180,24 +182,28 @@ def _new(
 
     Those of a step are laid out like a step of x, and those of several steps one after the other.
     """
-    several = x.dim() > v.dim()
+    several, one = x.dim() > v.dim(), x[0] if x.dim() > v.dim() else x
     stored = x.dtype if trace is None else trace.dtype
-    from_v = keep and not several and not hard
-    wants_u = keep and not from_v
-    if wants_u:
-        u, spike, last = spare.x, None, spare.v
+    apart = keep and (several or hard)  # a membrane of each step, for the backward pass alone
+    viewed = apart and not hard and stored == torch.uint8 and spare.views
+    if apart:
+        membrane, spike, last = spare.x, None, spare.v
     else:  # an x may be of several steps, and so may the spikes
-        u, spike, last = None, *((spare.x, spare.v) if several else (spare.v, spare.x))
-    last = torch.empty_like(x[0] if several else x) if last is None else last
+        membrane, spike, last = None, *((spare.x, spare.v) if several else (spare.v, spare.x))
+    last = one if viewed else torch.empty_like(one) if last is None else last
     of_steps = partial(_of_steps, len(x) if several else None, last)
+    membrane = of_steps(x.dtype) if apart and membrane is None else membrane
+    trace_seq = trace_new = None if trace is None else of_steps(stored)
+    if several and trace_seq is not None:
+        trace_new = trace_seq[-1] if viewed else torch.empty_like(last, dtype=stored)
     return (
         of_steps(x.dtype) if spike is None else spike,
-        last,
-        of_steps(x.dtype) if wants_u and u is None else u,
-        None if trace is None else of_steps(stored),
-        None if trace is None or not several else torch.empty_like(last, dtype=stored),
+        membrane[-1] if viewed and membrane is not None else last,
+        membrane,
+        trace_seq,
+        trace_new if several else None,
         None if memory is None else torch.empty_like(last),
-        of_steps(torch.uint8) if from_v and stored != torch.uint8 else None,
+        of_steps(torch.uint8) if keep and not apart and stored != torch.uint8 else None,
     )
 
 
@@ -220,10 +226,11 @@ def _scan(
     """Run the forward kernel; see `fused_lif_scan`.
 
     Returns:
-        Of each step the spikes; of the last one v[t]; of each step u[t] and the trace; of the last
-        of several steps the trace; of the last one NDOT's memory, and its spikes as bytes. What
-        a backward pass needs is u[t]; or, after a single step with a soft reset, v[t], which the
-        state keeps anyway, and the spikes, unless a packed trace has them.
+        Of each step the spikes; of the last one v[t]; of each step the membrane that a backward
+        pass needs, and the trace; of the last of several steps the trace; of the last one NDOT's
+        memory, and its spikes as bytes. A backward pass needs u[t]; or v[t] of a soft reset where
+        it is known which neurons fired, by a packed trace, or by the bytes after a single step,
+        whose v[t] the state keeps anyway.
     """
     neuron, keep = Neuron(*rest[:-1]), rest[-1]
     several = x.dim() > v.dim()
@@ -233,22 +240,29 @@ def _scan(
             x = _of_steps(len(x) if several else None, one, x.dtype).copy_(x)
         v, trace, memory = (_in_order_of(x if several else x[None], t) for t in (v, trace, memory))
     out = _new(x, v, trace, memory, neuron.v_reset is not None, keep, spare)
-    spike, last, u, trace_seq, trace_new, memory_new, fired = out
+    spike, last, membrane, trace_seq, trace_new, memory_new, fired = out
     if last is None or last.numel() == 0:
         return out
     if memory is not None and trace is not None and memory.stride() != trace.stride():
         memory = torch.empty_like(trace).copy_(memory)  # the kernel walks both at one pace
+    u, v_seq = (None, membrane) if _keeps_v(neuron, trace) else (membrane, None)
+    beside = (None if t is not None and t._is_view() else t for t in (last, trace_new))
     steps, x_step = (x.shape[0], x.stride(0)) if several else (1, 0)
     launch(
         "lif_forward",
         neuron,
         (x[0] if several else x, v, v if trace is None else trace),
-        (x, v, trace, memory, spike, u, trace_seq, fired, last, trace_new, memory_new),
+        (x, v, trace, memory, spike, u, v_seq, trace_seq, fired, *beside, memory_new),
         last,
         torch.uint8 if trace is None else trace.dtype,
         (steps, x_step, last.numel()),
     )
     return out
+
+
+def _keeps_v(neuron: Neuron, trace: Tensor | None) -> bool:
+    """Whether several steps keep v[t] for the backward pass, in the place of u[t]."""
+    return neuron.v_reset is None and trace is not None and trace.dtype == torch.uint8
 
 
 def _needs_one_order(x: Tensor) -> bool:
@@ -285,15 +299,16 @@ def _backward(
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
     """Save what `_gradient` needs of a call of `lif_scan`."""
     x, v, trace, _, *values, _ = inputs
-    _, last, u, trace_seq, _, _, fired = output
+    _, last, membrane, trace_seq, _, _, fired = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(tensor for tensor in output[2:] if tensor is not None))
     ctx.several, ctx.neuron = x.dim() > v.dim(), Neuron(*values)
-    if ctx.several or ctx.neuron.v_reset is not None:
-        ctx.save_for_backward(u, None)
-    else:
-        packed = trace is not None and trace.dtype == torch.uint8
-        ctx.save_for_backward(last, trace_seq if packed else fired)
+    apart = ctx.several or ctx.neuron.v_reset is not None
+    if _keeps_v(ctx.neuron, trace):
+        fired = trace_seq
+    elif apart:  # u[t]
+        fired = None
+    ctx.save_for_backward(membrane if apart else last, fired)
 
 
 def _gradient(
@@ -322,10 +337,13 @@ class _FusedLIF(torch.autograd.Function):
     """`_scan` with its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, spare: _Spare, *arguments: Any) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: Any, state: LIFState, spare: _Spare, *arguments: Any
+    ) -> tuple[Tensor | None, ...]:
         of_one()
         out = _scan(spare, *arguments)
         _keep(ctx, arguments, out)
+        ctx.state = state if ctx.several else {}
         return out
 
     @staticmethod
@@ -334,7 +352,9 @@ class _FusedLIF(torch.autograd.Function):
         ctx: Any, grad: Tensor | None, grad_v: Tensor | None, *_: Tensor | None
     ) -> tuple[Any, ...]:
         free = grad is not None and holders(grad) in of_one()
-        return None, *_gradient(ctx, grad, grad_v, free=free)
+        gradients = _gradient(ctx, grad, grad_v, free=free)
+        own(ctx.state)  # now, when the other steps are no longer needed
+        return None, None, *gradients
 
 
 def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:

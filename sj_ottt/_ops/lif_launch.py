@@ -38,8 +38,8 @@ _FORWARD, _BACKWARD = (
         (
             _STEPS,
             (
-                *("x", "v", "trace", "memory", "spike", "u", "trace_seq", "fired"),
-                *("v_new", "trace_new", "memory_new"),
+                *("x", "v", "trace", "memory", "spike", "u", "v_seq", "trace_seq"),
+                *("fired", "v_new", "trace_new", "memory_new"),
             ),
         ),
         ([], ("grad", "membrane", "fired", "grad_x")),

@@ -172,7 +172,7 @@ def test_scan_equals_single_steps(device, dtype, layout, form, v_reset):
         found.append([spikes, stored, state["v"], state["trace"], grad, of_spikes])
     assert (found[0][4] != found[0][5]).any() and 0.1 < found[0][0].mean() < 0.9
     torch.testing.assert_close(found[1][:4], found[0][:4], rtol=0, atol=0)
-    # A scan keeps u[t] where a step keeps v[t]: not the same number once it is rounded.
+    # A scan may keep u[t] where a step keeps v[t]: not the same number once it is rounded.
     rounding = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(found[1][4:], found[0][4:], rtol=rounding, atol=rounding)
 

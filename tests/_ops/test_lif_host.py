@@ -198,6 +198,32 @@ def test_takes_memory_that_nobody_reads_again(v_reset, steps, learns):
 
 
 @needs_compiler
+@pytest.mark.parametrize("given", [False, True])
+def test_a_chunk_keeps_five_bytes_per_neuron_and_step(given):
+    """Until the backward pass the state is a part of what is kept for it."""
+    torch.manual_seed(7)
+    x = torch.randn(4, 3, 7, requires_grad=True) * 1.0
+    if given:
+        give_away(x)
+    state = state_of(torch.randn(3, 7), "packed")
+    lif = LIF(2.0, False, 0.8, None, SURROGATES[0])
+    spike, stored = fused_lif_scan(x, state, lif, 0.5)
+    kept = (*spike.grad_fn.saved_tensors, stored)
+    assert memory_of(*kept, state["v"], state["trace"]) == 5 * x.numel()
+    assert (kept[0].data_ptr() == x.data_ptr()) == given
+    before = {key: part.detach().clone() for key, part in state.items()}
+    spike.sum().backward()
+    assert memory_of(state["v"], state["trace"]) == 5 * x[0].numel()
+    assert all(torch.equal(state[key], before[key]) for key in state)
+    assert torch.equal(state["trace"], stored[-1]) and not state["v"].requires_grad
+
+
+def memory_of(*tensors):
+    storages = [t.untyped_storage() for t in tensors]
+    return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+@needs_compiler
 def test_a_membrane_that_a_user_or_a_graph_holds_stays():
     torch.manual_seed(3)
     node = OTTTLIFNode(backend="cpp")
