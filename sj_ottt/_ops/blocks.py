@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["blocks", "give_away", "is_dense", "is_given_away", "laid_out_like"]
+__all__ = ["blocks", "give_away", "is_dense", "is_given_away", "laid_out_like", "take_back"]
 
 _BLOCK = 1 << 16
 """Neurons that a CPU takes through all steps before it goes on to the next ones."""
@@ -20,6 +20,11 @@ _BLOCK = 1 << 16
 def give_away(x: Tensor) -> None:
     """Say that nobody will look at a tensor again but who takes it next, who may write into it."""
     x.given_away = True  # type: ignore[attr-defined]
+
+
+def take_back(x: Tensor) -> None:
+    """Say that somebody may look at a tensor again."""
+    x.given_away = False  # type: ignore[attr-defined]
 
 
 def is_given_away(x: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Who is calling: the modules whose forward pass is going on, and whether it is a checkpoint."""
+"""Who is calling: the modules whose forward pass is going on, a checkpoint, or a recorder."""
 
 import sys
 from collections.abc import Iterator
@@ -6,8 +6,9 @@ from types import FrameType
 
 import torch.utils.checkpoint
 from torch import nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-__all__ = ["in_checkpoint", "modules_being_called"]
+__all__ = ["in_checkpoint", "is_recorded", "modules_being_called"]
 
 _CALL = nn.Module._call_impl.__code__
 _CHECKPOINT = torch.utils.checkpoint.__file__
@@ -34,3 +35,13 @@ def in_checkpoint() -> bool:
             return True
         frame = frame.f_back
     return False
+
+
+def is_recorded() -> bool:
+    """Whether PyTorch records what is called, for a program that runs without Python.
+
+    It sees operators alone: what else writes into tensors would be missing in the program.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return get_proxy_mode() is not None

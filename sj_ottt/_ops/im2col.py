@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["Patches"]
+__all__ = ["Patches", "added_product"]
 
 # Up to here the matrix product was the faster one.
 FEW_PLACES = {torch.float32: 4, torch.float64: 4}  # of a map, however many maps
@@ -73,9 +73,17 @@ class Patches:
         """Return ∇s, [N, C, H, W], of the output's gradient [N, C_out, H', W'] and the weight."""
         return self.sum(_rows(grad) @ _matrix(weight)).contiguous()
 
-    def weight_gradient(self, grad: Tensor, x: Tensor) -> Tensor:
-        """Return ∇W, [C_out, C, k, k], of the output's gradient and the input, or its trace."""
-        product = _rows(grad).t() @ self.of(x)
+    def weight_gradient(self, grad: Tensor, x: Tensor, total: Tensor | None = None) -> Tensor:
+        """Return ∇W, [C_out, C, k, k], of the output's gradient and the input, or its trace.
+
+        Where there is a total that lies in memory as the product does, it is added to that, which
+        is returned.
+        """
+        rows, patches = _rows(grad).t(), self.of(x)
+        if total is not None and total.is_contiguous(memory_format=torch.channels_last):
+            added_product(_matrix(total), rows, patches)
+            return total
+        product = rows @ patches
         return product.view(-1, *self._kernel, self._shape[1]).permute(0, 3, 1, 2)
 
     def of(self, x: Tensor) -> Tensor:
@@ -110,6 +118,11 @@ class Patches:
                 padded[:, places[0], places[1]] += patches[:, :, :, i, j]
         top, left = self._padding
         return padded[:, top : top + height, left : left + width].permute(0, 3, 1, 2)
+
+
+def added_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    """Return a matrix product; where there is a total, that, to which the product is added."""
+    return left @ right if total is None else total.addmm_(left, right)
 
 
 def _matrix(weight: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
-from sj_ottt._ops import lif_cupy, lif_host
-from sj_ottt._ops.lif_launch import SCALARS, TRACES
+from sj_ottt._ops import cpp, lif_cupy
+from sj_ottt._ops.lif_launch import SCALARS, host_types
 from sj_ottt._ops.trace import TRACE_DTYPES
 from sj_ottt.errors import InputError
 
@@ -19,7 +19,7 @@ SURROGATES = {
 }
 
 
-BACKENDS = {"cupy": (lif_cupy, "on a GPU"), "cpp": (lif_host, "on the CPU")}
+BACKENDS = {"cupy": (lif_cupy, "on a GPU"), "cpp": (cpp, "on the CPU")}
 """Of each backend with kernels, what runs them, and where inputs have to be."""
 
 
@@ -54,16 +54,9 @@ def usable(
     stored = TRACE_DTYPES[trace_dtype]
     if stored == torch.float32:
         stored = torch.promote_types(x.dtype, stored)
-    halves = torch.float16 in (x.dtype, stored)
-    if torch.compiler.is_compiling() or not x.is_cpu or halves or not _has_numbers(x):
+    if torch.float16 in (x.dtype, stored) or not cpp.has_numbers(x):
         return False
-    return lif_host.available(SCALARS[x.dtype], TRACES[stored])
-
-
-def _has_numbers(x: Tensor) -> bool:
-    """Whether a tensor is no stand-in, of which only the shape is known, or a part of a batch."""
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return type(x) is Tensor and not wrapped
+    return cpp.available("lif.cu", *host_types(x.dtype, stored))
 
 
 def _supports(surrogate_function: sj_surrogate.SurrogateFunctionBase) -> bool:

@@ -34,7 +34,7 @@ def available() -> bool:
     if missing() is not None:
         return False
     try:
-        kernel("lif_forward", "float", "Packed", ())
+        kernel("lif_forward", ("SCALAR=float", "TRACE=Packed"), ())
     except Exception as error:  # whatever CuPy, the compiler or the driver raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         warnings.warn(
@@ -56,8 +56,7 @@ class _Stream(NamedTuple):
 def run(
     name: str,
     call: np.ndarray,
-    scalar: str,
-    trace: str,
+    types: tuple[str, str],
     flags: tuple[str, ...],
     like: Tensor,
     lanes: int,
@@ -67,13 +66,12 @@ def run(
     Args:
         name: Of the kernel.
         call: Its arguments.
-        scalar: Type of the numbers, see `lif.cu`.
-        trace: Type of the trace.
+        types: Of numbers and trace, as `lif_launch.types` says.
         flags: Its constants.
         like: A tensor on the device, with as many numbers as the kernel takes.
         lanes: Numbers that one thread takes.
     """
-    function = kernel(name, scalar, trace, flags)
+    function = kernel(name, types, flags)
     blocks = -(-like.numel() // (THREADS * lanes))
     stream = _Stream(torch.cuda.current_stream(like.device).cuda_stream)
     with torch.cuda.device(like.device):
@@ -82,14 +80,14 @@ def run(
 
 
 @functools.cache
-def kernel(name: str, scalar: str, trace: str, flags: tuple[str, ...]) -> Any:
+def kernel(name: str, types: tuple[str, str], flags: tuple[str, ...]) -> Any:
     """Return a kernel, compiled for what is given; see `lif.cu`."""
-    return _module(scalar, trace, flags).get_function(name)
+    return _module(types, flags).get_function(name)
 
 
 @functools.cache
-def _module(scalar: str, trace: str, flags: tuple[str, ...]) -> Any:
+def _module(types: tuple[str, str], flags: tuple[str, ...]) -> Any:
     import cupy
 
-    options = (*OPTIONS, f"-DSCALAR={scalar}", f"-DTRACE={trace}", *flags)
+    options = (*OPTIONS, *(f"-D{define}" for define in types), *flags)
     return cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=options)

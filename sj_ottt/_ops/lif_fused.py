@@ -1,7 +1,7 @@
 """The neuron's time steps as one kernel, and its surrogate's derivative as another.
 
 The source is `lif.cu`, compiled when it is first used: by CuPy for the GPU at hand (`lif_cupy`), or
-by a C++ compiler for the processor (`lif_host`). The numbers are those of `lif.lif_step`, and the
+by a C++ compiler for the processor (`cpp`). The numbers are those of `lif.lif_step`, and the
 same is kept for the backward pass. What is saved is memory traffic: each tensor is read or written
 once.
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sj_ottt._ops.blocks import is_dense, is_given_away, laid_out_like
+from sj_ottt._ops.calls import is_recorded
 from sj_ottt._ops.held import holders, is_only_in, of_one
 from sj_ottt._ops.lif import LIF, LIFState
 from sj_ottt._ops.lif_backends import SURROGATES
@@ -121,12 +122,12 @@ def _fitted(part: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _is_eager(x: Tensor) -> bool:
-    """Whether a tensor is one of numbers, and is not being traced.
+    """Whether a tensor is one of numbers, and its operations are not being recorded.
 
     Then the kernels are called as they are: PyTorch takes longer to call an operator that was
     written in Python than a GPU takes to run it.
     """
-    return type(x) is Tensor and not torch.compiler.is_compiling()
+    return type(x) is Tensor and not is_recorded()
 
 
 # The operators. What is not wanted is None, and empty where PyTorch asks for tensors.

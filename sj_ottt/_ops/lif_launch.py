@@ -1,5 +1,6 @@
 """How the kernels of `lif.cu` are called: given their arguments, on a GPU or on a processor."""
 
+import ctypes
 import functools
 import math
 import struct
@@ -10,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sj_ottt._ops import lif_cupy, lif_host
+from sj_ottt._ops import cpp, lif_cupy
 from sj_ottt.errors import InputError
 
-__all__ = ["SCALARS", "TRACES", "Neuron", "launch"]
+__all__ = ["SCALARS", "TRACES", "Neuron", "host_types", "launch", "types"]
 
 MAX_DIMS = 8
+HOST_LANES = 64
 SCALARS = {
     torch.float64: "double",
     torch.float32: "float",
@@ -126,7 +128,7 @@ def _layout(inputs: tuple[Tensor, ...], out: Tensor, steps: tuple[int, ...]) -> 
     walk, in_one_line = _walk(tuple(out.shape), tuple(t.stride() for t in (*inputs, out)))
     dense, threads = in_one_line, 1
     if _is_host(out):
-        threads = lif_host.threads(out.numel())
+        threads = cpp.threads(out.numel())
     else:
         # Outputs come from the allocator, which aligns them; a view of an input may start anywhere.
         lanes = 16 // out.itemsize
@@ -165,6 +167,18 @@ def launch(
     _run(name, call, out, trace, _flags(neuron), 16 // out.itemsize if dense else 1)
 
 
+@functools.cache
+def types(scalar: torch.dtype, trace: torch.dtype) -> tuple[str, str]:
+    """Return what `lif.cu` is compiled for, given the dtypes of numbers and trace."""
+    return f"SCALAR={SCALARS[scalar]}", f"TRACE={TRACES[trace]}"
+
+
+@functools.cache
+def host_types(scalar: torch.dtype, trace: torch.dtype) -> tuple[str, ...]:
+    """Return what it is compiled for on a processor, whose inner loops take several vectors."""
+    return *types(scalar, trace), f"LANES={HOST_LANES}"
+
+
 def _run(
     name: str,
     call: np.ndarray,
@@ -174,8 +188,8 @@ def _run(
     lanes: int,
 ) -> None:
     """Run a kernel, with one thread of a GPU for so many numbers as `lanes` says."""
-    types = SCALARS[like.dtype], TRACES[trace]
     if _is_host(like):
-        lif_host.run(name, call, *types)
+        kernel = cpp.function("lif.cu", name, *host_types(like.dtype, trace))
+        kernel(ctypes.c_void_p(call.ctypes.data))
     else:
-        lif_cupy.run(name, call, *types, flags, like, lanes)
+        lif_cupy.run(name, call, types(like.dtype, trace), flags, like, lanes)

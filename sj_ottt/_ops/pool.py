@@ -30,14 +30,23 @@ class _AvgPool2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel_size: int) -> Tensor:
         ctx.kernel_size, ctx.rest = kernel_size, [n % kernel_size for n in x.shape[-2:]]
+        ctx.format = _format(x)
         return F.avg_pool2d(x, kernel_size)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         k = ctx.kernel_size
+        # As x lies in memory, which is four times as large: so that nothing reorders that one.
+        grad = grad.contiguous(memory_format=ctx.format)
         # Not "nearest", which rounds some places to the number before.
         grad = F.interpolate(grad / (k * k), scale_factor=k, mode="nearest-exact")
         if any(ctx.rest):
             grad = F.pad(grad, (0, ctx.rest[1], 0, ctx.rest[0]))
         return grad, None
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    """Return the memory format of [N, C, H, W]."""
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not x.is_contiguous() else torch.contiguous_format

@@ -16,17 +16,24 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sj_ottt._ops.im2col import Patches
+from sj_ottt._ops.im2col import Patches, added_product
 from sj_ottt._ops.trace import LinearMap, Trace
 
 __all__ = ["GradientSink", "Product", "traced_conv", "traced_linear", "traced_product"]
 
 
 class GradientSink(Protocol):
-    """Adds up the weight gradients of several steps; see `sj_ottt.layer.step_weights`."""
+    """Adds up the weight gradients of several steps; see `sj_ottt.layer.step_weights`.
+
+    Attributes:
+        total: The sum of ∇W so far, to which a product may add that of a step; None before it.
+    """
+
+    @property
+    def total(self) -> Tensor | None: ...
 
     def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
-        """Take over ∇W and ∇b of one step."""
+        """Take over ∇W, unless it is `total` with that of the step, and ∇b."""
 
 
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -77,6 +84,7 @@ class Product:
         need_spike: bool,
         need_weight: bool,
         need_bias: bool,
+        total: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return ∇s = Wᵀ g, ∇W = g âᵀ and ∇b = g, each where it is needed.
 
@@ -90,6 +98,8 @@ class Product:
             need_spike: Whether ∇s is wanted.
             need_weight: Whether ∇W is wanted.
             need_bias: Whether ∇b is wanted.
+            total: A sum that ∇W is to be added to, shaped like `weight`. A matrix product does so
+                on the way, and `total` is then returned for ∇W; what else returns ∇W leaves it.
 
         Returns:
             ∇s, ∇W and ∇b, shaped like `trace`, `weight` and the bias; None where not wanted.
@@ -98,7 +108,7 @@ class Product:
         if patches is not None:
             return (
                 patches.gradient(grad, weight) if need_spike else None,
-                patches.weight_gradient(grad, trace) if need_weight else None,
+                patches.weight_gradient(grad, trace, total) if need_weight else None,
                 grad.sum((0, 2, 3)) if need_bias else None,
             )
         if self.stride:
@@ -122,7 +132,7 @@ class Product:
         rows = grad.flatten(0, -2)
         return (
             grad @ weight if need_spike else None,
-            rows.t() @ trace.flatten(0, -2) if need_weight else None,
+            added_product(total, rows.t(), trace.flatten(0, -2)) if need_weight else None,
             rows.sum(0) if need_bias else None,
         )
 
@@ -190,6 +200,8 @@ class _TracedProduct(torch.autograd.Function):
         # Under autocast the gradient is narrower than what was saved.
         weight = weight.to(grad.dtype)
         no_numbers = grad.new_empty(1).expand(ctx.spike_shape)  # where no weight wants the trace
+        total = None if ctx.sink is None else ctx.sink.total
+        total = total if total is not None and total.dtype == grad.dtype else None
         if need_weight:
             trace = Trace(stored, ctx.maps, factor=ctx.factor).decode(grad.dtype)
         if not need_weight:
@@ -198,13 +210,14 @@ class _TracedProduct(torch.autograd.Function):
         elif need_spike and (trace.is_contiguous() or _is_channels_last(weight)):
             # One after the other: the trace need not be there beside ∇s, which is as large, and
             # which lies in memory as the weight does where there are no numbers.
-            _, *grads = ctx.product.gradients(grad, trace, weight, False, True, need_bias)
+            needs = False, True, need_bias
+            _, *grads = ctx.product.gradients(grad, trace, weight, *needs, total)
             del trace
             needs = True, False, False
             grad_spike, *_ = ctx.product.gradients(grad, no_numbers, weight, *needs)
         else:
             needs = need_spike, True, need_bias
-            grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs)
+            grad_spike, *grads = ctx.product.gradients(grad, trace, weight, *needs, total)
         if grads[1] is not None and ctx.constant != 1:
             grads[1] = ctx.constant * grads[1]
         if ctx.sink is not None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from sj_ottt._ops.blocks import give_away, take_back
 from sj_ottt._ops.synapse import Product, traced_product
 from sj_ottt._ops.trace import Trace
 from sj_ottt.layer.synapse import StepWeight, Synapse, fast_format
@@ -99,23 +100,32 @@ class MadeWeight:
         self.bias = synapse.bias
         self._grads: list[Tensor | None] = [None, None]
 
+    @property
+    def total(self) -> Tensor | None:
+        """Return the sum of ∇W so far, which a product may add to."""
+        return self._grads[0]
+
     def add(self, grad_weight: Tensor | None, grad_bias: Tensor | None) -> None:
-        """Take over ∇W and ∇b of one time step."""
+        """Take over ∇W, unless it is `total` with that of the time step, and ∇b."""
         dtypes = (self.weight.dtype, None if self.bias is None else self.bias.dtype)
         for i, new in enumerate((grad_weight, grad_bias)):
             total = self._grads[i]
             if new is not None and total is None:
                 self._grads[i] = new.to(dtypes[i])
-            elif new is not None and total is not None:
+            elif new is not None and total is not None and new is not total:
                 total.add_(new)
 
     def finish(self) -> None:
         """Give the parameters their gradients."""
         made = zip((self._whole, self.bias), self._grads, strict=True)
         grads = {tensor: grad for tensor, grad in made if tensor is not None and grad is not None}
-        self._grads = [None, None]
+        given, self._grads = self._grads[0], [None, None]
+        if given is not None:
+            give_away(given)
         if grads:
             torch.autograd.backward([*grads], [*grads.values()])
+        if given is not None:  # a hook may have kept it
+            take_back(given)
 
 
 def _kept_here() -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
+from sj_ottt._ops.calls import is_recorded
 from sj_ottt._ops.hooks import PairHooks
 from sj_ottt._ops.pair import Pair
 from sj_ottt._ops.standardize import scaled_weight_standardization
@@ -210,7 +211,7 @@ class _Standardized(Synapse):
 
     def _standardized(self, weight: Tensor) -> Tensor:
         # What a parametrization or a hook makes anew may lie where the one before it lay.
-        anew = torch.compiler.is_compiling() or "weight" not in self._parameters
+        anew = is_recorded() or "weight" not in self._parameters
         if torch.is_grad_enabled() or anew or self.weight.is_inference():
             self._kept = None
             return scaled_weight_standardization(weight, self.gain, self.eps)

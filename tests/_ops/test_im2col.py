@@ -49,6 +49,14 @@ def test_it_is_the_convolution(case, with_bias, channels_last, monkeypatch):
         torch.testing.assert_close(ours, theirs)
     assert with_bias or grads[2] is None
     assert product.gradients(g, x, w, False, False, False) == (None, None, None)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        total = torch.randn(kernel, dtype=torch.double).contiguous(memory_format=layout)
+        before = total.clone()
+        added = product.gradients(g, x, w, False, True, False, total)[1]
+        in_place = total.is_contiguous(memory_format=torch.channels_last)
+        assert (added is total) == in_place
+        assert torch.equal(total, before) != in_place  # else whoever asks adds it
+        torch.testing.assert_close(added - before if in_place else added, grads[1])
 
 
 def test_where_it_pays():

@@ -29,3 +29,18 @@ def test_a_large_pooling_repeats_each_gradient_where_it_belongs(kernel):
         for pool in (functional.avg_pool2d, F.avg_pool2d)
     )
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("of_grad", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("of_x", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_lies_in_memory_as_the_input_does(of_x, of_grad):
+    """Else the neuron before it would have to reorder it, four times as large."""
+    x = torch.randn(2, 5, 9, 6).contiguous(memory_format=of_x).requires_grad_()
+    seen = []
+    y = x * 1.0
+    y.register_hook(seen.append)
+    g = torch.randn(2, 5, 4, 3).contiguous(memory_format=of_grad)
+    functional.avg_pool2d(y, 2).backward(g)
+    assert seen[0].is_contiguous(memory_format=of_x)
+    expected = F.avg_pool2d(x, 2)
+    assert torch.equal(x.grad, torch.autograd.grad(expected, x, g)[0])

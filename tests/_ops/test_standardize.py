@@ -1,10 +1,32 @@
 """Scaled weight standardization."""
 
+import itertools
+import math
+
 import pytest
 import torch
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from sj_ottt import functional
-from sj_ottt._ops import standardize
+from sj_ottt import functional, layer
+from sj_ottt._ops import cpp, standardize
+from sj_ottt._ops.blocks import give_away
+
+needs_compiler = pytest.mark.skipif(
+    cpp.missing() is not None, reason=f"no kernels here: {cpp.missing()}"
+)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The kernels that run."""
+    names, run = [], standardize._run
+    monkeypatch.setattr(standardize, "_run", lambda *a: names.append(a[0]) or run(*a))
+    return names
+
+
+def without_kernels(monkeypatch):
+    monkeypatch.setattr(standardize, "_has_kernel", lambda *tensors: False)
 
 
 def test_scaled_weight_standardization_against_its_definition():
@@ -38,10 +60,12 @@ def test_autocast_does_not_reach_it(half, shape):
 
 
 @pytest.mark.parametrize("with_gain", [True, False])
-@pytest.mark.parametrize("block", [1, 1 << 17])
+@pytest.mark.parametrize("block", [1, 1 << 17, "kernel"])
 def test_the_gradient_is_that_of_the_definition(monkeypatch, block, with_gain):
-    """Block by block, or all at once; by PyTorch's own differentiation."""
-    monkeypatch.setattr(standardize, "_BLOCK", block)
+    """By PyTorch's own differentiation; block by block, all at once, or as a kernel."""
+    if block != "kernel":
+        without_kernels(monkeypatch)
+        monkeypatch.setattr(standardize, "_BLOCK", block)
     torch.manual_seed(0)
     w = torch.randn(6, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     gain = (1 + torch.rand(6, 1, 1, 1, dtype=torch.float64)).requires_grad_()
@@ -56,3 +80,129 @@ def test_the_gradient_is_that_of_the_definition(monkeypatch, block, with_gain):
         strict=True,
     ):
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
+
+
+LAYOUTS = {
+    "plain": ((0, 1, 2, 3), (0, 1, 2, 3)),
+    "result channels last": ((0, 1, 2, 3), (0, 2, 3, 1)),
+    "weight channels last": ((0, 2, 3, 1), (0, 1, 2, 3)),
+    "both channels last": ((0, 2, 3, 1), (0, 2, 3, 1)),
+    "rows first": ((0, 1, 2, 3), (0, 2, 1, 3)),  # which only blocks can do
+}
+
+
+def laid_out(x, order):
+    """A tensor whose dimensions follow each other in memory in an order."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return x.permute(order).contiguous().permute(back)
+
+
+@needs_compiler
+@pytest.mark.parametrize("gain", [None, "some", "with a 0"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 4, 3, 3), (5, 130, 3, 2), (300, 65, 2, 2), (7, 3, 1, 1), (4, 1, 5, 5), (9, 9, 3, 1)],
+)
+def test_a_kernel_is_the_blocks(shape, layout, gain, kernels, monkeypatch):
+    torch.manual_seed(0)
+    of_weight, of_result = LAYOUTS[layout]
+    grad = laid_out(torch.randn(shape), of_result)
+    for dtype in (torch.float64, torch.float32):
+        w = laid_out(3 + torch.randn(shape, dtype=dtype), of_weight).requires_grad_()
+        wanted = [w]
+        if gain:
+            scale = 0.5 + torch.rand(shape[0], 1, 1, 1, dtype=dtype)
+            scale[0] = 0.0 if "0" in gain else 1.0
+            wanted.append(scale.requires_grad_())
+        found = []
+        for kernel in (True, False):
+            kernels.clear()
+            with monkeypatch.context() as patch:
+                if not kernel:
+                    without_kernels(patch)
+                out = laid_out(torch.empty(shape, dtype=dtype), of_result)
+                given = [*wanted, None][:2]
+                made = standardize.scaled_weight_standardization(*given, 1e-4, out)
+                grads = torch.autograd.grad(made, wanted, grad.to(dtype))
+            fits = layout != "rows first" or 1 in shape[1:3]  # dimensions of size 1 have no order
+            assert kernels == (["forward", "backward"] if kernel and fits else [])
+            assert made.stride() == out.stride() and grads[0].stride() == w.stride()
+            found.append([made.detach(), *grads])
+        for ours, plain in zip(*found, strict=True):
+            scale = plain.abs().max() * torch.finfo(dtype).eps
+            assert plain.abs().max() > 0 and (ours - plain).abs().max() < 20 * scale
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(4, 30), (4, 30, 5), (4, 3, 2, 2, 3), (3, 70000)])
+def test_a_kernel_takes_weights_of_any_layer(shape, kernels, monkeypatch):
+    """And by several threads; a row may be long."""
+    torch.manual_seed(0)
+    w = (10 + torch.randn(shape)).requires_grad_()
+    grad = torch.randn(shape)
+    made = functional.scaled_weight_standardization(w, None, 1e-4)
+    (ours,) = torch.autograd.grad(made, w, grad)
+    assert kernels == ["forward", "backward"]
+    exact = w.detach().double().requires_grad_()
+    without_kernels(monkeypatch)
+    expected = functional.scaled_weight_standardization(exact, None, 1e-4)
+    (theirs,) = torch.autograd.grad(expected, exact, grad.double())
+    eps = 20 * torch.finfo(torch.float32).eps
+    for a, b in ((made, expected), (ours, theirs)):
+        assert (a - b).abs().max() < eps * b.abs().max()
+
+
+@needs_compiler
+def test_a_gradient_that_is_given_away_becomes_that_of_the_weight():
+    w = torch.randn(4, 3, 3, 3).requires_grad_()
+    grad = torch.randn(4, 3, 3, 3)
+    found = []
+    for given in (False, True):
+        made = functional.scaled_weight_standardization(w, None, 1e-4)
+        copy = grad.clone()
+        if given:
+            give_away(copy)
+        w.grad = None
+        made.backward(copy)
+        assert (w.grad.data_ptr() == copy.data_ptr()) == given
+        assert torch.equal(copy, grad) != given
+        found.append(w.grad)
+    assert torch.equal(*found)
+
+
+@needs_compiler
+def test_a_result_that_is_written_again_is_not_taken_for_the_first():
+    """PyTorch would not see that a kernel writes."""
+    w, room = torch.randn(4, 3, 3, 3).requires_grad_(), torch.empty(4, 3, 3, 3)
+    made = standardize.scaled_weight_standardization(w, None, 1e-4, room)
+    standardize.scaled_weight_standardization(2 * w, None, 1e-4, room)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        made.sum().backward()
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_what_is_recorded_or_has_no_numbers_is_left_to_pytorch(kernels):
+    """A kernel would not be in the record, and knows addresses alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(layer.WSConv2d(2, 3, 3), nn.Flatten(), layer.WSLinear(3 * 36, 4))
+    x, other = torch.randn(2, 1, 2, 8, 8)
+    weights = [p.detach().clone() for p in net.parameters()]
+    with torch.no_grad():
+        traced = torch.jit.trace(net, x, check_trace=False)
+        made = make_fx(lambda w, x: torch.func.functional_call(net, w, (x,)))
+        made = made(dict(net.named_parameters()), x)
+    assert not kernels
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(2).add_(torch.randn_like(p))
+        expected = net(other)
+        assert kernels == ["forward"] * 2
+        torch.testing.assert_close(traced(other), expected)
+        torch.testing.assert_close(made(dict(net.named_parameters()), other), expected)
+    assert all(not torch.equal(p, w) for p, w in itertools.zip_longest(net.parameters(), weights))
+    kernels.clear()
+    assert math.isfinite(functional.scaled_weight_standardization(weights[0].half(), None, 1).sum())
+    assert functional.scaled_weight_standardization(weights[0].to("meta"), None, 1e-4).is_meta
+    assert not kernels

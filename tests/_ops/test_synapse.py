@@ -7,6 +7,7 @@ from torch import nn
 
 from sj_ottt import functional, layer, neuron
 from sj_ottt._ops import synapse as ops
+from sj_ottt._ops.trace import Trace
 
 
 def test_one_product_per_synapse_and_step(monkeypatch):
@@ -59,3 +60,35 @@ def test_traced_linear_on_more_than_two_dimensions():
         strict=True,
     ):
         torch.testing.assert_close(ours, theirs)
+
+
+class Sink:
+    """Adds up what the products of several steps do not add themselves."""
+
+    def __init__(self):
+        self.total, self.others = None, 0
+
+    def add(self, grad_weight, grad_bias):
+        if self.total is None:
+            self.total = grad_weight
+        elif grad_weight is not self.total:
+            self.total += grad_weight
+            self.others += 1
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_matrix_product_adds_to_the_sum_of_the_steps(half):
+    """But not in half precision, whose sum is in float32."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if half else torch.float64
+    sink, expected = Sink(), 0.0
+    w = torch.randn(5, 4, dtype=dtype, requires_grad=True)
+    for _ in range(4):
+        x, g = torch.randn(3, 4, dtype=dtype), torch.randn(3, 5, dtype=dtype)
+        y = ops.traced_product(ops.Product(), x, Trace(2 * x), w, None, sink)
+        y.backward(g)
+        sink.total = sink.total.float() if half else sink.total
+        expected = expected + 2 * g.t() @ x
+    assert sink.others == (3 if half else 0) and w.grad is None
+    tolerance = 0.1 if half else 1e-12
+    torch.testing.assert_close(sink.total, expected.to(sink.total), rtol=0, atol=tolerance)

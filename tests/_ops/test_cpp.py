@@ -1,4 +1,4 @@
-"""The kernels on this machine's processor, as users get them."""
+"""The kernels of neurons on this machine's processor, as users get them."""
 
 import subprocess
 import sys
@@ -10,9 +10,10 @@ import timm
 import torch
 from spikingjelly.activation_based import surrogate
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from sj_ottt import InputError, learning, models
-from sj_ottt._ops import lif_host, trace
+from sj_ottt._ops import cpp, lif_launch, trace
 from sj_ottt._ops.blocks import give_away
 from sj_ottt._ops.lif import LIF, lif_step
 from sj_ottt._ops.lif_backends import usable
@@ -22,7 +23,7 @@ from sj_ottt.neuron import OTTTLIFNode, set_backend
 from tests.networks import relative_error
 
 needs_compiler = pytest.mark.skipif(
-    lif_host.missing() is not None, reason=f"no kernels here: {lif_host.missing()}"
+    cpp.missing() is not None, reason=f"no kernels here: {cpp.missing()}"
 )
 SURROGATES = [
     surrogate.Sigmoid(),
@@ -30,8 +31,9 @@ SURROGATES = [
     surrogate.PiecewiseQuadratic(),
     surrogate.Rect(alpha=0.7),
 ]
-LANES = lif_host.LANES
-SIZES = [1, LANES - 1, LANES, 3 * LANES + 5, 2 * lif_host._PER_THREAD + 1]
+LANES = lif_launch.HOST_LANES
+TYPES = lif_launch.host_types(torch.float32, torch.uint8)
+SIZES = [1, LANES - 1, LANES, 3 * LANES + 5, 2 * cpp._PER_THREAD + 1]
 
 
 @pytest.fixture
@@ -45,10 +47,10 @@ def two_threads():
 @pytest.fixture
 def forgotten():
     """Nothing is known of compiled kernels, before and after."""
-    for cached in (lif_host.available, lif_host._library):
+    for cached in (cpp.available, cpp.function, cpp._library, cpp._warn_once):
         cached.cache_clear()
     yield
-    for cached in (lif_host.available, lif_host._library):
+    for cached in (cpp.available, cpp.function, cpp._library, cpp._warn_once):
         cached.cache_clear()
 
 
@@ -302,8 +304,8 @@ def test_a_network_learns_as_with_pytorchs_operations(rule, chunk):
 @needs_compiler
 def test_auto_takes_them_on_numbers_alone(monkeypatch):
     """Not for stand-ins, parts of a batch, float16, or a surrogate that they do not know."""
-    seen, run = [], lif_host.run
-    monkeypatch.setattr(lif_host, "run", lambda *args: seen.append(args[0]) or run(*args))
+    seen, function = [], cpp.function
+    monkeypatch.setattr(cpp, "function", lambda *args: seen.append(args[1]) or function(*args))
     x = torch.ones(4, 3)
     assert OTTTLIFNode()(x)[0].sum() == 12
     assert seen == ["lif_forward"]
@@ -320,25 +322,43 @@ def test_auto_takes_them_on_numbers_alone(monkeypatch):
 
 
 @needs_compiler
+@pytest.mark.parametrize("backend", ["auto", "cpp"])
+def test_what_is_recorded_goes_by_operators(backend):
+    """A kernel that is called by its address would not be in the program."""
+    node = OTTTLIFNode(backend=backend)
+
+    def step(x, v, trace):
+        (spike, _), (after, _) = node.single_step_functional_forward((x,), (v, trace))
+        return spike, after
+
+    first, other = ([2 * torch.rand(3, 70), *torch.rand(2, 3, 70)] for _ in range(2))
+    with torch.no_grad():
+        program = make_fx(step)(*first)
+        found, expected = program(*other), step(*other)
+    for ours, right, before in zip(found, expected, step(*first), strict=True):
+        assert torch.equal(ours, right) and not torch.equal(right, before)
+
+
+@needs_compiler
 def test_are_compiled_once_and_again_where_the_file_is_damaged(forgotten, monkeypatch, tmp_path):
     monkeypatch.setenv("SJ_OTTT_CACHE", str(tmp_path))
     calls, run = [], subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: calls.append(a) or run(*a, **k))
-    assert lif_host.available("float", "Packed") and len(calls) == 1
+    assert cpp.available("lif.cu", *TYPES) and len(calls) == 1
     (kept,) = (tmp_path / "kernels").iterdir()
-    lif_host.available.cache_clear()
-    lif_host._library.cache_clear()
-    assert lif_host.available("float", "Packed") and len(calls) == 1
-    lif_host._library.cache_clear()
+    cpp.available.cache_clear()
+    cpp._library.cache_clear()
+    assert cpp.available("lif.cu", *TYPES) and len(calls) == 1
+    cpp._library.cache_clear()
     damaged = tmp_path / "other" / "kernels" / kept.name  # elsewhere: a loaded file stays loaded
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(b"no library")
     monkeypatch.setenv("SJ_OTTT_CACHE", str(tmp_path / "other"))
-    lif_host._library("float", "Packed")
+    cpp._library("lif.cu", TYPES)
     assert len(calls) == 2 and damaged.stat().st_size > 1000
     monkeypatch.setenv("SJ_OTTT_CACHE", "/proc/nowhere")
-    lif_host._library.cache_clear()
-    lif_host._library("float", "Packed")  # without a place to keep it
+    cpp._library.cache_clear()
+    cpp._library("lif.cu", TYPES)  # without a place to keep it
     assert len(calls) == 3
 
 

@@ -1,8 +1,8 @@
-"""The kernels of `lif.cu` as C++ for this machine's processor, compiled when they are first used.
+"""Kernels in C++ for this machine's processor, compiled when they are first used.
 
 PyTorch's operations go through memory once each, a dozen times in a neuron's step and its backward
-pass; the kernels go once. They are kept in the cache beside other derived files, for the next
-process.
+pass; a kernel goes once. What is compiled is kept in the cache beside other derived files, for the
+next process.
 """
 
 import contextlib
@@ -18,16 +18,17 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from sj_ottt._files import atomic_write, cache_root
+from sj_ottt._ops.calls import is_recorded
 from sj_ottt.errors import InputError
 
-__all__ = ["available", "missing", "run", "threads"]
+__all__ = ["available", "function", "has_numbers", "missing", "threads"]
 
-SOURCE = Path(__file__).with_name("lif.cu")
 OPTIONS = (
     *("-std=c++17", "-O3", "-march=native", "-shared", "-fPIC"),
     "-fopenmp",  # PyTorch's own threads: it has loaded the library of this name
@@ -35,9 +36,6 @@ OPTIONS = (
     # Without these, a choice between two numbers is a jump. No number changes.
     *("-fno-math-errno", "-fno-trapping-math"),
 )
-LANES = 64
-"""Neurons that an inner loop takes: some of the processor's vectors."""
-
 _PER_THREAD = 1 << 15
 """Numbers below which another thread costs more than it saves, as for PyTorch's operations."""
 
@@ -59,18 +57,37 @@ def missing() -> str | None:
 
 
 @functools.cache
-def available(scalar: str, trace: str) -> bool:
-    """Whether the kernels for a pair of types (see `lif.cu`) are there, which is tried once."""
+def available(source: str, *defines: str) -> bool:
+    """Whether the kernels of a file beside this one can be compiled, which is tried once.
+
+    Args:
+        source: The file's name.
+        defines: Names and values ("NAME=value") that it is compiled for.
+    """
     if missing() is not None:
         return False
     try:
-        _library(scalar, trace)
+        _library(source, defines)
     except InputError as error:
-        warnings.warn(
-            f'{error}; backend="auto" takes PyTorch\'s operations, which are slower', stacklevel=2
-        )
+        _warn_once(f"{error}; PyTorch's operations take their place, which are slower")
         return False
     return True
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def has_numbers(x: Tensor) -> bool:
+    """Whether a kernel can read a tensor.
+
+    It cannot read a stand-in, of which only the shape is known, or a part of a batch, and what is
+    recorded it leaves to PyTorch's operators.
+    """
+    if is_recorded() or type(x) is not Tensor or not x.is_cpu:
+        return False
+    return not torch._C._functorch.is_functorch_wrapped_tensor(x)
 
 
 def threads(numbers: int) -> int:
@@ -78,41 +95,42 @@ def threads(numbers: int) -> int:
     return max(1, min(torch.get_num_threads(), numbers // _PER_THREAD))
 
 
-def run(name: str, call: np.ndarray, scalar: str, trace: str) -> None:
-    """Run a kernel on the struct of its arguments."""
-    getattr(_library(scalar, trace), name)(ctypes.c_void_p(call.ctypes.data))
-
-
 @functools.cache
-def _library(scalar: str, trace: str) -> ctypes.CDLL:
-    """Return the kernels, compiled for a pair of types.
+def function(source: str, name: str, *defines: str) -> Any:
+    """Return a kernel of a file beside this one, compiled for what is defined.
 
     Raises:
         InputError: If the compiler is missing or fails, or what it made cannot be loaded.
     """
+    return getattr(_library(source, defines), name)
+
+
+@functools.cache
+def _library(source: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+    """Return the kernels of a file."""
     try:
-        return _compiled(scalar, trace)
+        return _compiled(Path(__file__).with_name(source), defines)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         reason = next((line for line in said.splitlines() if "error" in line), said.strip())
         raise InputError(
-            f"the C++ kernels of neurons cannot be compiled here ({reason}): mend the compiler "
+            f"the C++ kernels cannot be compiled here ({reason}): mend the compiler "
             '(the environment variable CXX names another), or say backend="torch"'
         ) from error
 
 
-def _compiled(scalar: str, trace: str) -> ctypes.CDLL:
+def _compiled(source: Path, defines: tuple[str, ...]) -> ctypes.CDLL:
     """Load the kernels from the cache, or compile them."""
     compiler = _compiler()
     if compiler is None:
         raise FileNotFoundError("no C++ compiler")
-    names = (f"-DSCALAR={scalar}", f"-DTRACE={trace}", f"-DLANES={LANES}")
-    command = [*compiler, *OPTIONS, *names, "-x", "c++", str(SOURCE)]
-    kept = cache_root() / "kernels" / f"lif-{scalar}-{trace}-{_digest(command)}.so"
+    names = [f"-D{define}" for define in defines]
+    command = [*compiler, *OPTIONS, *names, "-x", "c++", str(source)]
+    kept = cache_root() / "kernels" / f"{source.stem}-{_digest(source, command)}.so"
     with contextlib.suppress(OSError):  # not there, damaged, or in a folder that runs no programs
         return ctypes.CDLL(str(kept))
     with tempfile.TemporaryDirectory(prefix="sj_ottt_kernels") as folder:
-        built = Path(folder) / "lif.so"
+        built = Path(folder) / "kernels.so"
         subprocess.run(
             [*command, "-o", str(built)], check=True, capture_output=True, text=True, timeout=300
         )
@@ -121,14 +139,14 @@ def _compiled(scalar: str, trace: str) -> ctypes.CDLL:
         return ctypes.CDLL(str(built))
 
 
-def _digest(command: list[str]) -> str:
+def _digest(source: Path, command: list[str]) -> str:
     """Return what a compiled kernel is of: source, compiler, options, processor and user.
 
     A home folder may be that of several machines, and a cache that of several users, none of whom
     runs what another has compiled.
     """
     compiler = Path(command[0]).stat()
-    digest = hashlib.sha256(SOURCE.read_bytes())
+    digest = hashlib.sha256(source.read_bytes())
     said = (*command[:-1], compiler.st_size, compiler.st_mtime_ns, platform.machine(), os.getuid())
     digest.update(repr(said).encode())
     digest.update(_processor().encode())
