@@ -1,19 +1,22 @@
-"""Neurons on a CPU, by PyTorch's operations and by the kernels: alone, and in training batches."""
+"""A CPU's kernels against PyTorch's operations: neurons, weights, and whole training batches."""
 
 import argparse
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from unittest.mock import patch
 
 import timm
 import torch
 
 from benchmarks.measure import interleaved_medians
+from sj_ottt._ops import standardize
 from sj_ottt.learning import train_step
 from sj_ottt.models import calibrate
 from sj_ottt.neuron import OTTTLIFNode, set_backend
 
 LAYER = (16, 128, 32, 32)
+WEIGHT = (512, 512, 3, 3)
 FULL, HALF = torch.float32, torch.bfloat16
 # Model, pixels, batch, time steps, chunk and precision.
 CASES = (
@@ -25,7 +28,10 @@ CASES = (
 
 def backends(args: argparse.Namespace) -> list[dict]:
     """Milliseconds by backend; the ratio is that of the kernels to PyTorch's operations."""
-    rows = [_row("a layer of neurons", LAYER[0], 1, 1, FULL, _layer, args.repeats)]
+    rows = [
+        _row("a layer of neurons", LAYER[0], 1, 1, FULL, _layer, args.repeats),
+        _row("a standardized weight", 1, 1, 1, FULL, _weight(), args.repeats),
+    ]
     for name, pixels, n, steps, chunk, dtype in CASES:
         run = _training_batch(name, pixels, n, steps, chunk, dtype)
         rows.append(_row(name, n, steps, chunk, dtype, run, args.repeats))
@@ -41,12 +47,19 @@ def _row(
     run: Callable[[str], None],
     repeats: int,
 ) -> dict:
-    runs = {backend: partial(run, backend) for backend in ("torch", "cpp")}
+    runs = {backend: partial(_run, run, backend) for backend in ("torch", "cpp")}
     seconds = interleaved_medians(runs, repeats)
     row = {"what": name, "batch": n, "T": steps, "chunk": chunk}
     row |= {"precision": str(dtype).removeprefix("torch.")}
     row |= {backend: f"{1000 * s:.1f}" for backend, s in seconds.items()}
     return row | {"ratio": f"{seconds['cpp'] / seconds['torch']:.2f}"}
+
+
+def _run(run: Callable[[str], None], backend: str) -> None:
+    """Run by a backend, which is that of neurons alone: the weights' kernel goes with it."""
+    without = patch.object(standardize, "_has_kernel", return_value=False)
+    with without if backend == "torch" else nullcontext():
+        run(backend)
 
 
 def _layer(backend: str) -> None:
@@ -55,6 +68,19 @@ def _layer(backend: str) -> None:
     x = torch.ones(LAYER, requires_grad=True)
     spike, _ = node(x)
     spike.backward(torch.ones_like(spike))
+
+
+def _weight() -> Callable[[str], None]:
+    """Return what standardizes a weight, and takes its gradient, in memory that is there."""
+    weight = torch.randn(WEIGHT, requires_grad=True)
+    gain = torch.ones(WEIGHT[0], 1, 1, 1, requires_grad=True)
+    room, grad = torch.empty(WEIGHT), torch.randn(WEIGHT)
+
+    def run(_: str) -> None:
+        made = standardize.scaled_weight_standardization(weight, gain, 1e-4, room)
+        torch.autograd.grad(made, (weight, gain), grad)
+
+    return run
 
 
 def _training_batch(
