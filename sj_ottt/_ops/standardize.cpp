@@ -87,7 +87,7 @@ extern "C" void forward(const SCALAR* weight, const SCALAR* gain, SCALAR* made, 
 
 // grad, kept and grad_weight [rows, n], scale and back [rows]:
 // along = sum(grad kept), grad_weight = scale (grad - mean(grad)) + back along kept
-// `grad_weight` may be null, or, for places = 1, `grad`.
+// `grad_weight` may be null, or `grad`.
 extern "C" void backward(const SCALAR* grad, const SCALAR* kept, const SCALAR* scale,
                          const SCALAR* back, SCALAR* grad_weight, SCALAR* along, Index rows,
                          Index n, Index places, Index threads) {

@@ -202,10 +202,12 @@ _ARGUMENTS: dict[type, Callable[[Any], Any]] = {
 
 
 def _room(ctx: Any, grad: Tensor, rows: Tensor) -> Tensor:
-    """Return memory for ∇W: that of ∇Ŵ where nobody else reads it, or new one."""
-    same = ctx.places == 1 and grad.stride() == ctx.stride and rows.data_ptr() == grad.data_ptr()
-    if same and is_given_away(grad):
-        return grad.data
+    """Return memory for ∇W: that of ∇Ŵ where nobody else reads it, or new one.
+
+    A row of the one then takes the place of that of the other, however it lies there.
+    """
+    if is_given_away(grad) and rows.data_ptr() == grad.data_ptr():
+        return grad.data.as_strided(ctx.shape, ctx.stride)
     return grad.new_empty_strided(ctx.shape, ctx.stride)
 
 

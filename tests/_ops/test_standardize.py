@@ -154,19 +154,21 @@ def test_a_kernel_takes_weights_of_any_layer(shape, kernels, monkeypatch):
 
 
 @needs_compiler
-def test_a_gradient_that_is_given_away_becomes_that_of_the_weight():
-    w = torch.randn(4, 3, 3, 3).requires_grad_()
-    grad = torch.randn(4, 3, 3, 3)
+@pytest.mark.parametrize("layout", ["plain", "result channels last", "weight channels last"])
+def test_a_gradient_that_is_given_away_becomes_that_of_the_weight(layout):
+    of_weight, of_result = LAYOUTS[layout]
+    w = laid_out(torch.randn(4, 3, 3, 3), of_weight).requires_grad_()
+    room, grad = (laid_out(torch.randn(4, 3, 3, 3), of_result) for _ in range(2))
     found = []
     for given in (False, True):
-        made = functional.scaled_weight_standardization(w, None, 1e-4)
+        made = standardize.scaled_weight_standardization(w, None, 1e-4, room)
         copy = grad.clone()
         if given:
             give_away(copy)
         w.grad = None
         made.backward(copy)
         assert (w.grad.data_ptr() == copy.data_ptr()) == given
-        assert torch.equal(copy, grad) != given
+        assert torch.equal(copy, grad) != given and w.grad.stride() == w.stride()
         found.append(w.grad)
     assert torch.equal(*found)
 
