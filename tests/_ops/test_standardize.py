@@ -207,4 +207,10 @@ def test_what_is_recorded_or_has_no_numbers_is_left_to_pytorch(kernels):
     kernels.clear()
     assert math.isfinite(functional.scaled_weight_standardization(weights[0].half(), None, 1).sum())
     assert functional.scaled_weight_standardization(weights[0].to("meta"), None, 1e-4).is_meta
+    narrow = standardize.scaled_weight_standardization(
+        weights[0].double(), None, 1e-4, torch.empty_like(weights[0])
+    )
+    expected = functional.scaled_weight_standardization(weights[0], None, 1e-4)
+    torch.testing.assert_close(narrow, expected)
+    assert kernels.pop() == "forward"  # of what was expected
     assert not kernels
