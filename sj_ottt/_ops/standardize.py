@@ -18,6 +18,7 @@ from torch.autograd.graph import increment_version
 from sj_ottt._ops import cpp
 from sj_ottt._ops.blocks import is_given_away
 from sj_ottt._ops.calls import is_recorded
+from sj_ottt.errors import InputError
 
 __all__ = ["scaled_weight_standardization"]
 
@@ -44,7 +45,16 @@ def scaled_weight_standardization(
 
     Returns:
         The standardized weight, shaped like `weight`.
+
+    Raises:
+        InputError: If the gain has another shape.
     """
+    shape = [len(weight), *[1] * (weight.dim() - 1)]
+    if gain is not None and list(gain.shape) != shape:
+        raise InputError(
+            f"gain of shape {list(gain.shape)}: a weight of shape {list(weight.shape)} takes one "
+            f"number for each output channel, {shape}"
+        )
     with _without_autocast(weight):
         made: Tensor = _Standardize.apply(weight, gain, eps, out)
     return made
@@ -77,7 +87,7 @@ class _Standardize(torch.autograd.Function):
         unit_rows = _rows(unit, order)
         places = _places(weight, order)
         if places is not None and _has_kernel(weight, rows, unit_rows, gain):
-            std = gain.new_empty(gain.shape) if gain is not None else rows.new_empty(len(rows), 1)
+            std = rows.new_empty(len(rows), 1)
             apart_rows = unit_rows if apart else None
             _run("forward", weight, gain, rows, apart_rows, std, float(eps), *rows.shape, places)
             increment_version((made, unit))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sj_ottt import functional, layer
+from sj_ottt import InputError, functional, layer
 from sj_ottt._ops import cpp, standardize
 from sj_ottt._ops.blocks import give_away
 
@@ -40,6 +40,15 @@ def test_scaled_weight_standardization_against_its_definition():
         var = ((values - mean) ** 2).sum() / 17  # unbiased
         expected[i] = gain[i] * (w[i] - mean) / (var * 18 + 1e-4) ** 0.5
     torch.testing.assert_close(functional.scaled_weight_standardization(w, gain, 1e-4), expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (3,), (1, 1, 1, 1), (3, 2, 1, 1), (1, 2, 3, 3), (4, 1, 1, 1)]
+)
+def test_a_gain_of_another_shape_is_refused(shape):
+    """It would be read where it is not."""
+    with pytest.raises(InputError, match=r"gain of shape \[.*weight of shape \[3, 2, 3, 3\]"):
+        functional.scaled_weight_standardization(torch.randn(3, 2, 3, 3), torch.ones(shape), 1e-4)
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
