@@ -186,7 +186,7 @@ def _new(
     several, one = x.dim() > v.dim(), x[0] if x.dim() > v.dim() else x
     stored = x.dtype if trace is None else trace.dtype
     apart = keep and (several or hard)  # a membrane of each step, for the backward pass alone
-    viewed = apart and not hard and stored == torch.uint8 and spare.views
+    viewed = apart and spare.views and _keeps_v(hard, trace)
     if apart:
         membrane, spike, last = spare.x, None, spare.v
     else:  # an x may be of several steps, and so may the spikes
@@ -234,19 +234,19 @@ def _scan(
         whose v[t] the state keeps anyway.
     """
     neuron, keep = Neuron(*rest[:-1]), rest[-1]
-    several = x.dim() > v.dim()
+    several, hard = x.dim() > v.dim(), neuron.v_reset is not None
     if _needs_one_order(x):
         if not is_dense(x if several else x[None]):
             one = torch.empty_like(x[0] if several else x)
             x = _of_steps(len(x) if several else None, one, x.dtype).copy_(x)
         v, trace, memory = (_in_order_of(x if several else x[None], t) for t in (v, trace, memory))
-    out = _new(x, v, trace, memory, neuron.v_reset is not None, keep, spare)
+    out = _new(x, v, trace, memory, hard, keep, spare)
     spike, last, membrane, trace_seq, trace_new, memory_new, fired = out
     if last is None or last.numel() == 0:
         return out
     if memory is not None and trace is not None and memory.stride() != trace.stride():
         memory = torch.empty_like(trace).copy_(memory)  # the kernel walks both at one pace
-    u, v_seq = (None, membrane) if _keeps_v(neuron, trace) else (membrane, None)
+    u, v_seq = (None, membrane) if _keeps_v(hard, trace) else (membrane, None)
     beside = (None if t is not None and t._is_view() else t for t in (last, trace_new))
     steps, x_step = (x.shape[0], x.stride(0)) if several else (1, 0)
     launch(
@@ -261,9 +261,9 @@ def _scan(
     return out
 
 
-def _keeps_v(neuron: Neuron, trace: Tensor | None) -> bool:
+def _keeps_v(hard: bool, trace: Tensor | None) -> bool:
     """Whether several steps keep v[t] for the backward pass, in the place of u[t]."""
-    return neuron.v_reset is None and trace is not None and trace.dtype == torch.uint8
+    return not hard and trace is not None and trace.dtype == torch.uint8
 
 
 def _needs_one_order(x: Tensor) -> bool:
@@ -304,8 +304,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) 
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*(tensor for tensor in output[2:] if tensor is not None))
     ctx.several, ctx.neuron = x.dim() > v.dim(), Neuron(*values)
-    apart = ctx.several or ctx.neuron.v_reset is not None
-    if _keeps_v(ctx.neuron, trace):
+    hard = ctx.neuron.v_reset is not None
+    apart = ctx.several or hard
+    if _keeps_v(hard, trace):
         fired = trace_seq
     elif apart:  # u[t]
         fired = None

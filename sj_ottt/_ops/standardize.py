@@ -113,7 +113,7 @@ class _Standardize(torch.autograd.Function):
         made_by = gain if ctx.of_made and gain is not None else None  # what is kept is made_by ⊙ ŵ
         back = scale * fan_in / (1 - fan_in)
         back = back if made_by is None else back / made_by / made_by
-        if ctx.places is not None and _has_kernel(rows, kept):
+        if ctx.places is not None and _has_kernel(rows, rows, kept):
             grad_weight = _room(ctx, grad, rows) if learns else None
             sums = torch.empty_like(std)
             _run("backward", rows, kept, scale, back, grad_weight, sums, *rows.shape, ctx.places)
@@ -183,16 +183,15 @@ def _places(weight: Tensor, order: list[int]) -> int | None:
 _TYPES = {torch.float32: "SCALAR=float", torch.float64: "SCALAR=double"}
 
 
-def _has_kernel(*tensors: Tensor | None) -> bool:
-    """Whether the kernel can read and write tensors, of which all but the first are of rows."""
-    like = tensors[0]
+def _has_kernel(first: Tensor, *rows: Tensor | None) -> bool:
+    """Whether the kernel can read and write a tensor and others, which are to be of rows."""
+    others = [t for t in rows if t is not None]
     return (
-        like is not None
-        and like.dtype in _TYPES
-        and like.numel() > 0
-        and all(t is None or (cpp.has_numbers(t) and t.dtype == like.dtype) for t in tensors)
-        and all(t is None or t.is_contiguous() for t in tensors[1:])
-        and cpp.available("standardize.cpp", _TYPES[like.dtype])
+        first.dtype in _TYPES
+        and first.numel() > 0
+        and all(cpp.has_numbers(t) and t.dtype == first.dtype for t in (first, *others))
+        and all(t.is_contiguous() for t in others)
+        and cpp.available("standardize.cpp", _TYPES[first.dtype])
     )
 
 

@@ -8,6 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from sj_ottt import InputError, layer, learning, set_rule
+from sj_ottt._ops import cpp
+from sj_ottt._ops.blocks import is_given_away
 from sj_ottt.layer import step_weights, synapse
 from sj_ottt.neuron import OTTTLIFNode
 from tests.every_layer import network, step_by_step, train
@@ -153,6 +155,21 @@ def test_half_precision_gradients_add_up_in_the_parameters_dtype():
     weight.finish()
     assert torch.equal(synapse_.weight.grad, torch.full((2, 3), 1 + 100 / 4096))
     assert torch.equal(synapse_.bias.grad, torch.full((2,), 1 + 100 / 4096))
+
+
+@pytest.mark.skipif(cpp.missing() is not None, reason="needs a C++ compiler")
+def test_the_sum_of_the_steps_becomes_the_gradient_of_a_standardized_weight():
+    """No second tensor is made; afterwards nobody may write into what a hook has kept."""
+    synapse_, seen = layer.WSConv2d(3, 4, 3), []
+    synapse_.weight.register_hook(seen.append)
+    weight = step_weights.MadeWeight(synapse_)
+    grads = [torch.randn_like(weight.weight) for _ in range(2)]  # laid out as a product gives them
+    expected = torch.autograd.grad(synapse_.get_weight(), synapse_.weight, sum(grads))[0]
+    for grad in grads:
+        weight.add(grad, None)
+    weight.finish()
+    assert seen[-1].data_ptr() == grads[0].data_ptr() and not is_given_away(grads[0])
+    torch.testing.assert_close(synapse_.weight.grad, expected)
 
 
 def with_foreign_layers() -> nn.Module:
