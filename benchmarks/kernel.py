@@ -21,7 +21,7 @@ SOFT = LIF(2.0, False, 1.0, None, surrogate.Sigmoid())
 def kernel(args: argparse.Namespace) -> list[dict]:
     """GB/s of the fused kernels, forward and backward, and the ratio to a device copy."""
     try:
-        lif_backends.check_available("cupy")
+        lif_backends.check_available("cuda")
     except InputError as error:
         raise SystemExit(f"benchmarks: {error}") from None
     source = torch.empty(NEURONS, device=DEVICE)

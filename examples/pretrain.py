@@ -383,7 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--test", type=int, default=1000, help="test images that the curve is measured on")
     add("--seed", type=int, default=0, help="of weights, order and events")
     add("--device", default="cpu", help="cpu or cuda")
-    add("--backend", default="auto", help="of the neurons: auto, torch, cupy or cpp")
+    add("--backend", default="auto", help="of the neurons: auto, torch, cuda or cpp")
     add("--cuda-graph", action="store_true", help="replay the passes as a CUDA graph")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--eval-every", type=float, default=5.0, help="minutes between rows of the curve")

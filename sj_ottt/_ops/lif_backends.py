@@ -4,7 +4,7 @@ import torch
 from spikingjelly.activation_based import surrogate as sj_surrogate
 from torch import Tensor
 
-from sj_ottt._ops import cpp, lif_cupy
+from sj_ottt._ops import cpp, lif_gpu
 from sj_ottt._ops.lif_launch import SCALARS, host_types
 from sj_ottt._ops.trace import TRACE_DTYPES
 from sj_ottt.errors import InputError
@@ -19,16 +19,23 @@ SURROGATES = {
 }
 
 
-BACKENDS = {"cupy": (lif_cupy, "on a GPU"), "cpp": (cpp, "on the CPU")}
-"""Of each backend with kernels, what runs them, and where inputs have to be."""
+BACKENDS = {
+    "cuda": (lif_gpu, "on a GPU"),
+    "cupy": (lif_gpu, "on a GPU"),
+    "cpp": (cpp, "on the CPU"),
+}
+"""Of each backend with kernels, what runs them, and where inputs have to be.
+
+"cupy" is what SpikingJelly calls the kernels on a GPU.
+"""
 
 
 def check_available(backend: str) -> None:
     """Refuse a backend that cannot run.
 
     Raises:
-        InputError: For "cupy", without CuPy or without a GPU; for "cpp", without a C++ compiler or
-            on another system than Linux.
+        InputError: For "cuda" and "cupy", without a GPU or without what compiles for it; for "cpp",
+            without a C++ compiler or on another system than Linux.
     """
     if backend not in BACKENDS:
         return
@@ -50,7 +57,7 @@ def usable(
     if not _supports(surrogate_function) or x.dtype not in SCALARS:
         return False
     if x.is_cuda:
-        return bool(lif_cupy.available())
+        return bool(lif_gpu.available())
     stored = TRACE_DTYPES[trace_dtype]
     if stored == torch.float32:
         stored = torch.promote_types(x.dtype, stored)
@@ -90,4 +97,4 @@ def check_usable(
 
 
 def _is_placed(x: Tensor, backend: str) -> bool:
-    return x.is_cuda if backend == "cupy" else x.is_cpu
+    return x.is_cpu if backend == "cpp" else x.is_cuda

@@ -1,6 +1,6 @@
 """The neuron's time steps as one kernel, and its surrogate's derivative as another.
 
-The source is `lif.cu`, compiled when it is first used: by CuPy for the GPU at hand (`lif_cupy`), or
+The source is `lif.cu`, compiled when it is first used: for the GPU at hand (`lif_gpu`), or
 by a C++ compiler for the processor (`cpp`). The numbers are those of `lif.lif_step`, and the
 same is kept for the backward pass. What is saved is memory traffic: each tensor is read or written
 once.
@@ -365,7 +365,7 @@ def _filled(x: Tensor, out: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
 
 
 @torch.library.impl("sj_ottt::lif_scan", "default")
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # CuPy cannot be traced
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it cannot be traced
 def _scan_operator(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return _filled(x, _scan(_NO_SPARE, x, *rest))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sj_ottt._ops import cpp, lif_cupy
+from sj_ottt._ops import cpp, lif_gpu
 from sj_ottt.errors import InputError
 
 __all__ = ["SCALARS", "TRACES", "Neuron", "host_types", "launch", "types"]
@@ -192,4 +192,4 @@ def _run(
         kernel = cpp.function("lif.cu", name, *host_types(like.dtype, trace))
         kernel(ctypes.c_void_p(call.ctypes.data))
     else:
-        lif_cupy.run(name, call, types(like.dtype, trace), flags, like, lanes)
+        lif_gpu.run(name, call, types(like.dtype, trace), flags, like, lanes)

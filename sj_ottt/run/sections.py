@@ -327,8 +327,8 @@ class RunOptions(Section):
     backend: str = option(
         "auto",
         choice(*BACKENDS),
-        "how neurons compute: cupy (fused kernels on a GPU), cpp (the same on a CPU), torch "
-        "(PyTorch's operations), or auto (the kernels wherever they can run)",
+        "how neurons compute: cuda or cupy (fused kernels on a GPU), cpp (the same on a CPU), "
+        "torch (PyTorch's operations), or auto (the kernels wherever they can run)",
     )
     chunk: int | str = option(
         1,

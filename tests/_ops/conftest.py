@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_ottt._ops import lif_backends, lif_cupy, lif_fused, lif_launch
+from sj_ottt._ops import lif_backends, lif_fused, lif_gpu, lif_launch
 
 COMPILER = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
 
@@ -33,7 +33,7 @@ def host_library(scalar: str, trace_type: str) -> ctypes.CDLL:
         "-Wno-unknown-pragmas",
     )
     names = (f"-DSCALAR={scalar}", f"-DTRACE={trace_type}")
-    source = ("-x", "c++", str(lif_cupy.SOURCE))
+    source = ("-x", "c++", str(lif_gpu.SOURCE))
     subprocess.run([COMPILER, *options, *names, *source, "-o", folder / "lif.so"], check=True)
     library = ctypes.CDLL(str(folder / "lif.so"))
     shutil.rmtree(folder)
@@ -52,7 +52,7 @@ def on_host(monkeypatch):
         pytest.skip("needs a C++ compiler (Debian: apt install g++)")
     monkeypatch.setattr(lif_launch, "_run", run_on_host)
     monkeypatch.setattr(lif_launch, "_is_host", lambda x: False)
-    monkeypatch.setattr(lif_cupy, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
     monkeypatch.setattr(lif_fused, "_needs_one_order", lambda x: False)
     monkeypatch.setattr(lif_backends, "_is_placed", lambda x, backend: True)
     monkeypatch.setattr(lif_backends, "usable", lambda *_: True)
@@ -62,7 +62,8 @@ def on_host(monkeypatch):
 def device(request):
     """Where the kernels run; new memory is filled with NaN, so that nothing is left unwritten."""
     if request.param == "cuda":
-        pytest.importorskip("cupy")
+        if lif_gpu.missing() is not None:
+            pytest.skip(lif_gpu.missing())
     else:
         request.getfixturevalue("on_host")
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -1,17 +1,12 @@
 """The fused kernels give the numbers of the plain step.
 
 Each test runs the same source twice: compiled for this machine's processor, where a loop stands
-for the grid of threads, and on a GPU where there is one. That it compiles for GPUs is tested on
-any machine.
+for the grid of threads, and on a GPU where there is one. How it gets there is `test_lif_gpu`'s.
 """
 
-import ctypes
 import functools
-import sys
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -19,12 +14,12 @@ import torch
 from spikingjelly.activation_based import surrogate
 
 from sj_ottt import InputError, layer, learning, set_rule
-from sj_ottt._ops import lif_cupy, lif_fused, lif_launch, trace
+from sj_ottt._ops import lif_launch, trace
 from sj_ottt._ops.lif import LIF, lif_step
 from sj_ottt._ops.lif_fused import fused_lif_scan, fused_lif_step
 from sj_ottt._ops.ndot import NDOT_VARIANTS, NDOTState, advance_ndot
 from sj_ottt.neuron import OTTTLIFNode
-from tests._ops.conftest import COMPILER, host_library, launches
+from tests._ops.conftest import launches
 from tests.networks import relative_error
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -374,7 +369,7 @@ NETWORKS = all_on_host_some_on_gpu(
 def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatch):
     """Training and evaluation give what backend="torch" gives, by the weights of an update too."""
     results = []
-    for backend in ("torch", "cupy", "auto"):
+    for backend in ("torch", "cuda", "auto"):
         torch.manual_seed(0)
         node = functools.partial(
             OTTTLIFNode, v_reset=v_reset, backend=backend, trace_dtype=trace_dtype
@@ -405,137 +400,6 @@ def test_a_network_on_the_kernels(device, trace_dtype, v_reset, rule, monkeypatc
             assert plain.norm() > 0 and relative_error(ours, plain) < 1e-12
 
 
-def test_goes_through_cupy(monkeypatch):
-    """What CuPy is asked for, with a stand-in for it that runs the kernel on this machine."""
-    if COMPILER is None:
-        pytest.skip("needs a C++ compiler (Debian: apt install g++)")
-    seen = []
-
-    class RawModule:
-        def __init__(self, code, options):
-            self.names = dict(o[2:].split("=") for o in options if o.startswith("-D"))
-            self.library = host_library(self.names["SCALAR"], self.names["TRACE"])
-            assert code == lif_cupy.SOURCE.read_text()
-
-        def get_function(self, name):
-            def kernel(grid, block, args, stream):
-                (call,) = args
-                assert call.size == 1  # which CuPy hands over by value
-                seen.append((name, grid, block, stream.ptr, self.names.get("TAU")))
-                getattr(self.library, name)(ctypes.c_void_p(call.ctypes.data))
-
-            return kernel
-
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(lif_launch, "_is_host", lambda x: False)
-    monkeypatch.setattr(lif_fused, "_needs_one_order", lambda x: False)
-    for cached in (lif_cupy.kernel, lif_cupy._module):
-        cached.cache_clear()
-    x = torch.ones(1000)
-    state = {"v": torch.zeros(1000), "trace": None}
-    assert fused_lif_step(x, state, constants()).sum() == 1000
-    assert seen == [("lif_forward", (1,), (256,), 7, "2.0")]
-    state = {"v": torch.zeros(999), "trace": None}
-    fused_lif_step(x[1:], state, constants(tau=3.0))
-    # Misaligned: one number per thread; and a division that is no exact product.
-    assert seen[1:] == [("lif_forward", (4,), (256,), 7, None)]
-    fused_lif_step(x[:0], {"v": torch.zeros(0), "trace": None}, constants())
-    assert len(seen) == 2  # nothing to do, no launch
-    for cached in (lif_cupy.kernel, lif_cupy._module):
-        cached.cache_clear()
-
-
-def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
-    """With one warning, which says why."""
-
-    class RawModule:
-        def __init__(self, code, options):
-            raise RuntimeError("NVRTC_ERROR_INVALID_OPTION (5)\nmore")
-
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
-    monkeypatch.setattr(lif_cupy, "missing", lambda: None)
-    for cached in (lif_cupy.available, lif_cupy.kernel, lif_cupy._module):
-        cached.cache_clear()
-    with pytest.warns(UserWarning, match=r"compiled here \(NVRTC.*\(5\)\), so") as caught:
-        assert not lif_cupy.available() and not lif_cupy.available()
-    assert len(caught) == 1
-    lif_cupy.available.cache_clear()
-
-
-@pytest.mark.gpu
-def test_runs_in_the_stream_of_pytorch():
-    """A kernel in another stream would read x before it is there."""
-    pytest.importorskip("cupy")
-    x = torch.zeros(1 << 22, device="cuda")
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        x.fill_(2.0)
-        spike = fused_lif_step(x, {"v": torch.zeros_like(x), "trace": None}, constants())
-    stream.synchronize()
-    assert spike.min() == 1.0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("turn", "architecture"), [(0, "sm_75"), (1, "sm_80"), (2, "sm_90")])
-def test_compiles_for_gpus(turn, architecture):
-    """Every pair of dtypes for each architecture, and for each of them with other constants."""
-    nvrtc = pytest.importorskip(
-        "cuda.bindings.nvrtc", reason="needs NVRTC (comes with CUDA builds of PyTorch)"
-    )
-
-    def call(function, *args):
-        status, *values = function(*args)
-        assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS, log(args[0])
-        return values[0] if values else None
-
-    def log(program):
-        size = nvrtc.nvrtcGetProgramLogSize(program)[1]
-        text = b" " * size
-        nvrtc.nvrtcGetProgramLog(program, text)
-        return text.decode()
-
-    source = lif_cupy.SOURCE.read_bytes()
-    neuron = lif_launch.Neuron(2.0, 0.5, 1.0, None, 4.0, False, 0, 0)
-    other = lif_launch.Neuron(3.0, 0.5, 1.0, 0.0, 4.0, True, 1, 2)
-    constants = ((), lif_launch._flags(neuron), lif_launch._flags(other))
-    membranes = [torch.empty(0, dtype=scalar) for scalar in lif_launch.SCALARS]
-    traces = [(v, trace.zeros(v, name)) for v in membranes for name in trace.TRACE_DTYPES]
-    for i, (scalar, form) in enumerate((v.dtype, a.dtype) for v, a in traces):
-        names = (f"-DSCALAR={lif_launch.SCALARS[scalar]}", f"-DTRACE={lif_launch.TRACES[form]}")
-        flags = constants[(i + turn) % len(constants)]
-        options = (*lif_cupy.OPTIONS, *names, *flags, f"-arch={architecture}")
-        program = call(nvrtc.nvrtcCreateProgram, source, b"lif.cu", 0, [], [])
-        options = [option.encode() for option in options]
-        call(nvrtc.nvrtcCompileProgram, program, len(options), options)
-        assert call(nvrtc.nvrtcGetCUBINSize, program) > 1000
-
-
-def test_says_what_is_missing(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match=r'backend="cupy" cannot run here, because PyTorch sees'):
-        OTTTLIFNode(backend="cupy")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(InputError, match=r"CuPy is not installed: pip install cupy-cuda13x"):
-        OTTTLIFNode(backend="cupy")
-    assert OTTTLIFNode(backend="auto")(torch.ones(2, 3))[0].sum() == 6
-
-
-def test_refuses_what_the_kernels_do_not_know(monkeypatch):
-    monkeypatch.setattr(lif_cupy, "missing", lambda: None)
-    x = torch.ones(2)
-    with pytest.raises(InputError, match='is on "cpu"'):
-        OTTTLIFNode(backend="cupy")(x)
-    with pytest.raises(InputError, match="does not know the surrogate Erf"):
-        OTTTLIFNode(backend="cupy", surrogate_function=surrogate.Erf())(x)
-    with pytest.raises(InputError, match=r"cannot compute in torch\.int64"):
-        OTTTLIFNode(backend="cupy")(x.long())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("device", "rule"),
@@ -548,7 +412,7 @@ def test_a_compiled_network_on_the_kernels_trains_as_the_plain_one(device, rule,
     for compiled in (False, True):
         torch._dynamo.reset()
         torch.manual_seed(0)
-        neuron = functools.partial(OTTTLIFNode, backend="cupy" if compiled else "torch")
+        neuron = functools.partial(OTTTLIFNode, backend="cuda" if compiled else "torch")
         model = timm.create_model("test_ottt_vgg", num_classes=4, neuron=neuron, rule=rule)
         torch.nn.init.normal_(model.fc.weight)
         model.to(device)

@@ -7,7 +7,7 @@ import timm
 import torch
 
 from sj_ottt import layer, learning, set_rule
-from sj_ottt._ops import lif_cupy
+from sj_ottt._ops import lif_gpu
 from sj_ottt.neuron import OTTTLIFNode
 from tests.networks import relative_error
 
@@ -17,8 +17,9 @@ DEVICE = "cuda"
 
 @pytest.fixture(autouse=True)
 def kernels():
-    pytest.importorskip("cupy")
-    assert lif_cupy.available()
+    if lif_gpu.missing() is not None:
+        pytest.skip(lif_gpu.missing())
+    assert lif_gpu.available()
 
 
 def made(name, backend, rule="ottt", dtype=torch.float64, form="packed"):

@@ -1,0 +1,150 @@
+"""The kernels of `lif.cu` on a GPU, compiled when they are first used.
+
+CuPy compiles and launches them where it is installed, and CUDA's own Python bindings where it is
+not, or where it is one for another CUDA. Either makes the same program of the same source.
+"""
+
+import functools
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sj_ottt._ops import cuda_bindings
+from sj_ottt._ops.cuda_bindings import THREADS, Launch
+from sj_ottt.errors import InputError
+
+__all__ = ["available", "kernel", "missing", "run"]
+
+SOURCE = Path(__file__).with_name("lif.cu")
+OPTIONS = ("--std=c++17", "--fmad=false")  # a fused multiply-add would round otherwise than torch
+
+
+class _Stream(NamedTuple):
+    """A stream as CuPy takes it."""
+
+    ptr: int
+
+
+def _by_cupy(name: str, options: tuple[str, ...]) -> Launch:
+    import cupy
+
+    module = cupy.RawModule(code=SOURCE.read_text(encoding="utf-8"), options=options)
+    function = module.get_function(name)
+
+    def launch(blocks: int, call: np.ndarray, stream: int) -> None:
+        # An array of one struct goes to the kernel by value.
+        function((blocks,), (THREADS,), (call,), stream=_Stream(stream))
+
+    return launch
+
+
+def _by_cuda(name: str, options: tuple[str, ...]) -> Launch:
+    return cuda_bindings.kernel(SOURCE, name, options)
+
+
+COMPILERS = {"CuPy": _by_cupy, "cuda-bindings": _by_cuda}
+"""The packages that compile kernels, the first one first."""
+
+
+def missing() -> str | None:
+    """Return why the kernels cannot run in this process; None where they can."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees no CUDA GPU"
+    try:
+        import cupy  # noqa: F401
+    except ImportError:
+        if not cuda_bindings.is_installed():
+            return (
+                "neither CuPy nor cuda-bindings is installed: pip install cupy-cuda13x "
+                "(cupy-cuda12x for CUDA 12)"
+            )
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def available() -> bool:
+    """Whether the kernels are there and can be compiled, which is tried once."""
+    if missing() is not None:
+        return False
+    _, reasons = _compiler()
+    if reasons:
+        warnings.warn(
+            f'{_cannot(reasons)}, so backend="auto" takes PyTorch\'s operations, which read and '
+            f"write more memory: {_REMEDY}",
+            stacklevel=2,
+        )
+    return not reasons
+
+
+_REMEDY = (
+    'mend CuPy (python -c "import cupy; cupy.show_config()") or install cuda-bindings of the '
+    'version of CUDA that PyTorch has, or say backend="torch"'
+)
+
+
+def _cannot(reasons: str) -> str:
+    return f"the CUDA kernels of neurons cannot be compiled here ({reasons})"
+
+
+@functools.cache
+def _compiler() -> tuple[str | None, str]:
+    """Return the first package that can compile the kernels, or None and why none can."""
+    reasons = []
+    for package, compiled in COMPILERS.items():
+        try:
+            compiled("lif_forward", _options(("SCALAR=float", "TRACE=Packed"), ()))
+        except Exception as error:  # whatever the package, the compiler or the driver raise
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reasons.append(f"{package}: {said}")
+        else:
+            return package, ""
+    return None, "; ".join(reasons)
+
+
+def run(
+    name: str,
+    call: np.ndarray,
+    types: tuple[str, str],
+    flags: tuple[str, ...],
+    like: Tensor,
+    lanes: int,
+) -> None:
+    """Run a kernel on the struct of its arguments, in the stream that PyTorch uses there.
+
+    Args:
+        name: Of the kernel.
+        call: Its arguments.
+        types: Of numbers and trace, as `lif_launch.types` says.
+        flags: Its constants.
+        like: A tensor on the device, with as many numbers as the kernel takes.
+        lanes: Numbers that one thread takes.
+
+    Raises:
+        InputError: If the kernels cannot be compiled.
+    """
+    blocks = -(-like.numel() // (THREADS * lanes))
+    with torch.cuda.device(like.device):
+        launch = kernel(name, types, flags, like.device.index)
+        launch(blocks, call, torch.cuda.current_stream(like.device).cuda_stream)
+
+
+@functools.cache
+def kernel(name: str, types: tuple[str, str], flags: tuple[str, ...], device: int | None) -> Launch:
+    """Return a kernel, compiled for what is given and for a device, the current one.
+
+    Raises:
+        InputError: If it cannot be compiled.
+    """
+    package, reasons = _compiler()
+    if package is None:
+        raise InputError(f"{_cannot(reasons)}: {_REMEDY}")
+    return COMPILERS[package](name, _options(types, flags))
+
+
+def _options(types: tuple[str, str], flags: tuple[str, ...]) -> tuple[str, ...]:
+    return (*OPTIONS, *(f"-D{define}" for define in types), *flags)
