@@ -3,6 +3,7 @@
 Like CuPy, they need no compiler but NVRTC, and they launch without PyTorch's dispatcher.
 """
 
+import ctypes
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,12 +50,12 @@ def kernel(source: Path, name: str, options: tuple[str, ...]) -> Launch:
     function = _checked(driver.cuModuleGetFunction(module, name.encode()))
 
     def launch(blocks: int, call: np.ndarray, stream: int) -> None:
-        arguments = np.array([call.ctypes.data], np.uint64)
-        _enter_context()
+        argument = ctypes.c_void_p(call.ctypes.data)
+        _enter_context(driver)
         _checked(
             driver.cuLaunchKernel(
                 *(function, blocks, 1, 1, THREADS, 1, 1),
-                *(0, driver.CUstream(stream), arguments.ctypes.data, 0),
+                *(0, driver.CUstream(stream), ctypes.addressof(argument), 0),
             )
         )
 
@@ -67,7 +68,7 @@ def _module(source: Path, options: tuple[str, ...], device: int) -> Any:
     from cuda.bindings import driver
 
     image = program(source, options, torch.cuda.get_device_capability(device))
-    _enter_context()
+    _enter_context(driver)
     return _checked(driver.cuModuleLoadData(np.frombuffer(image, np.uint8).ctypes.data))
 
 
@@ -110,14 +111,12 @@ def _first_error(log: str) -> str:
     return next((line for line in lines if "error" in line), lines[0] if lines else "NVRTC failed")
 
 
-def _enter_context() -> None:
+def _enter_context(driver: Any) -> None:
     """Let this thread use the device that PyTorch has chosen in it.
 
     A thread that has called nothing but PyTorch's allocator, as those of a backward pass may have,
     has no context yet; PyTorch's is the device's primary one.
     """
-    from cuda.bindings import driver
-
     if int(_checked(driver.cuCtxGetCurrent())) == 0:
         device = _checked(driver.cuDeviceGet(torch.cuda.current_device()))
         _checked(driver.cuCtxSetCurrent(_checked(driver.cuDevicePrimaryCtxRetain(device))))
