@@ -25,7 +25,7 @@ from sj_ottt.data import (
     saccade_events,
     write_events,
 )
-from sj_ottt.data.loading import batches
+from sj_ottt.data.loading import BatchLoader
 
 SIZE, STEPS = (48, 48), 10
 EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have
@@ -86,8 +86,8 @@ def saccades(args: argparse.Namespace) -> list[dict]:
 def loading(args: argparse.Namespace) -> list[dict]:
     """Samples per second, T = 10, 48 x 48 pixels: read from the cache in batches of 32, and built.
 
-    Each takes all of --samples recordings of random events; the start of the loader's processes
-    counts.
+    Each takes all of --samples recordings of random events. The loader's processes live on from
+    one repetition to the next, as from epoch to epoch.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -96,7 +96,7 @@ def loading(args: argparse.Namespace) -> list[dict]:
         runs = {}
         for (name, chain), workers in itertools.product(TRANSFORMS.items(), args.workers):
             dataset = _open(root, "kept", transform=Compose(chain))
-            loader = batches(dataset, 32, workers)
+            loader = BatchLoader(dataset, 32, workers).one_pass()
             runs[name, workers] = lambda loader=loader: sum(len(y) for _, y in loader)
         for workers in args.workers:
             runs["building the cache", workers] = lambda workers=workers: _build(root, workers)

@@ -22,7 +22,7 @@ from torch.utils.data import (
 from sj_ottt.errors import InputError
 
 __all__ = [
-    "batches",
+    "BatchLoader",
     "collate_for",
     "collate_still_images",
     "collate_time_first",
@@ -78,51 +78,62 @@ def collate_for(
     return collate_still_images if still else collate_time_first
 
 
-def batches(
-    dataset: Dataset,
-    batch_size: int,
-    workers: int,
-    order: torch.Generator | None = None,
-    *,
-    part: tuple[int, int] = (0, 1),
-    skip: int = 0,
-    seed: int | None = None,
-    pin: bool = False,
-) -> DataLoader[Any]:
-    """Return batches of a data set, shuffled if there is a generator to shuffle with.
+class BatchLoader:
+    """Loads the batches of a data set, pass after pass.
+
+    Loading processes begin with the first pass and live on until this object is gone: to start them
+    takes longer than to load a small data set.
 
     Args:
         dataset: An `EventFolder`, an `ImageSet`, or a `Subset` of one.
         batch_size: N, samples in a batch; of all processes together.
         workers: Processes that load; 0 loads in this one.
-        order: Draws the order.
         part: (rank, size): the part of each batch that process ``rank`` of ``size`` sees; the parts
             together are the batches that one process would see. Where a batch has fewer samples
             than there are processes, some see an empty one.
-        skip: Leave out so many batches at the start, without loading them.
-        seed: Of the random numbers of each sample, together with its index, so that they depend
-            neither on the process that loads it nor on the samples before it. None draws from
-            torch's generator.
         pin: Whether the batches lie in memory that a GPU copies from without the host's help.
 
     Raises:
         InputError: As `collate_for`.
     """
-    collate = collate_for(dataset)
-    numbers = range(len(dataset))  # type: ignore[arg-type]  # torch's class says nothing of length
-    indices: Sampler[int] = (
-        SequentialSampler(numbers) if order is None else RandomSampler(numbers, generator=order)
-    )
-    whole = BatchSampler(indices, batch_size, drop_last=False)
-    return DataLoader(
-        dataset if seed is None else _Seeded(dataset, seed),
-        batch_sampler=_Part(whole, part, skip),
-        num_workers=workers,
-        collate_fn=partial(_collate_part, dataset, collate),
-        worker_init_fn=_leave_signals,
-        pin_memory=pin,
-        generator=torch.Generator(),  # so that loading draws nothing from torch's own
-    )
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        workers: int,
+        *,
+        part: tuple[int, int] = (0, 1),
+        pin: bool = False,
+    ) -> None:
+        collate = collate_for(dataset)
+        samples = _Seeded(dataset)
+        self._batches = _Batches(len(samples), batch_size, part)
+        self._loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=self._batches,
+            num_workers=workers,
+            collate_fn=partial(_collate_part, dataset, collate),
+            worker_init_fn=_leave_signals,
+            pin_memory=pin,
+            generator=torch.Generator(),  # so that loading draws nothing from torch's own
+            persistent_workers=workers > 0,
+        )
+
+    def one_pass(
+        self, order: torch.Generator | None = None, *, skip: int = 0, seed: int | None = None
+    ) -> DataLoader[Any]:
+        """Return the batches of a pass over the data set; it ends the pass before.
+
+        Args:
+            order: Draws the order; None leaves the samples in theirs.
+            skip: Leave out so many batches at the start, without loading them.
+            seed: Of the random numbers of each sample, together with its index, so that they depend
+                neither on the process that loads it nor on the samples before it. None draws from
+                torch's generator.
+        """
+        self._batches.begin(order, skip, seed)
+        return self._loader
 
 
 def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
@@ -141,34 +152,50 @@ def _leave_signals(_worker: int) -> None:
         os.setpgid(0, 0)
 
 
-class _Part(Sampler[list[int]]):
-    """The part of each batch that one of several processes sees, without the first batches."""
+class _Batches(Sampler[list[tuple[int | None, int]]]):
+    """The part of each batch of a pass that one of several processes sees: seeds and indices.
 
-    def __init__(self, whole: BatchSampler, part: tuple[int, int], skip: int) -> None:
-        self._whole, self._skip = whole, skip
+    The seed goes with each index, to loading processes that began with an earlier pass.
+    """
+
+    def __init__(self, samples: int, batch_size: int, part: tuple[int, int]) -> None:
+        self._samples, self._batch_size = range(samples), batch_size
         self._rank, self._size = part
+        self.begin(None, 0, None)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in islice(self._whole, self._skip, None):
-            yield batch[self._rank :: self._size]
+    def begin(self, order: torch.Generator | None, skip: int, seed: int | None) -> None:
+        self._order, self._skip, self._seed = order, skip, seed
+
+    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
+        indices: Sampler[int] = (
+            SequentialSampler(self._samples)
+            if self._order is None
+            else RandomSampler(self._samples, generator=self._order)
+        )
+        whole, seed = BatchSampler(indices, self._batch_size, drop_last=False), self._seed
+        for batch in islice(whole, self._skip, None):
+            yield [(seed, index) for index in batch[self._rank :: self._size]]
 
     def __len__(self) -> int:
-        return len(self._whole) - self._skip
+        return -(-len(self._samples) // self._batch_size) - self._skip
 
 
 class _Seeded(Dataset):
     """Samples that draw their random numbers from a seed of their own."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self._dataset, self._seed = dataset, seed
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)  # type: ignore[arg-type]  # torch's class says nothing of length
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, seeded: tuple[int | None, int]) -> Any:
+        seed, index = seeded
+        if seed is None:
+            return self._dataset[index]
         before = torch.get_rng_state()
         # torch.manual_seed would seed GPUs as well, and writes down the stack while none is in use.
-        torch.default_generator.manual_seed(seed_of(self._seed, index))
+        torch.default_generator.manual_seed(seed_of(seed, index))
         try:
             return self._dataset[index]
         finally:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sj_ottt import zoo
-from sj_ottt.data.loading import batches, seed_of
+from sj_ottt.data.loading import BatchLoader, seed_of
 from sj_ottt.errors import InputError
 from sj_ottt.learning import FPTT, CrossEntropyMSE, Pull
 from sj_ottt.models import calibrate
@@ -74,7 +74,8 @@ def _one_step(cfg: TrainConfig, data: TrainingData) -> Tensor:
     """Return a batch to train on, its first time step: [N, C, H, W], the same in all processes."""
     seed = seed_of(cfg.run.seed, 0)
     draws = torch.Generator().manual_seed(seed)
-    x, _ = next(iter(batches(data.train, cfg.optimisation.batch_size, 0, draws, seed=seed)))
+    loader = BatchLoader(data.train, cfg.optimisation.batch_size, 0)
+    x, _ = next(iter(loader.one_pass(draws, seed=seed)))
     return x if data.shown_steps else x[0]
 
 

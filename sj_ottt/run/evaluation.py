@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sj_ottt import zoo
 from sj_ottt.data import EventFolder, ImageSet, Preprocessing, ReadOptions, collate_for
-from sj_ottt.data.loading import batches, to_device
+from sj_ottt.data.loading import BatchLoader, to_device
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
@@ -67,14 +67,14 @@ def batches_to_measure(
     that measure change what is measured.
 
     Args:
-        dataset: As in `batches`.
+        dataset: As in `BatchLoader`.
         batch_size: Of all processes together.
         workers: Processes that load.
         device: Where the model runs.
         group: The processes that measure, each on its part of the samples.
     """
     pin = device.type == "cuda"
-    return batches(dataset, batch_size, workers, part=group.part, seed=_SEED, pin=pin)
+    return BatchLoader(dataset, batch_size, workers, part=group.part, pin=pin).one_pass(seed=_SEED)
 
 
 def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sj_ottt.data import transforms
-from sj_ottt.data.loading import batches, seed_of, to_device
+from sj_ottt.data.loading import BatchLoader, seed_of, to_device
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning import FPTT, share_buffers, train_step
 from sj_ottt.run import finetune
@@ -127,6 +127,10 @@ class TrainingRun:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": None, "model": {}}
         self.data_digest = self.data.digest()
+        size, workers = cfg.optimisation.batch_size, cfg.run.workers
+        pin = self.device.type == "cuda"
+        self._training = BatchLoader(self.data.train, size, workers, part=group.part, pin=pin)
+        self._validation = self._to_measure(self.data.validation)
         if state is not None:
             self.restore(state)
 
@@ -221,17 +225,13 @@ class TrainingRun:
             self.seconds, self._begun = self.seconds + now - self._begun, now
 
     def _training_loader(self) -> DataLoader:
-        cfg, seed = self.cfg, seed_of(self.cfg.run.seed, self.epoch + 1)
-        return batches(
-            self.data.train,
-            cfg.optimisation.batch_size,
-            cfg.run.workers,
-            torch.Generator().manual_seed(seed),
-            part=self.group.part,
-            skip=self.middle.batch,
-            seed=seed,
-            pin=self.device.type == "cuda",
-        )
+        seed = seed_of(self.cfg.run.seed, self.epoch + 1)
+        order = torch.Generator().manual_seed(seed)
+        return self._training.one_pass(order, skip=self.middle.batch, seed=seed)
+
+    def _to_measure(self, dataset: Dataset) -> DataLoader:
+        size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
+        return batches_to_measure(dataset, size, workers, self.device, self.group)
 
     def _train_on(
         self, loader: DataLoader, bar: tqdm, pause: Callable[[], None]
@@ -337,12 +337,10 @@ class TrainingRun:
         if not len(self.data.validation):
             return None
         with self.averaged() as model:
-            return self._accuracy(model, self.data.validation)
+            return self._accuracy(model, self._validation)
 
-    def _accuracy(self, model: nn.Module, dataset: Dataset) -> float:
+    def _accuracy(self, model: nn.Module, loader: DataLoader) -> float:
         share_buffers(model)
-        size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
-        loader = batches_to_measure(dataset, size, workers, self.device, self.group)
         how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
         return measure(model, loader, *how)[0]
 
@@ -408,13 +406,13 @@ class TrainingRun:
 
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and the result, and return it."""
-        start = time.perf_counter()
+        start, test = time.perf_counter(), self._to_measure(self.data.test)
         with self.averaged() as model:
-            last_accuracy = self._accuracy(model, self.data.test)
+            last_accuracy = self._accuracy(model, test)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy = self._accuracy(self.model, self.data.test)
+            test_accuracy = self._accuracy(self.model, test)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,

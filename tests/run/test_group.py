@@ -16,7 +16,7 @@ import torch.distributed as dist
 from sj_ottt import InputError
 from sj_ottt._files import only_writer
 from sj_ottt.cli.main import main
-from sj_ottt.data.loading import batches
+from sj_ottt.data.loading import BatchLoader
 from sj_ottt.run import training
 from sj_ottt.run.config import TrainConfig
 from sj_ottt.run.group import _agree_on_a_name
@@ -191,10 +191,10 @@ def test_parts_of_batches_are_the_batches(recordings):
     dataset = EventFolder(recordings, 2, split="train")
     for size in (1, 2, 4, 7):
         loaders = [
-            batches(dataset, 4, 0, torch.Generator().manual_seed(3), part=(rank, size))
+            BatchLoader(dataset, 4, 0, part=(rank, size)).one_pass(torch.Generator().manual_seed(3))
             for rank in range(size)
         ]
-        whole = batches(dataset, 4, 0, torch.Generator().manual_seed(3))
+        whole = BatchLoader(dataset, 4, 0).one_pass(torch.Generator().manual_seed(3))
         for one, *parts in zip(whole, *loaders, strict=True):
             x = torch.empty_like(one[0])
             labels = torch.empty_like(one[1])

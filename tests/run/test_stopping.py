@@ -13,7 +13,7 @@ import torch
 
 from sj_ottt import InputError
 from sj_ottt.cli.main import main
-from sj_ottt.data.loading import batches, seed_of
+from sj_ottt.data.loading import BatchLoader, seed_of
 from sj_ottt.errors import NotFiniteError
 from sj_ottt.run import checkpoint, training, training_run
 from sj_ottt.run.checkpoint import load_checkpoint, save_checkpoint
@@ -163,16 +163,19 @@ def test_random_numbers_are_of_the_sample(recordings, monkeypatch):
     state = torch.get_rng_state()
     with monkeypatch.context() as patch:  # a GPU's random numbers are none of a sample's business
         patch.setattr(torch.cuda, "manual_seed_all", None)
-        whole = list(batches(dataset, 4, 0, order(), seed=7))
+        whole = list(BatchLoader(dataset, 4, 0).one_pass(order(), seed=7))
     assert torch.equal(torch.get_rng_state(), state)
-    for kwargs in ({"workers": 2}, {"workers": 0, "skip": 3}):
-        skip = kwargs.get("skip", 0)
-        some = list(batches(dataset, 4, kwargs["workers"], order(), seed=7, skip=skip))
+    loader = BatchLoader(dataset, 4, 2)
+    for skip in (0, 3, 0):
+        some = loader.one_pass(order(), seed=7, skip=skip)
         assert len(some) == len(whole) - skip
         for a, b in zip(some, whole[skip:], strict=True):
             assert all(map(torch.equal, a, b))
-    other = list(batches(dataset, 4, 0, order(), seed=8))
+    given_up = iter(loader.one_pass(order(), seed=9))
+    next(given_up)
+    other, again = (list(loader.one_pass(order(), seed=seed)) for seed in (8, 7))
     assert not torch.equal(other[0][0], whole[0][0])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(again, whole, strict=True))
     assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
 
 
@@ -180,19 +183,26 @@ def test_processes_that_load_answer_to_no_signal_to_all_and_to_one_of_their_own(
     from sj_ottt.data import EventFolder
 
     before = set(multiprocessing.active_children())
-    loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
-    found = [next(loading), next(loading)]  # one from each, which has begun
+
+    def loading():
+        return BatchLoader(EventFolder(recordings, 2, split="train"), 2, 2)
+
+    loader = loading()
+    begun = iter(loader.one_pass())
+    found = [next(begun), next(begun)]  # one from each, which has begun
     started = set(multiprocessing.active_children()) - before
     groups = {os.getpgid(process.pid) for process in started}
     assert len(groups) == 2 and os.getpgrp() not in groups
-    found += loading
-    assert len(found) == 15
+    found += begun
+    assert len(found) == len(list(loader.one_pass())) == 15
+    assert set(multiprocessing.active_children()) - before == started  # for the next pass
+    del begun, loader
     for process in started:
         process.join(10)
         assert process.exitcode == 0
 
-    loading = iter(batches(EventFolder(recordings, 2, split="train"), 2, 2))
-    found = [next(loading), next(loading)]
+    begun = iter(loading().one_pass())
+    found = [next(begun), next(begun)]
     for process in set(multiprocessing.active_children()) - before:
         process.terminate()
         process.join(10)
