@@ -130,7 +130,9 @@ def main() -> None:
     names = ("step", "memory", *WHERE)
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("what", nargs="+", choices=names, metavar=f"{{{','.join(names)}}}")
-    parser.add_argument("--device", default="cpu", help="for step, saccades (default: %(default)s)")
+    parser.add_argument(
+        "--device", default="cpu", help="step, saccades, loading (default: %(default)s)"
+    )
     parser.add_argument("--steps", type=int, default=6, help="T (default: %(default)s)")
     parser.add_argument(
         "--batch", type=int, nargs="+", help="of the VGG (default: 1 16 on a CPU, 128 on a GPU)"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.measure import interleaved_medians
 from sj_ottt.data import (
@@ -25,7 +26,8 @@ from sj_ottt.data import (
     saccade_events,
     write_events,
 )
-from sj_ottt.data.loading import BatchLoader
+from sj_ottt.data.loading import BatchLoader, to_device
+from sj_ottt.data.transforms import apply_to_batch
 
 SIZE, STEPS = (48, 48), 10
 EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have
@@ -86,8 +88,9 @@ def saccades(args: argparse.Namespace) -> list[dict]:
 def loading(args: argparse.Namespace) -> list[dict]:
     """Samples per second, T = 10, 48 x 48 pixels: read from the cache in batches of 32, and built.
 
-    Each takes all of --samples recordings of random events. The loader's processes live on from
-    one repetition to the next, as from epoch to epoch.
+    Samples are changed one by one where they are loaded, or whole batches on --device. Each takes
+    all of --samples recordings of random events. The loader's processes live on from one repetition
+    to the next, as from epoch to epoch.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -98,6 +101,11 @@ def loading(args: argparse.Namespace) -> list[dict]:
             dataset = _open(root, "kept", transform=Compose(chain))
             loader = BatchLoader(dataset, 32, workers).one_pass()
             runs[name, workers] = lambda loader=loader: sum(len(y) for _, y in loader)
+            if chain:
+                loader = BatchLoader(data, 32, workers).one_pass()
+                runs[f"{name}, by the batch", workers] = partial(
+                    _by_the_batch, loader, chain, torch.device(args.device)
+                )
         for workers in args.workers:
             runs["building the cache", workers] = lambda workers=workers: _build(root, workers)
         seconds = interleaved_medians(runs, args.repeats)
@@ -105,6 +113,11 @@ def loading(args: argparse.Namespace) -> list[dict]:
             {"what": what, "workers": workers, "samples/s": f"{len(data) / s:.0f}"}
             for (what, workers), s in seconds.items()
         ]
+
+
+def _by_the_batch(loader: DataLoader, chain: list, device: torch.device) -> None:
+    for batch in loader:
+        apply_to_batch(chain, to_device(batch, device)[0])
 
 
 def _write_random(root: Path, n: int) -> None:

@@ -35,6 +35,7 @@ from sj_ottt.data.transforms import (
     RandomShift,
     Saccade,
     SaccadeDraws,
+    apply_to_batch,
     cutmix,
 )
 
@@ -61,6 +62,7 @@ __all__ = [
     "SaccadeDraws",
     "SliceConfig",
     "Source",
+    "apply_to_batch",
     "cache_root",
     "check_events",
     "collate_for",

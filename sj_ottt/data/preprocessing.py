@@ -6,6 +6,7 @@ a trained model, which must see later samples as those that it learned on.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -153,11 +154,50 @@ class Preprocessing:
         self._check_for_images(dataset, augmentation)
         return dataset.with_transform(*self._transform_of_images(dataset, augmentation))
 
+    def augment_batches(
+        self, dataset: EventFolder | ImageSet, augmentation: Augmentation
+    ) -> tuple[EventFolder | ImageSet, Callable[[Tensor], Tensor]]:
+        """Divide what `augment` does: what is left to its batches goes on on their device.
+
+        Returns:
+            The samples as they are read, of one size and as sequences where they are to be; and
+            what makes of their batches, [T, N, C, H, W] or [N, C, H, W], those of `augment`.
+
+        Raises:
+            InputError: As `augment`; or an encoding that takes images which are augmented already.
+        """
+        if isinstance(dataset, EventFolder):
+            self._check_for_recordings(dataset.root)
+            chain = self._chain_of_frames(augmentation)
+            return dataset.unprocessed(), partial(transforms.apply_to_batch, chain)
+        self._check_for_images(dataset, augmentation)
+        fit, encode = dataset.fit(True), ENCODINGS[self.encoding](self.framing.steps, True)
+        if encode is not None and not self.events_from_images:
+            raise InputError(
+                f"augment_on=device does not go with encoding={self.encoding}, which takes images "
+                "that are augmented already: leave one out"
+            )
+        chain = (
+            self._chain_of_images(dataset, augmentation)
+            if encode is None
+            else self._chain_of_frames(augmentation)
+        )
+        split = dataset.with_transform(_compose(fit), encode)
+        return split, partial(transforms.apply_to_batch, chain)
+
+    def _chain_of_frames(self, augmentation: Augmentation | None) -> _Chain:
+        return _around(augmentation, [transforms.NormalizeFrames()] if self.normalize else [])
+
+    def _chain_of_images(self, dataset: ImageSet, augmentation: Augmentation | None) -> _Chain:
+        normalize: _Chain = []
+        if self.normalize and self.encoding not in OF_INTENSITIES:
+            normalize = [transforms.Normalize(dataset.mean, dataset.std)]
+        return _around(augmentation, normalize)
+
     def _transform_of_frames(
         self, augmentation: Augmentation | None = None, first: _Chain | None = None
     ) -> transforms.Compose | None:
-        normalize: _Chain = [transforms.NormalizeFrames()] if self.normalize else []
-        return _compose(first or [], normalize, augmentation)
+        return _compose([*(first or []), *self._chain_of_frames(augmentation)])
 
     def _transform_of_images(
         self, dataset: ImageSet, augmentation: Augmentation | None = None
@@ -168,11 +208,8 @@ class Preprocessing:
         if self.events_from_images and encode is not None:
             # What is done to recordings is done to the frames: moved or cut before, an image would
             # have edges that no camera sees.
-            return _compose(fit, [], None), self._transform_of_frames(augmentation, [encode])
-        normalize: _Chain = []
-        if self.normalize and self.encoding not in OF_INTENSITIES:
-            normalize = [transforms.Normalize(dataset.mean, dataset.std)]
-        return _compose(fit, normalize, augmentation), encode
+            return _compose(fit), self._transform_of_frames(augmentation, [encode])
+        return _compose([*fit, *self._chain_of_images(dataset, augmentation)]), encode
 
     def _check_for_recordings(self, source: object) -> None:
         """Refuse what only images have."""
@@ -203,10 +240,16 @@ def _for_recordings(name: str, value: object, dataset: ImageSet) -> str:
     return f"{name}={value} is for recordings, but {dataset.spec} holds still images: leave it out"
 
 
-def _compose(
-    first: _Chain, normalize: _Chain, augmentation: Augmentation | None
-) -> transforms.Compose | None:
-    before = augmentation.before_normalization() if augmentation else []
-    after = augmentation.after_normalization() if augmentation else []
-    chain = [*first, *before, *normalize, *after]
+def _around(augmentation: Augmentation | None, normalize: _Chain) -> _Chain:
+    """Return all that is done to a sample, in order."""
+    if augmentation is None:
+        return normalize
+    return [
+        *augmentation.before_normalization(),
+        *normalize,
+        *augmentation.after_normalization(),
+    ]
+
+
+def _compose(chain: _Chain) -> transforms.Compose | None:
     return transforms.Compose(chain) if chain else None

@@ -4,7 +4,12 @@ A random transform draws once per sample, the same for all T steps, and `cutmix`
 `DropEvents` and `JitterTime` draw for each event as well; they take whole counts, and go first. All
 draws are from torch's global generator, so that a run resumed with that generator's state repeats
 them. Arguments out of range raise `InputError`.
+
+Each random transform has `on_batch` beside it, which does the same to all samples of a batch at
+once, [T, N, C, H, W], on the device where they are; `apply_to_batch` goes through a chain of them.
 """
+
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +32,30 @@ __all__ = [
     "RandomShift",
     "Saccade",
     "SaccadeDraws",
+    "apply_to_batch",
     "cutmix",
 ]
+
+
+def apply_to_batch(chain: Iterable[Callable[[Tensor], Tensor]], batch: Tensor) -> Tensor:
+    """Transform all samples of a batch, on its device.
+
+    What is drawn for a sample is drawn on the CPU, one transform after the other, for all samples
+    together; what is drawn for single events, on the device.
+
+    Args:
+        chain: Transforms of this module, or others that take any dimensions before [C, H, W].
+        batch: Sequences [T, N, C, H, W], or images [N, C, H, W].
+
+    Returns:
+        A batch of the same shape, contiguous.
+    """
+    if not batch.numel():
+        return batch  # of a process that got no sample
+    x_seq = batch if batch.dim() == 5 else batch[None]
+    for transform in chain:
+        x_seq = getattr(transform, "on_batch", transform)(x_seq)
+    return (x_seq if batch.dim() == 5 else x_seq[0]).contiguous()
 
 
 class DropEvents:
@@ -50,6 +77,16 @@ class DropEvents:
         share = self.max_share * float(torch.rand(()))
         cells = _cells(frames)
         return _counts(cells[torch.rand(len(cells)) >= share], frames)
+
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return counts [T, N, ...] thinned, each sample by a share of its own.
+
+        Raises:
+            InputError: The values are not counts, which is not looked at on a GPU.
+        """
+        _check_counts(x_seq)
+        kept = 1 - self.max_share * torch.rand(x_seq.shape[1])
+        return torch.binomial(x_seq, _of_samples(kept, x_seq).expand_as(x_seq))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_share})"
@@ -82,6 +119,22 @@ class JitterTime:
         inside = (moved >= 0) & (moved < frames.numel())
         return _counts(torch.where(inside, moved, cells), frames)
 
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return counts [T, N, ...] with as many events in each pixel, over all T steps together.
+
+        Raises:
+            InputError: The values are not counts, which is not looked at on a GPU.
+        """
+        _check_counts(x_seq)
+        moved = torch.binomial(x_seq, torch.full_like(x_seq, self.jitter / 2))
+        later = torch.binomial(moved, torch.full_like(x_seq, 0.5))
+        earlier = moved - later
+        later[-1] = earlier[0] = 0  # these would leave the recording
+        jittered = x_seq - later - earlier
+        jittered[1:] += later[:-1]
+        jittered[:-1] += earlier[1:]
+        return jittered
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jitter})"
 
@@ -99,6 +152,11 @@ class RandomFlip:
     def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., W], flipped or as they are."""
         return frames.flip(-1) if torch.rand(()) < self.probability else frames
+
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return ``x_seq`` [T, N, C, H, W], each sample flipped or as it is, as a new tensor."""
+        flipped = torch.rand(x_seq.shape[1]) < self.probability
+        return torch.where(_of_samples(flipped, x_seq), x_seq.flip(-1), x_seq)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.probability})"
@@ -124,6 +182,19 @@ class RandomRotation:
         angle = self.degrees * (2 * float(torch.rand(())) - 1)
         flat = frames.flatten(0, -3)
         return rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
+
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return ``x_seq`` [T, N, C, H, W], each sample rotated by an angle of its own."""
+        steps, n, channels, height, width = x_seq.shape
+        angle = torch.deg2rad(self.degrees * (2 * torch.rand(n) - 1))
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(n)
+        # Where each pixel comes from, in coordinates from -1 to 1 in both directions.
+        rows = (cos, -sin * height / width, zero), (sin * width / height, cos, zero)
+        theta = torch.stack([torch.stack(row, 1) for row in rows], 1).to(x_seq)
+        maps = x_seq.transpose(0, 1).reshape(n, steps * channels, height, width)
+        grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
+        turned = F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
+        return turned.view(n, steps, channels, height, width).transpose(0, 1)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.degrees})"
@@ -154,6 +225,19 @@ class RandomShift:
             shifted[..., to_rows, to_columns] = frames[..., from_rows, from_columns]
         return shifted
 
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return ``x_seq`` [T, N, C, H, W], each sample shifted by steps of its own."""
+        limit, (n, _, height, width) = self.max_shift, x_seq.shape[1:]
+        dy, dx = torch.randint(-limit, limit + 1, (2, n)).to(x_seq.device)[..., None]
+        rows, columns = (
+            torch.arange(length, device=x_seq.device) + limit - by
+            for length, by in ((height, dy), (width, dx))
+        )
+        samples = torch.arange(n, device=x_seq.device)[:, None, None]
+        padded = F.pad(x_seq, (limit,) * 4).permute(1, 3, 4, 0, 2)
+        moved = padded[samples, rows[:, :, None], columns[:, None]]  # [N, H, W, T, C]
+        return moved.permute(3, 0, 4, 1, 2)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_shift})"
 
@@ -180,6 +264,17 @@ class Cutout:
         columns = slice(max(left, 0), max(left + self.side, 0))
         blanked[..., rows, columns] = 0
         return blanked
+
+    def on_batch(self, x_seq: Tensor) -> Tensor:
+        """Return ``x_seq`` [T, N, C, H, W] with zeros in a square of each sample."""
+        n, _, height, width = x_seq.shape[1:]
+        inside = []
+        for length in (height, width):
+            first = torch.randint(length, (n,))[:, None] - self.side // 2
+            place = torch.arange(length)
+            inside.append((first <= place) & (place < first + self.side))
+        square = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        return x_seq.masked_fill(square.to(x_seq.device), 0)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.side})"
@@ -259,19 +354,33 @@ def _share(name: str, value: float, below_one: bool = False) -> float:
     return value
 
 
+def _of_samples(values: Tensor, x_seq: Tensor) -> Tensor:
+    """Return values of samples [N], on the device and with the dimensions of x_seq [T, N, ...]."""
+    values = values.to(x_seq.device, x_seq.dtype if values.is_floating_point() else None)
+    return values.view(1, -1, *[1] * (x_seq.dim() - 2))
+
+
+def _check_counts(x_seq: Tensor) -> None:
+    """Refuse values that are not counts; on a GPU they are not looked at, which would mean to wait.
+
+    Raises:
+        InputError: They are not.
+    """
+    if not x_seq.is_cuda and not ((x_seq >= 0) & (x_seq == x_seq.floor())).all():
+        raise InputError(
+            "frames: single events can be dropped and moved in counts only; put DropEvents and "
+            "JitterTime before other transforms, and use frames='counts'"
+        )
+
+
 def _cells(frames: Tensor) -> Tensor:
     """Return, for each of n counted events, the index of its cell in the flat frames [n].
 
     Raises:
         InputError: The values are not counts.
     """
-    counts = frames.flatten()
-    if counts.min() < 0 or not torch.equal(counts, counts.floor()):
-        raise InputError(
-            "frames: single events can be dropped and moved in counts only; put DropEvents and "
-            "JitterTime before other transforms, and use frames='counts'"
-        )
-    return torch.repeat_interleave(counts.int())
+    _check_counts(frames)
+    return torch.repeat_interleave(frames.flatten().int())
 
 
 def _counts(cells: Tensor, frames: Tensor) -> Tensor:

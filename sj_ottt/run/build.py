@@ -76,6 +76,10 @@ def _one_step(cfg: TrainConfig, data: TrainingData) -> Tensor:
     draws = torch.Generator().manual_seed(seed)
     loader = BatchLoader(data.train, cfg.optimisation.batch_size, 0)
     x, _ = next(iter(loader.one_pass(draws, seed=seed)))
+    if data.on_device:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            x = data.on_device(x)
     return x if data.shown_steps else x[0]
 
 

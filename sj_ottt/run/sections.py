@@ -387,6 +387,12 @@ class AugmentationOptions(Section):
         integer(0),
         "side of a random square that is blanked in the training frames, in pixels",
     )
+    augment_on: str = option(
+        "loader",
+        choice("loader", "device"),
+        "where training frames are changed: loader (each sample, by the processes that load) or "
+        "device (each batch, where the model is: for a GPU that waits for its samples)",
+    )
     cutmix: float = option(
         0.0, share, "probability that the recordings of a training batch exchange a box (CutMix)"
     )

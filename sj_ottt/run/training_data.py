@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import numpy as np
@@ -22,13 +22,15 @@ class TrainingData:
     """The parts of a data set that a run uses.
 
     Attributes:
-        train: Samples to learn from, augmented.
+        train: Samples to learn from, augmented but for what `on_device` does.
         validation: Samples of the same part that are kept aside to choose the best epoch.
         test: The test part.
-        augmented: All of the train part, augmented.
+        augmented: All of the train part, as `train`.
         raw: All of the train part, as it looks.
         steps: T of a sample; also of a still image, which is shown at all of them.
         in_chans: Channels of a sample, or values of a step where an image is shown piece by piece.
+        on_device: What is done to a batch of `train` when it is on the device of the model, None
+            where the samples are done.
     """
 
     train: Subset
@@ -38,6 +40,7 @@ class TrainingData:
     raw: EventFolder | ImageSet
     steps: int
     in_chans: int
+    on_device: Callable[[Tensor], Tensor] | None
 
     @classmethod
     def open(cls, cfg: TrainConfig) -> Self:
@@ -52,7 +55,9 @@ class TrainingData:
         augmentation = Augmentation.from_options(dataclasses.asdict(cfg.augmentation))
         reading = cfg.dataset.reading
         plain, test = (preprocessing.open(source, part, reading) for part in ("train", "test"))
-        augmented = preprocessing.augment(plain, augmentation)
+        augmented, on_device = preprocessing.augment(plain, augmentation), None
+        if cfg.augmentation.augment_on == "device":
+            augmented, on_device = preprocessing.augment_batches(plain, augmentation)
         if test.classes != plain.classes:
             raise InputError(
                 f"{source}: train and test have different classes: "
@@ -75,6 +80,7 @@ class TrainingData:
             raw=plain.unprocessed(),
             steps=steps,
             in_chans=first.shape[0] if plain.still else first.shape[1],
+            on_device=on_device,
         )
 
     @property

@@ -265,6 +265,8 @@ class TrainingRun:
                 seed_of(self.cfg.run.seed, self.epoch + 1, index + 1, self.group.rank)
             )
             x_seq, target = to_device((x_seq, target), self.device)
+            if self.data.on_device:
+                x_seq = self.data.on_device(x_seq)
             if cutmix and torch.rand(()) < cutmix:
                 x_seq, target = transforms.cutmix(x_seq, target, len(self.data.classes))
             self._set_learning_rate(

@@ -340,7 +340,7 @@ def test_each_option_has_a_flag_that_reaches_training(monkeypatch, capsys):
         "rule": "fptt", "parts": "3", "fptt_alpha": "0.2", "fptt_beta": "0.5", "fptt_rho": "0",
         "fptt_clip": "2", "fptt_form": "grad", "pull_to": "p", "accumulate": "1",
         "save_every": "5", "time_limit": "60", "on_nan": "skip", "backend": "torch",
-        "chunk": "auto",
+        "chunk": "auto", "augment_on": "device",
     }  # fmt: skip
     flags = {"normalize": False} | dict.fromkeys(
         ("class_weights", "strict", "cuda_graph", "calibrate"), True

@@ -50,6 +50,7 @@ def stop_after(monkeypatch, batches: int, number: int = signal.SIGTERM) -> None:
         ({"accumulate": 2, "ema": 0.5}, 0),
         ({"amp": "float16"}, 0),
         ({"cutmix": 0.5, "backward_steps": 2}, 0),
+        ({"augment_on": "device", "drop_events": 0.3, "time_jitter": 0.5}, 0),
         # Processes that load draw the shifts, and nothing else.
         ({}, 2),
         ({"cutmix": 0.5, "backward_steps": 2}, 2),
