@@ -19,14 +19,10 @@ SURROGATES = {
 }
 
 
-BACKENDS = {
-    "cuda": (lif_gpu, "on a GPU"),
-    "cupy": (lif_gpu, "on a GPU"),
-    "cpp": (cpp, "on the CPU"),
-}
-"""Of each backend with kernels, what runs them, and where inputs have to be.
+BACKENDS = {"cuda": "on a GPU", "cupy": "on a GPU", "cpp": "on the CPU"}
+"""Of each backend with kernels, where inputs have to be.
 
-"cupy" is what SpikingJelly calls the kernels on a GPU.
+"cupy" is what SpikingJelly calls kernels on a GPU, and asks for CuPy.
 """
 
 
@@ -34,12 +30,12 @@ def check_available(backend: str) -> None:
     """Refuse a backend that cannot run.
 
     Raises:
-        InputError: For "cuda" and "cupy", without a GPU or without what compiles for it; for "cpp",
-            without a C++ compiler or on another system than Linux.
+        InputError: For "cuda", without a GPU or without a package that compiles for it; for "cupy",
+            also without CuPy; for "cpp", without a C++ compiler or on another system than Linux.
     """
     if backend not in BACKENDS:
         return
-    missing = BACKENDS[backend][0].missing()
+    missing = cpp.missing() if backend == "cpp" else lif_gpu.missing(backend == "cupy")
     if missing is not None:
         raise InputError(
             f'backend="{backend}" cannot run here, because {missing}; backend="auto" takes the '
@@ -91,7 +87,7 @@ def check_usable(
         )
     if not _is_placed(x, backend):
         raise InputError(
-            f'backend="{backend}" needs inputs {BACKENDS[backend][1]}, and this one is on '
+            f'backend="{backend}" needs inputs {BACKENDS[backend]}, and this one is on '
             f'"{x.device}": move model and input there, or use backend="auto"'
         )
 

@@ -50,18 +50,22 @@ COMPILERS = {"CuPy": _by_cupy, "cuda-bindings": _by_cuda}
 """The packages that compile kernels, the first one first."""
 
 
-def missing() -> str | None:
-    """Return why the kernels cannot run in this process; None where they can."""
+def missing(cupy_alone: bool = False) -> str | None:
+    """Return why the kernels cannot run in this process; None where they can.
+
+    Args:
+        cupy_alone: Whether CUDA's own bindings are no answer where CuPy is missing.
+    """
     if not torch.cuda.is_available():
         return "PyTorch sees no CUDA GPU"
     try:
         import cupy  # noqa: F401
     except ImportError:
+        install = "pip install cupy-cuda13x (cupy-cuda12x for CUDA 12)"
+        if cupy_alone:
+            return f'CuPy is not installed: {install}, or say backend="cuda"'
         if not cuda_bindings.is_installed():
-            return (
-                "neither CuPy nor cuda-bindings is installed: pip install cupy-cuda13x "
-                "(cupy-cuda12x for CUDA 12)"
-            )
+            return f"neither CuPy nor cuda-bindings is installed: {install}"
     return None
 
 

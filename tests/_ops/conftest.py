@@ -52,7 +52,7 @@ def on_host(monkeypatch):
         pytest.skip("needs a C++ compiler (Debian: apt install g++)")
     monkeypatch.setattr(lif_launch, "_run", run_on_host)
     monkeypatch.setattr(lif_launch, "_is_host", lambda x: False)
-    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     monkeypatch.setattr(lif_fused, "_needs_one_order", lambda x: False)
     monkeypatch.setattr(lif_backends, "_is_placed", lambda x, backend: True)
     monkeypatch.setattr(lif_backends, "usable", lambda *_: True)

@@ -160,7 +160,7 @@ def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
         raise InputError("CUDA said CUDA_ERROR_NO_BINARY_FOR_GPU (209)")
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
-    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     monkeypatch.setattr(cuda_bindings, "kernel", kernel)
     with pytest.warns(
         UserWarning, match=r"compiled here \(CuPy: NVRTC.*\(5\); cuda-bindings: .*\(209\)\), so"
@@ -173,7 +173,7 @@ def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
 
 def test_a_cupy_for_another_cuda_is_no_reason_to_go_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())  # which has no RawModule
-    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     monkeypatch.setattr(cuda_bindings, "kernel", lambda *_: "compiled")
     assert lif_gpu.available()
     assert lif_gpu.kernel("lif_forward", PACKED, (), 0) == "compiled"
@@ -234,15 +234,19 @@ def test_says_what_is_missing(monkeypatch):
         with pytest.raises(InputError, match=rf'"{name}" cannot run here, because PyTorch sees'):
             OTTTLIFNode(backend=name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for package in ("cupy", "cuda.bindings"):
-        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(cuda_bindings, "is_installed", lambda: True)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    OTTTLIFNode(backend="cuda")
+    with pytest.raises(InputError, match=r"CuPy is not installed: pip install cupy-cuda13x"):
+        OTTTLIFNode(backend="cupy")
+    monkeypatch.setattr(cuda_bindings, "is_installed", lambda: False)
     with pytest.raises(InputError, match=r"neither CuPy nor .* pip install cupy-cuda13x"):
         OTTTLIFNode(backend="cuda")
     assert OTTTLIFNode(backend="auto")(torch.ones(2, 3))[0].sum() == 6
 
 
 def test_refuses_what_the_kernels_do_not_know(monkeypatch):
-    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     x = torch.ones(2)
     with pytest.raises(InputError, match='is on "cpu"'):
         OTTTLIFNode(backend="cuda")(x)

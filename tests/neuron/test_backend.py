@@ -29,7 +29,7 @@ def test_refuses_by_name_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="PyTorch sees no CUDA GPU"):
         set_backend(model, "cuda")
-    monkeypatch.setattr(lif_gpu, "missing", lambda: None)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     with pytest.raises(InputError, match="no kernel for OTTTParametricLIFNode"):
         set_backend(model, "cuda")
     assert backends(model) == ["auto", "auto"]
