@@ -114,7 +114,7 @@ def test_analyze_draws_gradients_and_refuses(tmp_path, capsys):
         model="ottt_vgg5_ws",
         classes=tuple("0123456789"),
         in_chans=2,
-        data="ndigits",
+        data=str(write_recordings(tmp_path / "bands", {"train": 1, "test": 1}, "0123456789")),
         frames=FrameOptions(steps=3, size=(34, 34)),
     )
     write_model(run / "best.safetensors", model.state_dict(), info)

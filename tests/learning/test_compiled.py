@@ -15,7 +15,6 @@ from tests.networks import largest_error
     ("rule", "update", "name"),
     [
         ("ottt", "accumulate", "test_ottt_nf_resnet"),
-        ("sltt", "accumulate", "test_ottt_vgg"),
         ("ndot", "online", "test_ottt_vgg"),
         ("bptt", "accumulate", "test_ottt_vgg"),
     ],

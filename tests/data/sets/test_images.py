@@ -14,6 +14,7 @@ from sj_ottt import InputError
 from sj_ottt.data import ENCODINGS, Cutout, ImageSet, open_dataset
 from sj_ottt.run import training
 from tests.conftest import SHARED
+from tests.helpers import write_recordings
 from tests.packed_images import NAMES, drawings, encode, image_run, pack
 
 # Forms
@@ -217,13 +218,13 @@ def test_grey_images_of_more_than_eight_bits(folder, dtype, factor):
         images[0]
 
 
-@pytest.mark.slow  # records ndigits where it is the first to ask
 def test_other_bad_input(tmp_path, folder):
     path = str(pack(tmp_path / "x.npz"))
     with pytest.raises(InputError, match="split=None"):
         open_dataset(path, split=None, steps=2)
-    with pytest.raises(InputError, match=r"encoding=rows .* ndigits holds recordings"):
-        training.train(image_run(tmp_path, data="ndigits", encoding="rows"))
+    bands = write_recordings(tmp_path / "bands", {"train": 1, "test": 1})
+    with pytest.raises(InputError, match=r"encoding=rows .*bands holds recordings"):
+        training.train(image_run(tmp_path, data=str(bands), encoding="rows"))
     with pytest.raises(InputError, match=r"crop=\(4, 4\) is for recordings"):
         training.train(image_run(tmp_path, crop=(4, 4)))
     with pytest.raises(InputError, match=r"split_by=duration is for recordings"):
