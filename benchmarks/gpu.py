@@ -17,11 +17,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import BEGUN, gpu_sides, kernel, networks
 from benchmarks.gpu_sides import Case, Side
-from sj_ottt._ops import lif_fused, trace
+from sj_ottt._ops import lif_fused, lif_gpu, trace
 from sj_ottt._ops.lif import lif_step
 
 BPTT, OTTT, FLOOR = "spikingjelly BPTT", "spikingjelly OTTT-A", "bare convolutions"
@@ -143,22 +144,30 @@ def _bandwidth(report: Report, args: argparse.Namespace) -> None:
 
 def _host_time(report: Report, calls: int = 300) -> None:
     """Write what a call of the neuron takes the host: the device has next to nothing to do."""
+    for package in tuple(lif_gpu.COMPILERS):
+        name = f"neuron, kernel by {package}"
+        with report.attempt(what="host", run=name), kernel.compiled_by(package):
+            _time_calls(report, name, lif_fused.fused_lif_step, calls)
+    _time_calls(report, "neuron, operations", lif_step, calls)
+
+
+def _time_calls(report: Report, name: str, step: Callable[..., Tensor], calls: int) -> None:
+    """Write the host's time for a call, second time round."""
     x = torch.randn(64, device=kernel.DEVICE, requires_grad=True)
-    for name, step in (("kernel", lif_fused.fused_lif_step), ("operations", lif_step)):
-        for what in ("forward", "forward and backward"):
-            with torch.set_grad_enabled(what != "forward"):
-                for _ in (False, True):
-                    state = {"v": torch.zeros_like(x), "trace": trace.zeros(x, "packed")}
-                    _wait()
-                    start = time.perf_counter()
-                    for _call in range(calls):
-                        spike = step(x, state, kernel.SOFT, 0.5)
-                        state["v"] = state["v"].detach()
-                        if what != "forward":
-                            torch.autograd.grad(spike, x, spike.detach())
-                    spent = time.perf_counter() - start
-            value = f"{1e6 * spent / calls:.1f}"
-            report.row(what="host", run=f"neuron, {name}, {what}", value=value, unit="us")
+    for what in ("forward", "forward and backward"):
+        with torch.set_grad_enabled(what != "forward"):
+            for _ in (False, True):
+                state = {"v": torch.zeros_like(x), "trace": trace.zeros(x, "packed")}
+                _wait()
+                start = time.perf_counter()
+                for _call in range(calls):
+                    spike = step(x, state, kernel.SOFT, 0.5)
+                    state["v"] = state["v"].detach()
+                    if what != "forward":
+                        torch.autograd.grad(spike, x, spike.detach())
+                spent = time.perf_counter() - start
+        value = f"{1e6 * spent / calls:.1f}"
+        report.row(what="host", run=f"{name}, {what}", value=value, unit="us")
 
 
 def _measure_case(report: Report, case: Case, names: Sequence[str]) -> None:

@@ -2,15 +2,17 @@
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from unittest import mock
 
 import torch
 from spikingjelly.activation_based import surrogate
 from torch import Tensor
 
 from sj_ottt import InputError
-from sj_ottt._ops import lif_backends, lif_fused, trace
+from sj_ottt._ops import lif_backends, lif_fused, lif_gpu, trace
 from sj_ottt._ops.lif import LIF, lif_step
 
 DEVICE = "cuda"
@@ -48,6 +50,19 @@ def kernel(args: argparse.Namespace) -> list[dict]:
         for name, size, run in zip(names, (*sizes, scan), runs, strict=True):
             rows.append(_row(name, dtype, size / _seconds(run), copy))
     return rows
+
+
+@contextmanager
+def compiled_by(package: str) -> Iterator[None]:
+    """Let one package alone compile and launch the kernels, of those in `lif_gpu.COMPILERS`."""
+    only = {package: lif_gpu.COMPILERS[package]}
+    kept = (lif_gpu.available, lif_gpu._compiler, lif_gpu.kernel)
+    with mock.patch.dict(lif_gpu.COMPILERS, only, clear=True):
+        for function in kept:
+            function.cache_clear()
+        yield
+    for function in kept:
+        function.cache_clear()
 
 
 def _row(name: str, dtype: torch.dtype, rate: float, copy: float) -> dict:

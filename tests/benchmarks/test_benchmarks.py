@@ -9,9 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import folds, fptt, gpu_sides, loading, networks, profile, rules, sessions, sides
+from benchmarks import (
+    folds,
+    fptt,
+    gpu,
+    gpu_sides,
+    kernel,
+    loading,
+    networks,
+    profile,
+    rules,
+    sessions,
+    sides,
+)
 from benchmarks.__main__ import print_table
 from sj_ottt import InputError
+from sj_ottt._ops import lif_gpu
 from sj_ottt.run import training
 from tests.helpers import write_recordings
 
@@ -203,3 +216,28 @@ def test_networks_of_the_gpu_benchmark_take_colour_images(network):
     model = gpu_sides.ours(network, False)
     with torch.no_grad():
         assert model.eval()(torch.zeros(1, 3, case.size, case.size)).shape == (1, 10)
+
+
+def test_the_host_is_timed_with_each_package_that_launches_kernels(monkeypatch):
+    """Without a GPU the calls are those of a CPU, and a package that is missing is said to be."""
+    rows, packages = [], []
+
+    class Report:
+        attempt = gpu.Report.attempt
+
+        def row(self, **values):
+            rows.append(values)
+            packages.append(lif_gpu._compiler()[0])
+
+    monkeypatch.setattr(kernel, "DEVICE", "cpu")
+    monkeypatch.setattr(gpu, "_wait", lambda: None)
+    monkeypatch.setattr(lif_gpu, "COMPILERS", {"CuPy": lambda *_: 1, "cuda-bindings": lambda *_: 2})
+    gpu._host_time(Report(), calls=2)
+    assert packages == ["CuPy"] * 2 + ["cuda-bindings"] * 2 + ["CuPy"] * 2
+    assert {row["run"].split(", ")[1] for row in rows} == {
+        "kernel by CuPy",
+        "kernel by cuda-bindings",
+        "operations",
+    }
+    assert all(float(row["value"]) > 0 for row in rows)
+    lif_gpu._compiler.cache_clear()
