@@ -1,6 +1,7 @@
 """Several time steps together: the gradient, the state and the memory of the steps one by one."""
 
 import copy
+from itertools import product
 
 import pytest
 import timm
@@ -82,6 +83,9 @@ NETWORKS = {
 }
 
 
+MODELS = ("VGG", "NF-ResNet")
+
+
 def _build(name):
     torch.manual_seed(0)
     return NETWORKS[name]().double()
@@ -109,11 +113,13 @@ def _same(ours, theirs, tolerance=1e-9):
     return max(relative_error(a, b) for a, b in zip(ours, theirs, strict=True)) < tolerance
 
 
-@pytest.mark.parametrize("rule", [None, "bptt"])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [*product(NETWORKS, [None, "bptt"]), *product(MODELS, ["sltt", "ndot"])],
+)
 def test_every_chunk_has_the_gradient_of_single_steps(name, rule):
     model = _build(name)
-    x, target = _batch(size=32 if name in ("VGG", "NF-ResNet") else 6)
+    x, target = _batch(size=32 if name in MODELS else 6)
     single = _trained(model, x, target, rule)
     assert all(tensor.norm() > 0 for tensor in single[:4])
     for chunk in (2, 3, 7, 10, "auto"):
@@ -220,7 +226,7 @@ def test_losses_and_outputs_are_those_of_each_step():
 def test_predictions(chunk):
     for name in NETWORKS:
         model = _build(name)
-        x, _ = _batch(size=32 if name in ("VGG", "NF-ResNet") else 6)
+        x, _ = _batch(size=32 if name in MODELS else 6)
         whole = learning.predict(model, x)
         assert relative_error(learning.predict(model, x, chunk=chunk), whole) < 1e-12
     lengths = torch.tensor([7, 3, 5])
