@@ -56,7 +56,7 @@ def kernel(args: argparse.Namespace) -> list[dict]:
 def compiled_by(package: str) -> Iterator[None]:
     """Let one package alone compile and launch the kernels, of those in `lif_gpu.COMPILERS`."""
     only = {package: lif_gpu.COMPILERS[package]}
-    kept = (lif_gpu.available, lif_gpu._compiler, lif_gpu.kernel)
+    kept = (lif_gpu._available, lif_gpu._package, lif_gpu.kernel)
     with mock.patch.dict(lif_gpu.COMPILERS, only, clear=True):
         for function in kept:
             function.cache_clear()

@@ -99,10 +99,10 @@ def loading(args: argparse.Namespace) -> list[dict]:
         runs = {}
         for (name, chain), workers in itertools.product(TRANSFORMS.items(), args.workers):
             dataset = _open(root, "kept", transform=Compose(chain))
-            loader = BatchLoader(dataset, 32, workers).one_pass()
+            loader = BatchLoader(dataset, batch_size=32, workers=workers).one_pass()
             runs[name, workers] = lambda loader=loader: sum(len(y) for _, y in loader)
             if chain:
-                loader = BatchLoader(data, 32, workers).one_pass()
+                loader = BatchLoader(data, batch_size=32, workers=workers).one_pass()
                 runs[f"{name}, by the batch", workers] = partial(
                     _by_the_batch, loader, chain, torch.device(args.device)
                 )

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sj_ottt.errors import InputError
-
 __all__ = ["THREADS", "Launch", "is_installed", "kernel", "program"]
 
 THREADS = 256
@@ -42,7 +40,7 @@ def kernel(source: Path, name: str, options: tuple[str, ...]) -> Launch:
 
     Raises:
         ImportError: If the bindings are not installed.
-        InputError: If the compiler or the driver refuse.
+        RuntimeError: If the compiler or the driver refuse; and of a launch, if that fails.
     """
     from cuda.bindings import driver
 
@@ -77,7 +75,7 @@ def program(source: Path, options: Sequence[str], capability: tuple[int, int]) -
 
     Raises:
         ImportError: If the bindings are not installed.
-        InputError: If the compiler refuses, with what it says.
+        RuntimeError: If the compiler refuses, with what it says.
     """
     from cuda.bindings import nvrtc
 
@@ -90,7 +88,7 @@ def program(source: Path, options: Sequence[str], capability: tuple[int, int]) -
     try:
         if int(nvrtc.nvrtcCompileProgram(made, len(flags), flags)[0]) != 0:
             log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, made)
-            raise InputError(_first_error(log.rstrip(b"\0").decode(errors="replace")))
+            raise RuntimeError(_first_error(log.rstrip(b"\0").decode(errors="replace")))
         if own in known:
             return _text(nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN, made)
         return _text(nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX, made)
@@ -126,9 +124,9 @@ def _checked(result: tuple[Any, ...]) -> Any:
     """Return what a function of CUDA gives.
 
     Raises:
-        InputError: If it failed, with CUDA's name for that.
+        RuntimeError: If it failed, with CUDA's name for that.
     """
     status, *values = result
     if int(status) != 0:
-        raise InputError(f"CUDA said {status.name} ({int(status)})")
+        raise RuntimeError(f"CUDA said {status.name} ({int(status)})")
     return values[0] if values else None

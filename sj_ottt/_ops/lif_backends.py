@@ -53,7 +53,7 @@ def usable(
     if not _supports(surrogate_function) or x.dtype not in SCALARS:
         return False
     if x.is_cuda:
-        return bool(lif_gpu.available())
+        return bool(lif_gpu.available(x.device.index))
     stored = TRACE_DTYPES[trace_dtype]
     if stored == torch.float32:
         stored = torch.promote_types(x.dtype, stored)
@@ -90,6 +90,8 @@ def check_usable(
             f'backend="{backend}" needs inputs {BACKENDS[backend]}, and this one is on '
             f'"{x.device}": move model and input there, or use backend="auto"'
         )
+    if backend == "cupy" and x.is_cuda:
+        lif_gpu.check_cupy(x.device.index)
 
 
 def _is_placed(x: Tensor, backend: str) -> bool:

@@ -17,7 +17,7 @@ from sj_ottt._ops import cuda_bindings
 from sj_ottt._ops.cuda_bindings import THREADS, Launch
 from sj_ottt.errors import InputError
 
-__all__ = ["available", "kernel", "missing", "run"]
+__all__ = ["available", "check_cupy", "kernel", "missing", "run"]
 
 SOURCE = Path(__file__).with_name("lif.cu")
 OPTIONS = ("--std=c++17", "--fmad=false")  # a fused multiply-add would round otherwise than torch
@@ -69,25 +69,41 @@ def missing(cupy_alone: bool = False) -> str | None:
     return None
 
 
+# PyTorch's compiler looks through a cache: what it is to take as it is lies in front of one.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def available(device: int) -> bool:
+    """Whether the kernels are there and can be compiled for a device, which is tried once."""
+    return _available(device)
+
+
 @functools.cache
-def available() -> bool:
-    """Whether the kernels are there and can be compiled, which is tried once."""
+def _available(device: int) -> bool:
     if missing() is not None:
         return False
-    _, reasons = _compiler()
-    if reasons:
+    package, reasons = _package(device)
+    if package is None:
         warnings.warn(
             f'{_cannot(reasons)}, so backend="auto" takes PyTorch\'s operations, which read and '
             f"write more memory: {_REMEDY}",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return not reasons
+    return package is not None
+
+
+def check_cupy(device: int) -> None:
+    """Refuse a device for which CuPy cannot compile the kernels.
+
+    Raises:
+        InputError: With what CuPy says.
+    """
+    package, reasons = _package(device)
+    if package != "CuPy":
+        raise InputError(f'{_cannot(reasons)}: mend CuPy, or say backend="cuda"')
 
 
 _REMEDY = (
-    'mend CuPy (python -c "import cupy; cupy.show_config()") or install cuda-bindings of the '
-    'version of CUDA that PyTorch has, or say backend="torch"'
+    "install a CuPy or cuda-bindings for the CUDA of PyTorch and of the driver, or say "
+    'backend="torch"'
 )
 
 
@@ -96,17 +112,18 @@ def _cannot(reasons: str) -> str:
 
 
 @functools.cache
-def _compiler() -> tuple[str | None, str]:
-    """Return the first package that can compile the kernels, or None and why none can."""
+def _package(device: int) -> tuple[str | None, str]:
+    """Return the first package that can compile the kernels for a device, and why none before."""
     reasons = []
     for package, compiled in COMPILERS.items():
         try:
-            compiled("lif_forward", _options(("SCALAR=float", "TRACE=Packed"), ()))
+            with torch.cuda.device(device):
+                compiled("lif_forward", _options(("SCALAR=float", "TRACE=Packed"), ()))
         except Exception as error:  # whatever the package, the compiler or the driver raise
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             reasons.append(f"{package}: {said}")
         else:
-            return package, ""
+            return package, "; ".join(reasons)
     return None, "; ".join(reasons)
 
 
@@ -138,13 +155,13 @@ def run(
 
 
 @functools.cache
-def kernel(name: str, types: tuple[str, str], flags: tuple[str, ...], device: int | None) -> Launch:
+def kernel(name: str, types: tuple[str, str], flags: tuple[str, ...], device: int) -> Launch:
     """Return a kernel, compiled for what is given and for a device, the current one.
 
     Raises:
-        InputError: If it cannot be compiled.
+        InputError: If no package can compile it.
     """
-    package, reasons = _compiler()
+    package, reasons = _package(device)
     if package is None:
         raise InputError(f"{_cannot(reasons)}: {_REMEDY}")
     return COMPILERS[package](name, _options(types, flags))

@@ -23,6 +23,7 @@ from sj_ottt.errors import InputError
 
 __all__ = [
     "BatchLoader",
+    "Pass",
     "collate_for",
     "collate_still_images",
     "collate_time_first",
@@ -79,13 +80,14 @@ def collate_for(
 
 
 class BatchLoader:
-    """Loads the batches of a data set, pass after pass.
+    """Loads the batches of data sets, pass after pass.
 
-    Loading processes begin with the first pass and live on until this object is gone: to start them
-    takes longer than to load a small data set.
+    Loading processes begin with the first pass and serve all that follow, of whichever data set: to
+    start them takes longer than to load a small one. They end when nobody holds this object or one
+    of its passes.
 
     Args:
-        dataset: An `EventFolder`, an `ImageSet`, or a `Subset` of one.
+        datasets: Each an `EventFolder`, an `ImageSet`, or a `Subset` of one; all of a kind.
         batch_size: N, samples in a batch; of all processes together.
         workers: Processes that load; 0 loads in this one.
         part: (rank, size): the part of each batch that process ``rank`` of ``size`` sees; the parts
@@ -99,21 +101,21 @@ class BatchLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        *datasets: Dataset,
         batch_size: int,
         workers: int,
-        *,
         part: tuple[int, int] = (0, 1),
         pin: bool = False,
     ) -> None:
-        collate = collate_for(dataset)
-        samples = _Seeded(dataset)
-        self._batches = _Batches(len(samples), batch_size, part)
+        collate = collate_for(datasets[0])
+        self._samples = _Samples(datasets)
+        self._batch_size, self._part = batch_size, part
+        self._sampler = _Begun()
         self._loader: DataLoader[Any] = DataLoader(
-            samples,
-            batch_sampler=self._batches,
+            self._samples,
+            batch_sampler=self._sampler,
             num_workers=workers,
-            collate_fn=partial(_collate_part, dataset, collate),
+            collate_fn=partial(_collate_part, datasets[0], collate),
             worker_init_fn=_leave_signals,
             pin_memory=pin,
             generator=torch.Generator(),  # so that loading draws nothing from torch's own
@@ -121,19 +123,55 @@ class BatchLoader:
         )
 
     def one_pass(
-        self, order: torch.Generator | None = None, *, skip: int = 0, seed: int | None = None
-    ) -> DataLoader[Any]:
-        """Return the batches of a pass over the data set; it ends the pass before.
+        self,
+        which: int = 0,
+        order: torch.Generator | None = None,
+        *,
+        skip: int = 0,
+        seed: int | None = None,
+    ) -> "Pass":
+        """Return the batches of a pass over one of the data sets.
 
         Args:
+            which: The number of the data set.
             order: Draws the order; None leaves the samples in theirs.
             skip: Leave out so many batches at the start, without loading them.
             seed: Of the random numbers of each sample, together with its index, so that they depend
-                neither on the process that loads it nor on the samples before it. None draws from
-                torch's generator.
+                neither on the process that loads it nor on the samples before it. None leaves
+                torch's generators as they are.
         """
-        self._batches.begin(order, skip, seed)
-        return self._loader
+        numbers = range(self._samples.count(which))
+        indices: Sampler[int] = (
+            SequentialSampler(numbers) if order is None else RandomSampler(numbers, generator=order)
+        )
+        whole = BatchSampler(indices, self._batch_size, drop_last=False)
+        return Pass(self._loader, self._sampler, _Batches(whole, which, self._part, skip, seed))
+
+
+class Pass:
+    """The batches of a pass over a data set, for as long as no other pass of its loader begins."""
+
+    def __init__(self, loader: DataLoader[Any], begun: "_Begun", batches: "_Batches") -> None:
+        self._loader, self._begun, self._batches = loader, begun, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Begin the pass, or begin it again.
+
+        Raises:
+            RuntimeError: Another one has begun meanwhile; both would come from one queue.
+        """
+        self._begun.batches = self._batches
+        for batch in self._loader:
+            self._check()
+            yield batch
+        self._check()
+
+    def _check(self) -> None:
+        if self._begun.batches is not self._batches:
+            raise RuntimeError("another pass of the same loader has begun: use a loader for each")
 
 
 def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
@@ -152,52 +190,61 @@ def _leave_signals(_worker: int) -> None:
         os.setpgid(0, 0)
 
 
-class _Batches(Sampler[list[tuple[int | None, int]]]):
-    """The part of each batch of a pass that one of several processes sees: seeds and indices.
+_Index = tuple[int, int | None, int]
+"""Of a sample: the number of its data set, its seed, and its index there.
 
-    The seed goes with each index, to loading processes that began with an earlier pass.
-    """
+They go together, to loading processes that began with an earlier pass.
+"""
 
-    def __init__(self, samples: int, batch_size: int, part: tuple[int, int]) -> None:
-        self._samples, self._batch_size = range(samples), batch_size
+
+class _Batches(Sampler[list[_Index]]):
+    """The part of each batch of a pass that one of several processes sees."""
+
+    def __init__(
+        self, whole: BatchSampler, which: int, part: tuple[int, int], skip: int, seed: int | None
+    ) -> None:
+        self._whole, self._which, self._skip, self._seed = whole, which, skip, seed
         self._rank, self._size = part
-        self.begin(None, 0, None)
 
-    def begin(self, order: torch.Generator | None, skip: int, seed: int | None) -> None:
-        self._order, self._skip, self._seed = order, skip, seed
-
-    def __iter__(self) -> Iterator[list[tuple[int | None, int]]]:
-        indices: Sampler[int] = (
-            SequentialSampler(self._samples)
-            if self._order is None
-            else RandomSampler(self._samples, generator=self._order)
-        )
-        whole, seed = BatchSampler(indices, self._batch_size, drop_last=False), self._seed
-        for batch in islice(whole, self._skip, None):
-            yield [(seed, index) for index in batch[self._rank :: self._size]]
+    def __iter__(self) -> Iterator[list[_Index]]:
+        for batch in islice(self._whole, self._skip, None):
+            mine = batch[self._rank :: self._size]
+            yield [(self._which, self._seed, index) for index in mine]
 
     def __len__(self) -> int:
-        return -(-len(self._samples) // self._batch_size) - self._skip
+        return len(self._whole) - self._skip
 
 
-class _Seeded(Dataset):
-    """Samples that draw their random numbers from a seed of their own."""
+class _Begun(Sampler[list[_Index]]):
+    """The batches of the pass that has begun last."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self._dataset = dataset
+    batches: _Batches
 
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]  # torch's class says nothing of length
+    def __init__(self) -> None:
+        pass
 
-    def __getitem__(self, seeded: tuple[int | None, int]) -> Any:
-        seed, index = seeded
+    def __iter__(self) -> Iterator[list[_Index]]:
+        return iter(self.batches)
+
+
+class _Samples(Dataset):
+    """The samples of data sets, which draw their random numbers from seeds of their own."""
+
+    def __init__(self, datasets: Sequence[Dataset]) -> None:
+        self._datasets = datasets
+
+    def count(self, which: int) -> int:
+        return len(self._datasets[which])  # type: ignore[arg-type]  # torch's class has no length
+
+    def __getitem__(self, place: _Index) -> Any:
+        which, seed, index = place
         if seed is None:
-            return self._dataset[index]
+            return self._datasets[which][index]
         before = torch.get_rng_state()
         # torch.manual_seed would seed GPUs as well, and writes down the stack while none is in use.
         torch.default_generator.manual_seed(seed_of(seed, index))
         try:
-            return self._dataset[index]
+            return self._datasets[which][index]
         finally:
             torch.set_rng_state(before)
 

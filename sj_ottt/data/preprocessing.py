@@ -157,11 +157,11 @@ class Preprocessing:
     def augment_batches(
         self, dataset: EventFolder | ImageSet, augmentation: Augmentation
     ) -> tuple[EventFolder | ImageSet, Callable[[Tensor], Tensor]]:
-        """Divide what `augment` does: what is left to its batches goes on on their device.
+        """Do what `augment` does in two parts: for samples, and for batches on their device.
 
         Returns:
-            The samples as they are read, of one size and as sequences where they are to be; and
-            what makes of their batches, [T, N, C, H, W] or [N, C, H, W], those of `augment`.
+            The data set of samples that are not yet augmented; and a function of their batches,
+            [T, N, C, H, W] or [N, C, H, W], that augments and normalizes them.
 
         Raises:
             InputError: As `augment`; or an encoding that takes images which are augmented already.

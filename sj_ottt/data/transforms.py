@@ -44,12 +44,20 @@ def apply_to_batch(chain: Iterable[Callable[[Tensor], Tensor]], batch: Tensor) -
     together; what is drawn for single events, on the device.
 
     Args:
-        chain: Transforms of this module, or others that take any dimensions before [C, H, W].
+        chain: Transforms of this module, or others that take any dimensions before [C, H, W] and
+            draw nothing: they are called once for all samples.
         batch: Sequences [T, N, C, H, W], or images [N, C, H, W].
 
     Returns:
         A batch of the same shape, contiguous.
+
+    Raises:
+        InputError: Another number of dimensions, or as the transforms.
     """
+    if batch.dim() not in (4, 5):
+        raise InputError(
+            f"batch {list(batch.shape)}: give sequences [T, N, C, H, W] or images [N, C, H, W]"
+        )
     if not batch.numel():
         return batch  # of a process that got no sample
     x_seq = batch if batch.dim() == 5 else batch[None]
@@ -84,9 +92,10 @@ class DropEvents:
         Raises:
             InputError: The values are not counts, which is not looked at on a GPU.
         """
-        _check_counts(x_seq)
-        kept = 1 - self.max_share * torch.rand(x_seq.shape[1])
-        return torch.binomial(x_seq, _of_samples(kept, x_seq).expand_as(x_seq))
+        counts = _batch_of_counts(x_seq)
+        kept = 1 - self.max_share * torch.rand(counts.shape[1])
+        thinned = torch.binomial(counts, _of_samples(kept, counts).expand_as(counts))
+        return thinned.to(x_seq.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_share})"
@@ -125,15 +134,15 @@ class JitterTime:
         Raises:
             InputError: The values are not counts, which is not looked at on a GPU.
         """
-        _check_counts(x_seq)
-        moved = torch.binomial(x_seq, torch.full_like(x_seq, self.jitter / 2))
-        later = torch.binomial(moved, torch.full_like(x_seq, 0.5))
+        counts = _batch_of_counts(x_seq)
+        moved = torch.binomial(counts, torch.full_like(counts, self.jitter / 2))
+        later = torch.binomial(moved, torch.full_like(counts, 0.5))
         earlier = moved - later
         later[-1] = earlier[0] = 0  # these would leave the recording
-        jittered = x_seq - later - earlier
+        jittered = counts - later - earlier
         jittered[1:] += later[:-1]
         jittered[:-1] += earlier[1:]
-        return jittered
+        return jittered.to(x_seq.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.jitter})"
@@ -180,8 +189,9 @@ class RandomRotation:
     def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., C, H, W] rotated, as a new tensor of the same shape."""
         angle = self.degrees * (2 * float(torch.rand(())) - 1)
-        flat = frames.flatten(0, -3)
-        return rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
+        flat = _precise(frames).flatten(0, -3)
+        turned = rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
+        return _imprecise(turned, frames.dtype)
 
     def on_batch(self, x_seq: Tensor) -> Tensor:
         """Return ``x_seq`` [T, N, C, H, W], each sample rotated by an angle of its own."""
@@ -190,11 +200,13 @@ class RandomRotation:
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(n)
         # Where each pixel comes from, in coordinates from -1 to 1 in both directions.
         rows = (cos, -sin * height / width, zero), (sin * width / height, cos, zero)
-        theta = torch.stack([torch.stack(row, 1) for row in rows], 1).to(x_seq)
-        maps = x_seq.transpose(0, 1).reshape(n, steps * channels, height, width)
+        frames = _precise(x_seq)
+        theta = torch.stack([torch.stack(row, 1) for row in rows], 1).to(frames)
+        maps = frames.transpose(0, 1).reshape(n, steps * channels, height, width)
         grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
         turned = F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
-        return turned.view(n, steps, channels, height, width).transpose(0, 1)
+        turned = turned.view(n, steps, channels, height, width).transpose(0, 1)
+        return _imprecise(turned, x_seq.dtype)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.degrees})"
@@ -215,28 +227,17 @@ class RandomShift:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., H, W] shifted, as a new tensor of the same shape."""
-        limit = self.max_shift
-        dy, dx = torch.randint(-limit, limit + 1, (2,)).tolist()
-        height, width = frames.shape[-2:]
         shifted = torch.zeros_like(frames)
-        if abs(dy) < height and abs(dx) < width:
-            to_rows, from_rows = _overlap(dy, height)
-            to_columns, from_columns = _overlap(dx, width)
-            shifted[..., to_rows, to_columns] = frames[..., from_rows, from_columns]
+        _shift_into(shifted, frames, *torch.randint(-self.max_shift, self.max_shift + 1, (2,)))
         return shifted
 
     def on_batch(self, x_seq: Tensor) -> Tensor:
         """Return ``x_seq`` [T, N, C, H, W], each sample shifted by steps of its own."""
-        limit, (n, _, height, width) = self.max_shift, x_seq.shape[1:]
-        dy, dx = torch.randint(-limit, limit + 1, (2, n)).to(x_seq.device)[..., None]
-        rows, columns = (
-            torch.arange(length, device=x_seq.device) + limit - by
-            for length, by in ((height, dy), (width, dx))
-        )
-        samples = torch.arange(n, device=x_seq.device)[:, None, None]
-        padded = F.pad(x_seq, (limit,) * 4).permute(1, 3, 4, 0, 2)
-        moved = padded[samples, rows[:, :, None], columns[:, None]]  # [N, H, W, T, C]
-        return moved.permute(3, 0, 4, 1, 2)
+        n, limit = x_seq.shape[1], self.max_shift
+        shifted = torch.zeros_like(x_seq)
+        for i, steps in enumerate(torch.randint(-limit, limit + 1, (2, n)).T):
+            _shift_into(shifted[:, i], x_seq[:, i], *steps)
+        return shifted
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.max_shift})"
@@ -360,13 +361,36 @@ def _of_samples(values: Tensor, x_seq: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x_seq.dim() - 2))
 
 
-def _check_counts(x_seq: Tensor) -> None:
-    """Refuse values that are not counts; on a GPU they are not looked at, which would mean to wait.
+def _precise(frames: Tensor) -> Tensor:
+    """Return values in which PyTorch can rotate: in half precision on a CPU it gives nonsense."""
+    return frames if frames.dtype in (torch.float32, torch.float64) else frames.float()
+
+
+def _imprecise(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values in the dtype that they came in."""
+    return (values if dtype.is_floating_point else values.round()).to(dtype)
+
+
+def _batch_of_counts(x_seq: Tensor) -> Tensor:
+    """Return counts in a dtype that PyTorch draws binomial numbers in, without a gradient.
+
+    On a GPU their values are not looked at, which would mean to wait for it.
+
+    Raises:
+        InputError: Elsewhere, if they are not counts.
+    """
+    if not x_seq.is_cuda:
+        _check_counts(x_seq)
+    return _precise(x_seq.detach())
+
+
+def _check_counts(frames: Tensor) -> None:
+    """Refuse values that are not counts.
 
     Raises:
         InputError: They are not.
     """
-    if not x_seq.is_cuda and not ((x_seq >= 0) & (x_seq == x_seq.floor())).all():
+    if not ((frames >= 0) & (frames == frames.floor())).all():
         raise InputError(
             "frames: single events can be dropped and moved in counts only; put DropEvents and "
             "JitterTime before other transforms, and use frames='counts'"
@@ -386,6 +410,16 @@ def _cells(frames: Tensor) -> Tensor:
 def _counts(cells: Tensor, frames: Tensor) -> Tensor:
     """Count events by their indices in the flat frames, as a tensor like ``frames``."""
     return torch.bincount(cells, minlength=frames.numel()).to(frames.dtype).view_as(frames)
+
+
+def _shift_into(shifted: Tensor, frames: Tensor, *steps: Tensor) -> None:
+    """Write frames [..., H, W], shifted by steps (dy, dx), into zeros of the same shape."""
+    dy, dx = map(int, steps)
+    height, width = frames.shape[-2:]
+    if abs(dy) < height and abs(dx) < width:
+        to_rows, from_rows = _overlap(dy, height)
+        to_columns, from_columns = _overlap(dx, width)
+        shifted[..., to_rows, to_columns] = frames[..., from_rows, from_columns]
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:

@@ -85,7 +85,7 @@ class OTTTLIFNode(LearningModule, sj_neuron.OTTTLIFNode):
         store_v_seq: Keep every membrane in `v_seq` until the next reset; for debugging.
         backend: "torch", plain PyTorch operations on any device; "cuda", fused kernels on a GPU
             (for SpikingJelly's surrogates Sigmoid, ATan, PiecewiseQuadratic and Rect); "cupy",
-            likewise, where CuPy is installed; "cpp", the same kernels on a CPU (needs Linux and a
+            the same, by CuPy alone; "cpp", the same kernels on a CPU (needs Linux and a
             C++ compiler); "auto", the kernels wherever they can run and PyTorch's operations
             elsewhere, also where the kernels do not compile, which a warning says once.
         trace_dtype: How the trace is stored between steps: "float32" (a node's own default; for

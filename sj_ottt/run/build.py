@@ -74,8 +74,8 @@ def _one_step(cfg: TrainConfig, data: TrainingData) -> Tensor:
     """Return a batch to train on, its first time step: [N, C, H, W], the same in all processes."""
     seed = seed_of(cfg.run.seed, 0)
     draws = torch.Generator().manual_seed(seed)
-    loader = BatchLoader(data.train, cfg.optimisation.batch_size, 0)
-    x, _ = next(iter(loader.one_pass(draws, seed=seed)))
+    loader = BatchLoader(data.train, batch_size=cfg.optimisation.batch_size, workers=0)
+    x, _ = next(iter(loader.one_pass(order=draws, seed=seed)))
     if data.on_device:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)

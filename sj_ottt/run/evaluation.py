@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sj_ottt import zoo
 from sj_ottt.data import EventFolder, ImageSet, Preprocessing, ReadOptions, collate_for
-from sj_ottt.data.loading import BatchLoader, to_device
+from sj_ottt.data.loading import BatchLoader, Pass, to_device
 from sj_ottt.errors import InputError
 from sj_ottt.learning import predict
 from sj_ottt.run.checkpoint import ModelInfo, read_model
 from sj_ottt.run.group import ALONE, Group, joined, started_by_torchrun
 
-_SEED = 0  # of all that is drawn for a trained model, which must give the same answer each time
+SEED = 0  # of all that is drawn for a trained model, which must give the same answer each time
 
 
 def resolve_device(name: str) -> torch.device:
@@ -54,13 +54,13 @@ def fixed_seed(device: torch.device) -> Iterator[None]:
     answer each time.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(_SEED)
+        torch.manual_seed(SEED)
         yield
 
 
 def batches_to_measure(
     dataset: Dataset, batch_size: int, workers: int, device: torch.device, group: Group = ALONE
-) -> DataLoader:
+) -> Pass:
     """Return the batches that `measure` takes: in order, and the same whoever loads them.
 
     An encoding draws for each sample by itself, so that neither the processes that load nor those
@@ -74,7 +74,8 @@ def batches_to_measure(
         group: The processes that measure, each on its part of the samples.
     """
     pin = device.type == "cuda"
-    return BatchLoader(dataset, batch_size, workers, part=group.part, pin=pin).one_pass(seed=_SEED)
+    loader = BatchLoader(dataset, batch_size=batch_size, workers=workers, part=group.part, pin=pin)
+    return loader.one_pass(seed=SEED)
 
 
 def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
@@ -91,7 +92,7 @@ def count_right(logits: torch.Tensor, target: torch.Tensor) -> int:
 
 def measure(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Pass,
     steps: int | None,
     device: torch.device,
     group: Group = ALONE,
@@ -104,7 +105,7 @@ def measure(
 
     Args:
         model: On `device`.
-        loader: From `batches_to_measure`.
+        loader: In order, of seed `SEED`, as from `batches_to_measure`.
         steps: As in `predict`: T for still images, None for sequences.
         device: Where the model runs.
         group: The processes that measure the model, each on its part of the samples.

@@ -22,15 +22,15 @@ class TrainingData:
     """The parts of a data set that a run uses.
 
     Attributes:
-        train: Samples to learn from, augmented but for what `on_device` does.
+        train: Samples to learn from; augmented, or left to `on_device`.
         validation: Samples of the same part that are kept aside to choose the best epoch.
         test: The test part.
         augmented: All of the train part, as `train`.
         raw: All of the train part, as it looks.
         steps: T of a sample; also of a still image, which is shown at all of them.
         in_chans: Channels of a sample, or values of a step where an image is shown piece by piece.
-        on_device: What is done to a batch of `train` when it is on the device of the model, None
-            where the samples are done.
+        on_device: Augments a batch of `train` on the model's device; None where the samples are
+            augmented.
     """
 
     train: Subset

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from sj_ottt.data import transforms
-from sj_ottt.data.loading import BatchLoader, seed_of, to_device
+from sj_ottt.data.loading import BatchLoader, Pass, seed_of, to_device
 from sj_ottt.errors import InputError, NotFiniteError
 from sj_ottt.learning import FPTT, share_buffers, train_step
 from sj_ottt.run import finetune
@@ -29,7 +28,7 @@ from sj_ottt.run.build import (
 )
 from sj_ottt.run.checkpoint import ModelInfo, digest, save_checkpoint, write_model
 from sj_ottt.run.config import TrainConfig
-from sj_ottt.run.evaluation import batches_to_measure, count_right, measure, resolve_device
+from sj_ottt.run.evaluation import SEED, count_right, measure, resolve_device
 from sj_ottt.run.group import ALONE, Group
 from sj_ottt.run.not_finite import first_not_finite, note_broken
 from sj_ottt.run.result import device_name, versions, write_result
@@ -127,10 +126,14 @@ class TrainingRun:
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {"epoch": 0, "val_accuracy": None, "model": {}}
         self.data_digest = self.data.digest()
-        size, workers = cfg.optimisation.batch_size, cfg.run.workers
-        pin = self.device.type == "cuda"
-        self._training = BatchLoader(self.data.train, size, workers, part=group.part, pin=pin)
-        self._validation = self._to_measure(self.data.validation)
+        self._loader = BatchLoader(
+            *(self.data.train, self.data.validation, self.data.test),
+            batch_size=cfg.optimisation.batch_size,
+            workers=cfg.run.workers,
+            part=group.part,
+            pin=self.device.type == "cuda",
+        )
+        self._validation, self._test = (self._loader.one_pass(i, seed=SEED) for i in (1, 2))
         if state is not None:
             self.restore(state)
 
@@ -224,18 +227,12 @@ class TrainingRun:
             now = time.perf_counter()
             self.seconds, self._begun = self.seconds + now - self._begun, now
 
-    def _training_loader(self) -> DataLoader:
+    def _training_loader(self) -> Pass:
         seed = seed_of(self.cfg.run.seed, self.epoch + 1)
         order = torch.Generator().manual_seed(seed)
-        return self._training.one_pass(order, skip=self.middle.batch, seed=seed)
+        return self._loader.one_pass(0, order, skip=self.middle.batch, seed=seed)
 
-    def _to_measure(self, dataset: Dataset) -> DataLoader:
-        size, workers = self.cfg.optimisation.batch_size, self.cfg.run.workers
-        return batches_to_measure(dataset, size, workers, self.device, self.group)
-
-    def _train_on(
-        self, loader: DataLoader, bar: tqdm, pause: Callable[[], None]
-    ) -> tuple[float, float]:
+    def _train_on(self, loader: Pass, bar: tqdm, pause: Callable[[], None]) -> tuple[float, float]:
         """Train on the batches of an epoch; return their mean loss and accuracy, of all samples."""
         head_only = self.epoch < self.cfg.optimisation.head_epochs
         middle, k = self.middle, self.cfg.optimisation.accumulate
@@ -255,7 +252,7 @@ class TrainingRun:
             raise InputError(f"epoch {self.epoch + 1}: no batch had a finite loss; see {self.out}")
         return loss_sum / n, all_right / n
 
-    def _train_batches(self, loader: DataLoader) -> Iterator[tuple[float, int, int]]:
+    def _train_batches(self, loader: Pass) -> Iterator[tuple[float, int, int]]:
         """Train on each batch; yield its loss, its right answers and its size."""
         cutmix, learning = self.cfg.augmentation.cutmix, self.cfg.learning
         k, first = self.cfg.optimisation.accumulate, self.middle.batch
@@ -341,7 +338,7 @@ class TrainingRun:
         with self.averaged() as model:
             return self._accuracy(model, self._validation)
 
-    def _accuracy(self, model: nn.Module, loader: DataLoader) -> float:
+    def _accuracy(self, model: nn.Module, loader: Pass) -> float:
         share_buffers(model)
         how = self.data.shown_steps, self.device, self.group, self.cfg.run.chunk
         return measure(model, loader, *how)[0]
@@ -408,13 +405,13 @@ class TrainingRun:
 
     def finish(self) -> dict[str, Any]:
         """Test the best and the last model; write the pictures and the result, and return it."""
-        start, test = time.perf_counter(), self._to_measure(self.data.test)
+        start = time.perf_counter()
         with self.averaged() as model:
-            last_accuracy = self._accuracy(model, test)
+            last_accuracy = self._accuracy(model, self._test)
         test_accuracy = last_accuracy
         if self.best["epoch"] != self.epoch:
             self.model.load_state_dict(self.best["model"])
-            test_accuracy = self._accuracy(self.model, test)
+            test_accuracy = self._accuracy(self.model, self._test)
         self.seconds += time.perf_counter() - start
         result = {
             "test_accuracy": test_accuracy,

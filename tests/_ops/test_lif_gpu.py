@@ -37,13 +37,15 @@ def soft(tau=2.0):
 
 
 def forget():
-    for cached in (lif_gpu.available, lif_gpu._compiler, lif_gpu.kernel, cuda_bindings._module):
+    for cached in (lif_gpu._available, lif_gpu._package, lif_gpu.kernel, cuda_bindings._module):
         cached.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def nothing_kept():
+def nothing_kept(monkeypatch):
     """What a test's stand-ins have compiled is no other's."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     forget()
     yield
     forget()
@@ -71,7 +73,6 @@ def test_goes_through_cupy(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=7))
-    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(lif_launch, "_is_host", lambda x: False)
     monkeypatch.setattr(lif_fused, "_needs_one_order", lambda x: False)
     x = torch.ones(1000)
@@ -106,7 +107,7 @@ from sj_ottt._ops.lif import LIF
 
 lif_launch._is_host = lambda x: False
 lif_fused._needs_one_order = lambda x: False
-assert lif_gpu.missing() is None and lif_gpu.available()
+assert lif_gpu.missing() is None and lif_gpu.available(0)
 
 
 def step():
@@ -157,7 +158,7 @@ def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
             raise RuntimeError("NVRTC_ERROR_INVALID_OPTION (5)\nmore")
 
     def kernel(*_):
-        raise InputError("CUDA said CUDA_ERROR_NO_BINARY_FOR_GPU (209)")
+        raise RuntimeError("CUDA said CUDA_ERROR_NO_BINARY_FOR_GPU (209)")
 
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
     monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
@@ -165,7 +166,7 @@ def test_falls_back_where_the_kernels_do_not_compile(monkeypatch):
     with pytest.warns(
         UserWarning, match=r"compiled here \(CuPy: NVRTC.*\(5\); cuda-bindings: .*\(209\)\), so"
     ) as caught:
-        assert not lif_gpu.available() and not lif_gpu.available()
+        assert not lif_gpu.available(0) and not lif_gpu.available(0)
     assert len(caught) == 1
     with pytest.raises(InputError, match=r'CuPy: NVRTC.* say backend="torch"'):
         lif_gpu.kernel("lif_forward", PACKED, (), 0)
@@ -175,8 +176,64 @@ def test_a_cupy_for_another_cuda_is_no_reason_to_go_without(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())  # which has no RawModule
     monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     monkeypatch.setattr(cuda_bindings, "kernel", lambda *_: "compiled")
-    assert lif_gpu.available()
+    assert lif_gpu.available(0)
     assert lif_gpu.kernel("lif_forward", PACKED, (), 0) == "compiled"
+
+
+def test_who_names_cupy_gets_no_other_package(monkeypatch):
+    """One that is installed and cannot compile is told, in the first step."""
+
+    def fails(*_):
+        raise RuntimeError("libnvrtc.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
+    monkeypatch.setattr(lif_gpu, "COMPILERS", {"CuPy": fails, "cuda-bindings": lambda *_: 1})
+    with pytest.raises(InputError, match=r"CuPy: libnvrtc.*: mend CuPy, or say backend=\"cuda\""):
+        lif_gpu.check_cupy(0)
+    forget()
+    monkeypatch.setitem(lif_gpu.COMPILERS, "CuPy", lambda *_: 1)
+    lif_gpu.check_cupy(0)
+
+
+def test_it_is_tried_on_the_device_of_the_input(monkeypatch):
+    """Another GPU may be full, or of another kind; and each process has its own."""
+    entered, tried = [], []
+
+    class Device(nullcontext):
+        def __enter__(self):
+            entered.append(self.enter_result)
+
+    def compiled(*_):
+        tried.append(entered[-1])
+        if tried[-1] == 0:
+            raise RuntimeError("CUDA said CUDA_ERROR_OUT_OF_MEMORY (2)")
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
+    monkeypatch.setattr(lif_gpu, "COMPILERS", {"CuPy": compiled})
+    assert lif_gpu.available(1) and tried == [1]
+    with pytest.warns(UserWarning, match="OUT_OF_MEMORY"):
+        assert not lif_gpu.available(0) and tried == [1, 0]
+    assert lif_gpu.available(1) and tried == [1, 0]
+
+
+def test_a_compiled_network_takes_it_as_it_is(monkeypatch):
+    """What is tried imports packages and reads files, which PyTorch's compiler cannot follow."""
+
+    def compiled(name, options):
+        import cupy
+
+        return cupy, lif_gpu.SOURCE.read_bytes()
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace())
+    monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
+    monkeypatch.setattr(lif_gpu, "COMPILERS", {"CuPy": compiled})
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def program(x):
+        return x + 1 if lif_gpu.available(0) else x
+
+    assert program(torch.zeros(2)).tolist() == [1, 1]
 
 
 @pytest.mark.gpu
@@ -224,7 +281,7 @@ def test_a_gpu_newer_than_the_compiler_gets_ptx():
 def test_says_what_the_compiler_says(tmp_path):
     source = tmp_path / "wrong.cu"
     source.write_text('extern "C" __global__ void kernel(int x) { y = x; }')
-    with pytest.raises(InputError, match=r'wrong.cu.*error: identifier "y" is undefined'):
+    with pytest.raises(RuntimeError, match=r'wrong.cu.*error: identifier "y" is undefined'):
         cuda_bindings.program(source, (), (9, 0))
 
 

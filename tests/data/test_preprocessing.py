@@ -145,7 +145,7 @@ def test_a_data_set_says_whether_it_is_still(images, encoding, shape):
     assert data.still == (encoding == "direct")
     assert data.unprocessed().still
     for loaded in (data, Subset(data, range(4)), Subset(Subset(data, range(4)), range(4))):
-        (batch, labels), *rest = BatchLoader(loaded, 4, 0).one_pass()
+        (batch, labels), *rest = BatchLoader(loaded, batch_size=4, workers=0).one_pass()
         assert batch.shape == shape and labels.tolist() == [0, 1, 0, 1] and not rest
     assert pickle.loads(pickle.dumps(data)).still == data.still
 

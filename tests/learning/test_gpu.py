@@ -19,7 +19,7 @@ DEVICE = "cuda"
 def kernels():
     if lif_gpu.missing() is not None:
         pytest.skip(lif_gpu.missing())
-    assert lif_gpu.available()
+    assert lif_gpu.available(0)
 
 
 def made(name, backend, rule="ottt", dtype=torch.float64, form="packed"):

@@ -191,10 +191,14 @@ def test_parts_of_batches_are_the_batches(recordings):
     dataset = EventFolder(recordings, 2, split="train")
     for size in (1, 2, 4, 7):
         loaders = [
-            BatchLoader(dataset, 4, 0, part=(rank, size)).one_pass(torch.Generator().manual_seed(3))
+            BatchLoader(dataset, batch_size=4, workers=0, part=(rank, size)).one_pass(
+                0, torch.Generator().manual_seed(3)
+            )
             for rank in range(size)
         ]
-        whole = BatchLoader(dataset, 4, 0).one_pass(torch.Generator().manual_seed(3))
+        whole = BatchLoader(dataset, batch_size=4, workers=0).one_pass(
+            0, torch.Generator().manual_seed(3)
+        )
         for one, *parts in zip(whole, *loaders, strict=True):
             x = torch.empty_like(one[0])
             labels = torch.empty_like(one[1])

@@ -164,20 +164,54 @@ def test_random_numbers_are_of_the_sample(recordings, monkeypatch):
     state = torch.get_rng_state()
     with monkeypatch.context() as patch:  # a GPU's random numbers are none of a sample's business
         patch.setattr(torch.cuda, "manual_seed_all", None)
-        whole = list(BatchLoader(dataset, 4, 0).one_pass(order(), seed=7))
+        whole = list(BatchLoader(dataset, batch_size=4, workers=0).one_pass(0, order(), seed=7))
     assert torch.equal(torch.get_rng_state(), state)
-    loader = BatchLoader(dataset, 4, 2)
+    loader = BatchLoader(dataset, batch_size=4, workers=2)
     for skip in (0, 3, 0):
-        some = loader.one_pass(order(), seed=7, skip=skip)
+        some = loader.one_pass(0, order(), seed=7, skip=skip)
         assert len(some) == len(whole) - skip
         for a, b in zip(some, whole[skip:], strict=True):
             assert all(map(torch.equal, a, b))
-    given_up = iter(loader.one_pass(order(), seed=9))
+    given_up = iter(loader.one_pass(0, order(), seed=9))
     next(given_up)
-    other, again = (list(loader.one_pass(order(), seed=seed)) for seed in (8, 7))
+    other, again = (list(loader.one_pass(0, order(), seed=seed)) for seed in (8, 7))
     assert not torch.equal(other[0][0], whole[0][0])
     assert all(torch.equal(a[0], b[0]) for a, b in zip(again, whole, strict=True))
     assert len({seed_of(*words) for words in ((0, 1), (1, 2), (2, 1), (1,))}) == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_one_loader_serves_several_data_sets_one_pass_at_a_time(recordings, workers):
+    """With the same processes; what an older pass would give is not what it was asked for."""
+    from sj_ottt.data import EventFolder
+
+    train, test = (EventFolder(recordings, 2, split=split) for split in ("train", "test"))
+    before = set(multiprocessing.active_children())
+    loader = BatchLoader(train, test, batch_size=4, workers=workers)
+    for which, data in ((0, train), (1, test), (0, train)):
+        samples = torch.cat([x.transpose(0, 1) for x, _ in loader.one_pass(which)])
+        assert torch.equal(samples, torch.stack([data[i][0] for i in range(len(data))]))
+    assert len(set(multiprocessing.active_children()) - before) == workers
+    older = iter(loader.one_pass())
+    next(older)
+    assert len(list(loader.one_pass(1))) == 3
+    with pytest.raises(RuntimeError, match="another pass of the same loader has begun"):
+        list(older)
+    a, b = loader.one_pass(0, seed=1), loader.one_pass(0, seed=2)
+    assert len(list(a)) == len(list(b)) == len(list(a)) == 8  # one after the other
+
+
+def test_a_run_has_no_more_processes_than_it_was_given(options, monkeypatch):
+    before, counts, real = set(multiprocessing.active_children()), [], training_run.measure
+
+    def counted(*args):
+        measured = real(*args)
+        counts.append(len(set(multiprocessing.active_children()) - before))
+        return measured
+
+    monkeypatch.setattr(training_run, "measure", counted)
+    train({**options, "workers": 2})
+    assert len(counts) >= 3 and set(counts) == {2}
 
 
 def test_processes_that_load_answer_to_no_signal_to_all_and_to_one_of_their_own(recordings):
@@ -186,7 +220,7 @@ def test_processes_that_load_answer_to_no_signal_to_all_and_to_one_of_their_own(
     before = set(multiprocessing.active_children())
 
     def loading():
-        return BatchLoader(EventFolder(recordings, 2, split="train"), 2, 2)
+        return BatchLoader(EventFolder(recordings, 2, split="train"), batch_size=2, workers=2)
 
     loader = loading()
     begun = iter(loader.one_pass())
