@@ -49,6 +49,9 @@ def carry_out(words: Sequence[str], monkeypatch) -> None:
         piped.write_bytes(as_text(long_recording((0, 1, 2))))
         monkeypatch.setattr(sys, "stdin", piped.open())
         words = words[place + 1 :]
+    while re.fullmatch(r"[A-Z_]+=\w+", words[0]):
+        monkeypatch.setenv(*words[0].split("="))
+        words = words[1:]
     program, *arguments = words
     arguments = [_as_here(argument) for argument in arguments]
     match program, arguments:
