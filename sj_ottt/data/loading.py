@@ -163,15 +163,11 @@ class Pass:
         Raises:
             RuntimeError: Another one has begun meanwhile; both would come from one queue.
         """
-        self._begun.batches = self._batches
+        begun = self._begun.begin(self._batches)
         for batch in self._loader:
-            self._check()
+            self._begun.check(begun)
             yield batch
-        self._check()
-
-    def _check(self) -> None:
-        if self._begun.batches is not self._batches:
-            raise RuntimeError("another pass of the same loader has begun: use a loader for each")
+        self._begun.check(begun)
 
 
 def to_device(batch: Iterable[Tensor], device: torch.device) -> list[Tensor]:
@@ -218,13 +214,22 @@ class _Batches(Sampler[list[_Index]]):
 class _Begun(Sampler[list[_Index]]):
     """The batches of the pass that has begun last."""
 
-    batches: _Batches
-
     def __init__(self) -> None:
-        pass
+        self._count = 0
+        self._batches: Iterable[list[_Index]] = ()
+
+    def begin(self, batches: _Batches) -> int:
+        """Begin a pass, and return its number."""
+        self._count, self._batches = self._count + 1, batches
+        return self._count
+
+    def check(self, number: int) -> None:
+        """Refuse a pass that is not the last one."""
+        if self._count != number:
+            raise RuntimeError("another pass of the same loader has begun: use a loader for each")
 
     def __iter__(self) -> Iterator[list[_Index]]:
-        return iter(self.batches)
+        return iter(self._batches)
 
 
 class _Samples(Dataset):

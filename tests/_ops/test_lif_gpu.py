@@ -17,7 +17,7 @@ import torch
 from spikingjelly.activation_based import surrogate
 
 from sj_ottt import InputError
-from sj_ottt._ops import cuda_bindings, lif_fused, lif_gpu, lif_launch, trace
+from sj_ottt._ops import cuda_bindings, lif_backends, lif_fused, lif_gpu, lif_launch, trace
 from sj_ottt._ops.lif import LIF
 from sj_ottt._ops.lif_fused import fused_lif_step
 from sj_ottt.neuron import OTTTLIFNode
@@ -188,11 +188,14 @@ def test_who_names_cupy_gets_no_other_package(monkeypatch):
 
     monkeypatch.setattr(lif_gpu, "missing", lambda *_: None)
     monkeypatch.setattr(lif_gpu, "COMPILERS", {"CuPy": fails, "cuda-bindings": lambda *_: 1})
+    device = SimpleNamespace(index=0)
+    x = SimpleNamespace(dtype=torch.float32, is_cuda=True, is_cpu=False, device=device)
     with pytest.raises(InputError, match=r"CuPy: libnvrtc.*: mend CuPy, or say backend=\"cuda\""):
-        lif_gpu.check_cupy(0)
+        lif_backends.check_usable(x, surrogate.Sigmoid(), "cupy")
+    lif_backends.check_usable(x, surrogate.Sigmoid(), "cuda")
     forget()
     monkeypatch.setitem(lif_gpu.COMPILERS, "CuPy", lambda *_: 1)
-    lif_gpu.check_cupy(0)
+    lif_backends.check_usable(x, surrogate.Sigmoid(), "cupy")
 
 
 def test_it_is_tried_on_the_device_of_the_input(monkeypatch):
@@ -283,6 +286,16 @@ def test_says_what_the_compiler_says(tmp_path):
     source.write_text('extern "C" __global__ void kernel(int x) { y = x; }')
     with pytest.raises(RuntimeError, match=r'wrong.cu.*error: identifier "y" is undefined'):
         cuda_bindings.program(source, (), (9, 0))
+
+
+@needs_bindings
+def test_what_cuda_says_is_no_input_error():
+    """A launch fails by a bug, here or before it; who calls keeps the traceback."""
+    driver = pytest.importorskip("cuda.bindings.driver")
+    assert cuda_bindings._checked((driver.CUresult.CUDA_SUCCESS, 7)) == 7
+    with pytest.raises(RuntimeError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\)") as caught:
+        cuda_bindings._checked((driver.CUresult.CUDA_ERROR_ILLEGAL_ADDRESS, None))
+    assert not isinstance(caught.value, InputError)
 
 
 def test_says_what_is_missing(monkeypatch):

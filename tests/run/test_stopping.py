@@ -198,6 +198,8 @@ def test_one_loader_serves_several_data_sets_one_pass_at_a_time(recordings, work
     with pytest.raises(RuntimeError, match="another pass of the same loader has begun"):
         list(older)
     a, b = loader.one_pass(0, seed=1), loader.one_pass(0, seed=2)
+    with pytest.raises(RuntimeError, match="another pass"):
+        list(zip(a, a, strict=True))
     assert len(list(a)) == len(list(b)) == len(list(a)) == 8  # one after the other
 
 
