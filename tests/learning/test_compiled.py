@@ -12,14 +12,15 @@ from tests.networks import largest_error
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("rule", "update", "name"),
+    ("rule", "update", "name", "backend"),
     [
-        ("ottt", "accumulate", "test_ottt_nf_resnet"),
-        ("ndot", "online", "test_ottt_vgg"),
-        ("bptt", "accumulate", "test_ottt_vgg"),
+        # The second half of the compiler takes as long again, and networks alike.
+        ("ottt", "accumulate", "test_ottt_nf_resnet", "eager"),
+        ("ndot", "online", "test_ottt_vgg", "aot_eager"),
+        ("bptt", "accumulate", "test_ottt_vgg", "aot_eager"),
     ],
 )
-def test_a_compiled_model_trains_and_predicts_as_the_plain_one(rule, update, name):
+def test_a_compiled_model_trains_and_predicts_as_the_plain_one(rule, update, name, backend):
     """`fullgraph=True` refuses breaks."""
     torch.manual_seed(1)
     x_seq, target = 3 * torch.randn(2, 4, 3, 32, 32).double(), torch.arange(4)
@@ -33,7 +34,7 @@ def test_a_compiled_model_trains_and_predicts_as_the_plain_one(rule, update, nam
                 nn.init.ones_(parameter)  # an NF-ResNet's branches start at zero
         nn.init.normal_(model.fc.weight)
         set_rule(model, rule)
-        step = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        step = torch.compile(model, fullgraph=True, backend=backend) if compiled else model
         before = {k: p.detach().clone() for k, p in model.named_parameters()}
         train_step(step, torch.optim.SGD(model.parameters(), 0.1), x_seq, target, update=update)
         moved = {k: p.detach() - before[k] for k, p in model.named_parameters()}
