@@ -57,12 +57,14 @@ def compiled_by(package: str) -> Iterator[None]:
     """Let one package alone compile and launch the kernels, of those in `lif_gpu.COMPILERS`."""
     only = {package: lif_gpu.COMPILERS[package]}
     kept = (lif_gpu._available, lif_gpu._package, lif_gpu.kernel)
-    with mock.patch.dict(lif_gpu.COMPILERS, only, clear=True):
+    try:
+        with mock.patch.dict(lif_gpu.COMPILERS, only, clear=True):
+            for function in kept:
+                function.cache_clear()
+            yield
+    finally:  # a package that is missing must not be remembered for the others
         for function in kept:
             function.cache_clear()
-        yield
-    for function in kept:
-        function.cache_clear()
 
 
 def _row(name: str, dtype: torch.dtype, rate: float, copy: float) -> dict:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from benchmarks.measure import interleaved_medians
 from sj_ottt.data import (
@@ -23,11 +22,11 @@ from sj_ottt.data import (
     RandomRotation,
     RandomShift,
     Saccade,
+    apply_to_batch,
     saccade_events,
     write_events,
 )
-from sj_ottt.data.loading import BatchLoader, to_device
-from sj_ottt.data.transforms import apply_to_batch
+from sj_ottt.data.loading import BatchLoader, Pass, to_device
 
 SIZE, STEPS = (48, 48), 10
 EVENTS = 10_000  # of a recording: twice as many as N-MNIST's have
@@ -115,7 +114,7 @@ def loading(args: argparse.Namespace) -> list[dict]:
         ]
 
 
-def _by_the_batch(loader: DataLoader, chain: list, device: torch.device) -> None:
+def _by_the_batch(loader: Pass, chain: list, device: torch.device) -> None:
     for batch in loader:
         apply_to_batch(chain, to_device(batch, device)[0])
 

@@ -171,45 +171,49 @@ class Preprocessing:
             chain = self._chain_of_frames(augmentation)
             return dataset.unprocessed(), partial(transforms.apply_to_batch, chain)
         self._check_for_images(dataset, augmentation)
-        fit, encode = dataset.fit(True), ENCODINGS[self.encoding](self.framing.steps, True)
+        fit, encode, chain = self._steps_of_images(dataset, augmentation)
         if encode is not None and not self.events_from_images:
             raise InputError(
                 f"augment_on=device does not go with encoding={self.encoding}, which takes images "
                 "that are augmented already: leave one out"
             )
-        chain = (
-            self._chain_of_images(dataset, augmentation)
-            if encode is None
-            else self._chain_of_frames(augmentation)
-        )
         split = dataset.with_transform(_compose(fit), encode)
         return split, partial(transforms.apply_to_batch, chain)
 
     def _chain_of_frames(self, augmentation: Augmentation | None) -> _Chain:
         return _around(augmentation, [transforms.NormalizeFrames()] if self.normalize else [])
 
-    def _chain_of_images(self, dataset: ImageSet, augmentation: Augmentation | None) -> _Chain:
+    def _steps_of_images(
+        self, dataset: ImageSet, augmentation: Augmentation | None
+    ) -> tuple[_Chain, Callable[[Tensor], Tensor] | None, _Chain]:
+        """Return what brings images to one size, what makes sequences, and all that varies.
+
+        What varies comes after the second where that makes frames of events, else before it.
+        """
+        training = augmentation is not None
+        fit, encode = dataset.fit(training), ENCODINGS[self.encoding](self.framing.steps, training)
+        if self.events_from_images:
+            return fit, encode, self._chain_of_frames(augmentation)
         normalize: _Chain = []
         if self.normalize and self.encoding not in OF_INTENSITIES:
             normalize = [transforms.Normalize(dataset.mean, dataset.std)]
-        return _around(augmentation, normalize)
+        return fit, encode, _around(augmentation, normalize)
 
     def _transform_of_frames(
-        self, augmentation: Augmentation | None = None, first: _Chain | None = None
+        self, augmentation: Augmentation | None = None
     ) -> transforms.Compose | None:
-        return _compose([*(first or []), *self._chain_of_frames(augmentation)])
+        return _compose(self._chain_of_frames(augmentation))
 
     def _transform_of_images(
         self, dataset: ImageSet, augmentation: Augmentation | None = None
     ) -> tuple[transforms.Compose | None, Callable[[Tensor], Tensor] | None]:
         """Return what is done to an image, and what then makes a sequence of it."""
-        training = augmentation is not None
-        fit, encode = dataset.fit(training), ENCODINGS[self.encoding](self.framing.steps, training)
+        fit, encode, chain = self._steps_of_images(dataset, augmentation)
         if self.events_from_images and encode is not None:
             # What is done to recordings is done to the frames: moved or cut before, an image would
             # have edges that no camera sees.
-            return _compose(fit), self._transform_of_frames(augmentation, [encode])
-        return _compose([*fit, *self._chain_of_images(dataset, augmentation)]), encode
+            return _compose(fit), _compose([encode, *chain])
+        return _compose([*fit, *chain]), encode
 
     def _check_for_recordings(self, source: object) -> None:
         """Refuse what only images have."""

@@ -189,9 +189,9 @@ class RandomRotation:
     def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., C, H, W] rotated, as a new tensor of the same shape."""
         angle = self.degrees * (2 * float(torch.rand(())) - 1)
-        flat = _precise(frames).flatten(0, -3)
+        flat = _in_float(frames).flatten(0, -3)
         turned = rotate(flat, angle, InterpolationMode.BILINEAR).view_as(frames)
-        return _imprecise(turned, frames.dtype)
+        return _back_in(frames.dtype, turned)
 
     def on_batch(self, x_seq: Tensor) -> Tensor:
         """Return ``x_seq`` [T, N, C, H, W], each sample rotated by an angle of its own."""
@@ -200,13 +200,13 @@ class RandomRotation:
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros(n)
         # Where each pixel comes from, in coordinates from -1 to 1 in both directions.
         rows = (cos, -sin * height / width, zero), (sin * width / height, cos, zero)
-        frames = _precise(x_seq)
+        frames = _in_float(x_seq)
         theta = torch.stack([torch.stack(row, 1) for row in rows], 1).to(frames)
         maps = frames.transpose(0, 1).reshape(n, steps * channels, height, width)
         grid = F.affine_grid(theta, list(maps.shape), align_corners=False)
         turned = F.grid_sample(maps, grid, mode="bilinear", align_corners=False)
         turned = turned.view(n, steps, channels, height, width).transpose(0, 1)
-        return _imprecise(turned, x_seq.dtype)
+        return _back_in(x_seq.dtype, turned)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.degrees})"
@@ -227,16 +227,17 @@ class RandomShift:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Return ``frames`` [..., H, W] shifted, as a new tensor of the same shape."""
-        shifted = torch.zeros_like(frames)
-        _shift_into(shifted, frames, *torch.randint(-self.max_shift, self.max_shift + 1, (2,)))
+        limit, shifted = self.max_shift, torch.zeros_like(frames)
+        dy, dx = torch.randint(-limit, limit + 1, (2,)).tolist()
+        _shift_into(shifted, frames, dy, dx)
         return shifted
 
     def on_batch(self, x_seq: Tensor) -> Tensor:
         """Return ``x_seq`` [T, N, C, H, W], each sample shifted by steps of its own."""
-        n, limit = x_seq.shape[1], self.max_shift
-        shifted = torch.zeros_like(x_seq)
-        for i, steps in enumerate(torch.randint(-limit, limit + 1, (2, n)).T):
-            _shift_into(shifted[:, i], x_seq[:, i], *steps)
+        limit, shifted = self.max_shift, torch.zeros_like(x_seq)
+        steps = torch.randint(-limit, limit + 1, (2, x_seq.shape[1]))
+        for i, (dy, dx) in enumerate(steps.T.tolist()):
+            _shift_into(shifted[:, i], x_seq[:, i], dy, dx)
         return shifted
 
     def __repr__(self) -> str:
@@ -361,13 +362,16 @@ def _of_samples(values: Tensor, x_seq: Tensor) -> Tensor:
     return values.view(1, -1, *[1] * (x_seq.dim() - 2))
 
 
-def _precise(frames: Tensor) -> Tensor:
-    """Return values in which PyTorch can rotate: in half precision on a CPU it gives nonsense."""
+def _in_float(frames: Tensor) -> Tensor:
+    """Return values in a dtype that PyTorch can rotate, and draw binomial numbers in.
+
+    In half precision on a CPU it refuses the second, and gives nonsense for the first.
+    """
     return frames if frames.dtype in (torch.float32, torch.float64) else frames.float()
 
 
-def _imprecise(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return values in the dtype that they came in."""
+def _back_in(dtype: torch.dtype, values: Tensor) -> Tensor:
+    """Return values in the dtype that they had before `_in_float`."""
     return (values if dtype.is_floating_point else values.round()).to(dtype)
 
 
@@ -381,7 +385,7 @@ def _batch_of_counts(x_seq: Tensor) -> Tensor:
     """
     if not x_seq.is_cuda:
         _check_counts(x_seq)
-    return _precise(x_seq.detach())
+    return _in_float(x_seq.detach())
 
 
 def _check_counts(frames: Tensor) -> None:
@@ -412,9 +416,8 @@ def _counts(cells: Tensor, frames: Tensor) -> Tensor:
     return torch.bincount(cells, minlength=frames.numel()).to(frames.dtype).view_as(frames)
 
 
-def _shift_into(shifted: Tensor, frames: Tensor, *steps: Tensor) -> None:
-    """Write frames [..., H, W], shifted by steps (dy, dx), into zeros of the same shape."""
-    dy, dx = map(int, steps)
+def _shift_into(shifted: Tensor, frames: Tensor, dy: int, dx: int) -> None:
+    """Write frames [..., H, W], shifted, into zeros of the same shape."""
     height, width = frames.shape[-2:]
     if abs(dy) < height and abs(dx) < width:
         to_rows, from_rows = _overlap(dy, height)

@@ -242,4 +242,13 @@ def test_the_host_is_timed_with_each_package_that_launches_kernels(monkeypatch):
         "operations",
     }
     assert all(float(row["value"]) > 0 for row in rows)
+
+    def fails(*_):
+        raise ImportError("No module named 'cuda'")
+
+    monkeypatch.setitem(lif_gpu.COMPILERS, "cuda-bindings", fails)
+    refused = pytest.raises(InputError, match="cuda-bindings: No module")
+    with refused, kernel.compiled_by("cuda-bindings"):
+        lif_gpu.kernel("lif_forward", ("SCALAR=float", "TRACE=Packed"), (), 0)
+    assert lif_gpu._package(0)[0] == "CuPy"  # the rest of the benchmark has its kernels
     lif_gpu._package.cache_clear()

@@ -14,7 +14,7 @@ from tests.networks import largest_error
 @pytest.mark.parametrize(
     ("rule", "update", "name", "backend"),
     [
-        # The second half of the compiler takes as long again, and networks alike.
+        # Without the compiler's second half, which takes as long again; a VGG goes through it.
         ("ottt", "accumulate", "test_ottt_nf_resnet", "eager"),
         ("ndot", "online", "test_ottt_vgg", "aot_eager"),
         ("bptt", "accumulate", "test_ottt_vgg", "aot_eager"),
